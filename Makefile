@@ -1,0 +1,45 @@
+# Everything runs in .venv, made on demand by scripts/_venv.sh; `make TARGET PYTHON=...` names its interpreter.
+
+# An environment that happens to be active must not reach into ours.
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV CONDA_PREFIX
+export PYTHON
+
+RUN := .venv/bin/python
+DEMO := examples/vllm_cpu_12m_sweep.jsonl.gz --name demo --overwrite
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format constraints clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo:  ## fit the example trace; the report is in results/demo
+	@sh scripts/_venv.sh
+	$(RUN) scripts/fit_bayes.py $(DEMO)
+
+test:  ## run the fast tests
+	@sh scripts/_venv.sh dev
+	$(RUN) -m pytest -m "not slow"
+
+test-slow:  ## run the statistical tests, which take minutes
+	@sh scripts/_venv.sh dev
+	$(RUN) -m pytest -m slow
+
+lint:  ## check style and types
+	@sh scripts/_venv.sh dev
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+format:  ## repair what ruff can repair
+	@sh scripts/_venv.sh dev
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+constraints:  ## pin what pyproject.toml asks for, with uv; UPGRADE=1 takes the newest versions
+	UV_CUSTOM_COMPILE_COMMAND="make constraints" uv pip compile --quiet --universal --python-version 3.12 \
+		--all-extras --no-annotate $(if $(UPGRADE),--upgrade) pyproject.toml -o constraints.txt
+
+clean:  ## remove .venv, caches, builds and results/demo
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist results/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,99 @@
+"""Bayesian latency models for LLM schedulers: from a vLLM step trace to latency bands and probabilities.
+
+>>> import bayes_sched
+>>> trace = bayes_sched.read_trace("trace.jsonl")
+>>> result = bayes_sched.fit(trace)
+>>> result.fit.predictive_band(bayes_sched.steps_arrays([8, 64], [8, 64]), probability=0.9)
+
+Names are loaded when they are first used, so that the import itself takes no time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bayes_sched.diagnostics import Convergence
+    from bayes_sched.equation import Parameter, latency_ms
+    from bayes_sched.errors import BayesSchedError, InputError
+    from bayes_sched.fitted import DEFAULT_PROBABILITY, FittedModel
+    from bayes_sched.fitting import FitResult, fit
+    from bayes_sched.metadata import FitMetadata
+    from bayes_sched.model import LatencyModel, load_model
+    from bayes_sched.priors import Prior, Priors, read_prior_overrides
+    from bayes_sched.report import write_report
+    from bayes_sched.sampling import SamplerSettings
+    from bayes_sched.steps import steps_arrays, steps_grid
+    from bayes_sched.thinning import Thinned, thin_steps
+    from bayes_sched.trace import Cleaned, Trace, clean_steps, read_trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_PROBABILITY",
+    "BayesSchedError",
+    "Cleaned",
+    "Convergence",
+    "FitMetadata",
+    "FitResult",
+    "FittedModel",
+    "InputError",
+    "LatencyModel",
+    "Parameter",
+    "Prior",
+    "Priors",
+    "SamplerSettings",
+    "Thinned",
+    "Trace",
+    "__version__",
+    "clean_steps",
+    "fit",
+    "latency_ms",
+    "load_model",
+    "read_prior_overrides",
+    "read_trace",
+    "steps_arrays",
+    "steps_grid",
+    "thin_steps",
+    "write_report",
+]
+
+# A public name must not be that of a module of the package: importing the module would replace it.
+_MODULE_OF = {
+    "DEFAULT_PROBABILITY": "fitted",
+    "BayesSchedError": "errors",
+    "Cleaned": "trace",
+    "Convergence": "diagnostics",
+    "FitMetadata": "metadata",
+    "FitResult": "fitting",
+    "FittedModel": "fitted",
+    "InputError": "errors",
+    "LatencyModel": "model",
+    "Parameter": "equation",
+    "Prior": "priors",
+    "Priors": "priors",
+    "SamplerSettings": "sampling",
+    "Thinned": "thinning",
+    "Trace": "trace",
+    "clean_steps": "trace",
+    "fit": "fitting",
+    "latency_ms": "equation",
+    "load_model": "model",
+    "read_prior_overrides": "priors",
+    "read_trace": "trace",
+    "steps_arrays": "steps",
+    "steps_grid": "steps",
+    "thin_steps": "thinning",
+    "write_report": "report",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,134 @@
+"""What all commands share: options that are checked at once, one-line errors, progress, interrupts.
+
+It imports nothing heavy, so that a command answers a slip of the pen before it loads what it works with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from bayes_sched.errors import InputError
+
+DONE, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 2, 3, 130
+"""Exit statuses."""
+
+type Progress = Callable[[str, float | None], None]
+"""Called with a stage in words and the share of it that is done, None where that is not known."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `InputError`, one line each."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what the command turns into a line and an exit status."""
+        raise InputError(f"{message} (--help lists the options)")
+
+
+def number_option(
+    kind: Callable[[str], float], check: Callable[[float], bool], words: str
+) -> Callable[[str], Any]:
+    """Return a `type` for an option: a number that passes a check, `words` says which."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not check(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+        return value
+
+    return parse
+
+
+milliseconds = number_option(float, lambda x: 0 < x < math.inf, "a positive number of milliseconds")
+share = number_option(float, lambda x: 0 <= x <= 1, "a share between 0 and 1")
+probability = number_option(float, lambda x: 0 < x < 1, "a probability between 0 and 1")
+
+
+def at_least(least: int) -> Callable[[str], Any]:
+    """Return a `type` for an option: a whole number that is not less."""
+    return number_option(int, lambda x: x >= least, f"a whole number of at least {least}")
+
+
+def say(program: str, text: str) -> None:
+    """Write one line to standard error."""
+    sys.stderr.write(f"{program}: {' '.join(text.split())}\n")
+    sys.stderr.flush()
+
+
+def exit_status(program: str, body: Callable[[], int]) -> int:
+    """Run a command; turn what a person has to act on into one line and an exit status."""
+    try:
+        return body()
+    except InputError as error:
+        say(program, str(error))
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        say(program, "interrupted; existing results are as they were")
+        return INTERRUPTED
+
+
+@contextmanager
+def noticed_interrupts() -> Iterator[Callable[[], None]]:
+    """Give a function that raises KeyboardInterrupt if one has come.
+
+    The samplers take an interrupt as a wish for fewer draws and return those they have.
+    """
+    seen: list[int] = []
+
+    def notice(number: int, _frame: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if seen:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, notice)
+    try:
+        yield check
+    except Exception:
+        check()
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def shown_progress(program: str) -> Iterator[Progress]:
+    """Show stages on standard error: as a bar on a terminal, elsewhere as one line each."""
+    if sys.stderr.isatty():
+        with _bar() as update:
+            yield update
+        return
+    shown: set[str] = set()
+
+    def line(stage: str, _share: float | None) -> None:
+        if stage not in shown:
+            shown.add(stage)
+            say(program, stage)
+
+    yield line
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(stage: str, share_done: float | None) -> None:
+            total = None if share_done is None else 1.0
+            bar.update(task, description=stage, total=total, completed=share_done or 0.0)
+
+        yield update

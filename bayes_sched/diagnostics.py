@@ -1,0 +1,282 @@
+"""The convergence gate: whether the chains of a fit may be believed, and what to do if not.
+
+A fit passes when every parameter and every sampled coordinate has R-hat at most :data:`MAX_R_HAT` and bulk
+and tail effective sample sizes of at least :data:`MIN_ESS`, no draw diverged, and every chain's E-BFMI is at
+least :data:`MIN_E_BFMI`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+MAX_R_HAT = 1.01
+"""Largest rank-normalised split R-hat (Vehtari et al. 2021)."""
+MIN_ESS = 400.0
+"""Smallest effective sample size over all chains, bulk and tail (Vehtari et al. 2021)."""
+MIN_E_BFMI = 0.3
+"""Smallest energy Bayesian fraction of missing information of a chain (Betancourt 2016)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Convergence:
+    """What the gate found.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row a variable, index ``variable``: ``r_hat``, ``ess_bulk``, ``ess_tail``, ``passed``, and
+        ``kind`` (``parameter`` or ``coordinate``).
+    num_divergences : int
+        Divergent draws after warm-up.
+    e_bfmi : ndarray, dims (chain,)
+    num_draws : int
+        Draws after warm-up, all chains together.
+    num_gradients : int
+        Leapfrog steps after warm-up, all chains together; 0 where the sampler did not record them.
+    converged : bool
+        Whether the gate passed.
+    problems : tuple of str
+        What failed, each with its number and the next action.
+    text : str
+        A sentence a person can paste.
+    """
+
+    table: pd.DataFrame
+    num_divergences: int
+    e_bfmi: NDArray[np.float64]
+    num_draws: int
+    num_gradients: int
+    converged: bool
+    problems: tuple[str, ...]
+    text: str
+
+    @property
+    def worst_r_hat(self) -> float:
+        """Largest R-hat over all parameters and coordinates; NaN if one could not be computed."""
+        return float(self.table["r_hat"].max(skipna=False))
+
+    @property
+    def worst_ess(self) -> float:
+        """Smallest effective sample size, bulk or tail, over all parameters and coordinates."""
+        return float(self.table[["ess_bulk", "ess_tail"]].to_numpy(dtype=np.float64).min())
+
+    @property
+    def ess_per_1000_gradients(self) -> float:
+        """Smallest bulk ESS per 1,000 leapfrog steps after warm-up; NaN where they were not recorded."""
+        if not self.num_gradients:
+            return float("nan")
+        return float(self.table["ess_bulk"].min(skipna=False)) / self.num_gradients * 1000.0
+
+
+def convergence(data: xr.DataTree, *, tune: int | None = None) -> Convergence:
+    """Apply the gate to a fit.
+
+    Parameters
+    ----------
+    data : DataTree
+        Groups ``posterior`` and ``coordinates`` (chain, draw, and any other dims; the second may be missing)
+        and ``sample_stats`` (chain, draw: ``diverging``, ``energy``, ``n_steps``).
+    tune : int, optional
+        Warm-up draws a chain, named in the advice.
+
+    Returns
+    -------
+    Convergence
+    """
+    posterior = data["posterior"].to_dataset()
+    tables = [mixing_table(posterior).assign(kind="parameter")]
+    if "coordinates" in data.children:
+        tables.append(mixing_table(data["coordinates"].to_dataset()).assign(kind="coordinate"))
+    table = pd.concat(tables)
+    num_draws = posterior.sizes["chain"] * posterior.sizes["draw"]
+    stats = data["sample_stats"].to_dataset() if "sample_stats" in data.children else xr.Dataset()
+    num_divergences = int(stats["diverging"].sum()) if "diverging" in stats else 0
+    e_bfmi = energy_bfmi(stats["energy"]) if "energy" in stats else np.array([], dtype=np.float64)
+    problems = (
+        *_chain_problems(posterior),
+        *_mixing_problems(table, num_draws=posterior.sizes["draw"], tune=tune),
+        *_stats_problems(stats, num_divergences, e_bfmi, num_draws=num_draws, tune=tune),
+    )
+    return Convergence(
+        table=table,
+        num_divergences=num_divergences,
+        e_bfmi=e_bfmi,
+        num_draws=num_draws,
+        num_gradients=int(stats["n_steps"].sum()) if "n_steps" in stats else 0,
+        converged=not problems,
+        problems=problems,
+        text=_text(table, num_divergences, e_bfmi, num_draws=num_draws, problems=problems),
+    )
+
+
+def mixing_table(draws: xr.Dataset) -> pd.DataFrame:
+    """Return how well each variable's chains mixed.
+
+    Parameters
+    ----------
+    draws : Dataset, dims (chain, draw) and any others
+        Several chains, at least four draws each; with fewer, the numbers are NaN and do not pass.
+
+    Returns
+    -------
+    DataFrame
+        Index ``variable`` (with other dims: the label of the element): ``r_hat``, ``ess_bulk``, ``ess_tail``,
+        ``passed``.
+    """
+    scalars = _scalars(draws)
+    if min(draws.sizes["chain"], draws.sizes["draw"] // 4) < 1:
+        columns = {name: np.full(len(scalars), np.nan) for name in ("r_hat", "ess_bulk", "ess_tail")}
+    else:
+        import arviz as az
+
+        with np.errstate(divide="ignore", invalid="ignore"):  # chains that do not move: NaN, reported as such
+            measures = {
+                "r_hat": az.rhat(scalars),
+                "ess_bulk": az.ess(scalars, method="bulk"),
+                "ess_tail": az.ess(scalars, method="tail"),
+            }
+        columns = {key: np.array([float(found[name]) for name in scalars]) for key, found in measures.items()}
+        if draws.sizes["chain"] < 2:
+            columns["r_hat"] = np.full(len(scalars), np.nan)
+    table = pd.DataFrame(columns, index=pd.Index([str(name) for name in scalars], name="variable"))
+    table["passed"] = (
+        (table["r_hat"] <= MAX_R_HAT) & (table["ess_bulk"] >= MIN_ESS) & (table["ess_tail"] >= MIN_ESS)
+    )
+    return table
+
+
+def energy_bfmi(energy: xr.DataArray) -> NDArray[np.float64]:
+    """Return the E-BFMI of each chain: how much of the energy's spread one transition covers.
+
+    Parameters
+    ----------
+    energy : DataArray, dims (chain, draw)
+        Hamiltonian at each draw.
+
+    Returns
+    -------
+    ndarray, dims (chain,)
+    """
+    values = energy.transpose("chain", "draw").to_numpy().astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio: NDArray[np.float64] = np.mean(np.diff(values, axis=1) ** 2, axis=1) / np.var(values, axis=1)
+    return ratio
+
+
+def _scalars(draws: xr.Dataset) -> xr.Dataset:
+    """Split variables with further dims into one variable an element, named by its labels."""
+    scalars: dict[str, xr.DataArray] = {}
+    for name, variable in draws.data_vars.items():
+        others = [dim for dim in variable.dims if dim not in {"chain", "draw"}]
+        if not others:
+            scalars[str(name)] = variable
+            continue
+        flat = variable.stack(element=others, create_index=False)  # noqa: PD013 - of xarray, not pandas
+        for index in range(flat.sizes["element"]):
+            one = flat.isel(element=index)
+            labels = [str(one[dim].item()) for dim in others if dim in one.coords] or [str(index)]
+            # A lone vector's labels say what its elements are; several could share a label.
+            key = ", ".join(labels) if len(draws.data_vars) == 1 else f"{name}[{', '.join(labels)}]"
+            scalars[key] = one.drop_vars([dim for dim in others if dim in one.coords])
+    return xr.Dataset(scalars)
+
+
+def _chain_problems(posterior: xr.Dataset) -> list[str]:
+    if posterior.sizes["chain"] >= 2:
+        return []
+    return ["one chain cannot show that it has converged: give --chains 4"]
+
+
+def _mixing_problems(table: pd.DataFrame, *, num_draws: int, tune: int | None) -> list[str]:
+    problems = []
+    is_broken = table[["r_hat", "ess_bulk", "ess_tail"]].isna().any(axis=1)
+    if is_broken.any():
+        names = ", ".join(table.index[is_broken][:3])
+        problems.append(
+            f"R-hat or ESS could not be computed for {names}{_more(is_broken)}: a chain did not move"
+        )
+    is_high = table["r_hat"] > MAX_R_HAT
+    if is_high.any():
+        worst = str(table["r_hat"].idxmax())
+        value = float(table["r_hat"].max())
+        problems.append(
+            f"R-hat {_above(value, MAX_R_HAT)} on {worst} is above {MAX_R_HAT}{_more(is_high)}: "
+            f"{_raise_tune(tune)}, then --draws"
+        )
+    for column, title in (("ess_bulk", "bulk"), ("ess_tail", "tail")):
+        is_low = table[column] < MIN_ESS
+        if is_low.any():
+            value = float(table[column].min())
+            wanted = int(np.ceil(1.2 * num_draws * MIN_ESS / max(value, 1.0) / 100.0)) * 100
+            problems.append(
+                f"{title} ESS {np.floor(value):.0f} of {table[column].idxmin()} is below {MIN_ESS:.0f}"
+                f"{_more(is_low)}: raise --draws from {num_draws} to about {min(wanted, 20 * num_draws)}"
+            )
+    return problems
+
+
+def _stats_problems(
+    stats: xr.Dataset,
+    num_divergences: int,
+    e_bfmi: NDArray[np.float64],
+    *,
+    num_draws: int,
+    tune: int | None,
+) -> list[str]:
+    problems = []
+    missing = [name for name in ("diverging", "energy") if name not in stats]
+    if missing:
+        problems.append(f"the sampler recorded no {' and no '.join(missing)}: the gate cannot be checked")
+    if num_divergences:
+        problems.append(
+            f"{num_divergences:,} of {num_draws:,} draws diverged: {_raise_tune(tune)}; if they stay, the "
+            "priors or the noise option do not suit the trace"
+        )
+    is_low = ~(e_bfmi >= MIN_E_BFMI)
+    if is_low.any():
+        chain = int(np.argmin(np.nan_to_num(e_bfmi, nan=-1.0)))
+        problems.append(
+            f"E-BFMI {e_bfmi[chain]:.2g} of chain {chain} is below {MIN_E_BFMI}{_more(is_low)}: "
+            f"{_raise_tune(tune)}"
+        )
+    return problems
+
+
+def _more(mask: pd.Series | NDArray[np.bool_]) -> str:
+    others = int(mask.sum()) - 1
+    return f" (and {others} more)" if others > 0 else ""
+
+
+def _above(value: float, limit: float) -> str:
+    """Write a value so that its rounding does not hide that it is above the limit."""
+    digits = next((n for n in range(2, 6) if round(value, n) > limit), 6)
+    return f"{value:.{digits}f}"
+
+
+def _raise_tune(tune: int | None) -> str:
+    return "raise --tune" if tune is None else f"raise --tune above {tune}"
+
+
+def _text(
+    table: pd.DataFrame,
+    num_divergences: int,
+    e_bfmi: NDArray[np.float64],
+    *,
+    num_draws: int,
+    problems: tuple[str, ...],
+) -> str:
+    numbers = (
+        f"R-hat at most {table['r_hat'].max():.3f}, effective sample sizes at least "
+        f"{table[['ess_bulk', 'ess_tail']].to_numpy(dtype=np.float64).min():,.0f} of {num_draws:,} draws, "
+        f"{num_divergences:,} divergences"
+    )
+    if e_bfmi.size:
+        numbers += f", E-BFMI at least {e_bfmi.min():.2f}"
+    if not problems:
+        return f"Converged: {numbers}."
+    return f"Not converged ({'; '.join(problems)}). {numbers}."

@@ -1,0 +1,200 @@
+"""What a fit knows of itself besides its draws: where it came from, how it was made, whether to trust it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bayes_sched.errors import InputError
+from bayes_sched.priors import Priors
+
+FORMAT_MARKER = "bayes_sched_format"
+"""Root attribute by which a file is known as one of ours."""
+FORMAT_NAME = "fitted model"
+"""Value of that attribute for a :class:`~bayes_sched.fitted.FittedModel`."""
+FORMAT_VERSION = 1
+"""Raised whenever a reader of the version before could misread a file."""
+
+type Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """Which model file a posterior belongs to.
+
+    Attributes
+    ----------
+    name : str
+        Name of a shipped model, or the file name of a foreign one.
+    sha256 : str
+        Digest of the model file.
+    shipped : bool
+        Whether the file is one of the project's own; only these are loaded without being asked for.
+    """
+
+    name: str
+    sha256: str
+    shipped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceIdentity:
+    """One trace file: its base name, digest of its raw bytes, format, lines, and steps read from it."""
+
+    path: str
+    sha256: str
+    format: str
+    num_lines: int
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowCounts:
+    """Steps read from the traces, left after cleaning, and used for the fit."""
+
+    read: int
+    cleaned: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleaningRecord:
+    """The limits of the cleaning, ms, and what each rule removed (one mapping a rule)."""
+
+    min_latency_ms: float
+    max_latency_ms: float
+    table: tuple[Mapping[str, Scalar], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitMetadata:
+    """The account of a fit; it survives a round trip through JSON unchanged.
+
+    Attributes
+    ----------
+    name : str
+        Name of the result.
+    model : ModelIdentity
+    noise : str
+        Noise option of the model.
+    priors : Priors
+        The priors used, the noise parameters among them.
+    trace_sha256 : str
+        One digest over all traces.
+    rows : RowCounts
+    cleaning : CleaningRecord
+    converged : bool
+        Whether the convergence gate passed.
+    created_at : str
+        ISO 8601, UTC.
+    bayes_sched_version : str
+    labels : Mapping of str to str
+        ``gpu`` and ``llm`` where they are known.
+    traces : tuple of TraceIdentity
+    bad_lines : Mapping of str to int
+        Unusable lines of the traces by reason.
+    warnings : tuple of str
+        What a person should know of the traces, their cleaning and the fit.
+    problems : tuple of str
+        What the convergence gate found.
+    sampler : Mapping of str to scalar
+        ``name``, ``draws``, ``tune``, ``chains``, ``seed`` and whatever else the sampler was given.
+    timings_s : Mapping of str to float
+        Seconds by stage, such as ``compile``, ``sample``, ``total``.
+    package_versions : Mapping of str to str
+    command : str or None
+        The command line that made the fit.
+    format_version : int
+    """
+
+    name: str
+    model: ModelIdentity
+    noise: str
+    priors: Priors
+    trace_sha256: str
+    rows: RowCounts
+    cleaning: CleaningRecord
+    converged: bool
+    created_at: str
+    bayes_sched_version: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    traces: tuple[TraceIdentity, ...] = ()
+    bad_lines: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    sampler: Mapping[str, Scalar] = field(default_factory=dict)
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    package_versions: Mapping[str, str] = field(default_factory=dict)
+    command: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def to_attrs(self) -> dict[str, str | int]:
+        """Return the attributes of the file's root: marker, format version, and a JSON string a field.
+
+        Raises
+        ------
+        InputError
+            A field holds something JSON cannot say (NaN or infinity, an array, an object).
+        """
+        attrs: dict[str, str | int] = {FORMAT_MARKER: FORMAT_NAME, "format_version": self.format_version}
+        for name in _json_fields():
+            try:
+                attrs[name] = json.dumps(_plain(getattr(self, name)), ensure_ascii=False, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                msg = f"metadata field {name} cannot be written as JSON: {error}"
+                raise InputError(msg) from error
+        return attrs
+
+    @classmethod
+    def from_attrs(cls, attrs: Mapping[str, Any]) -> FitMetadata:
+        """Return what :meth:`to_attrs` wrote.
+
+        Raises
+        ------
+        InputError
+            A field is missing or damaged.
+        """
+        values = {name: _parsed(name, attrs) for name in _json_fields()}
+        try:
+            values["model"] = ModelIdentity(**values["model"])
+            values["priors"] = Priors.from_dict(values["priors"])
+            values["traces"] = tuple(TraceIdentity(**row) for row in values["traces"])
+            values["rows"] = RowCounts(**values["rows"])
+            limits = values["cleaning"]
+            values["cleaning"] = CleaningRecord(**{**limits, "table": tuple(limits["table"])})
+            values["warnings"] = tuple(values["warnings"])
+            values["problems"] = tuple(values["problems"])
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            msg = f"its description of the fit is damaged ({error})"
+            raise InputError(msg) from error
+        return cls(**values, format_version=int(attrs["format_version"]))
+
+
+def _json_fields() -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(FitMetadata) if f.name != "format_version")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Priors):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _parsed(name: str, attrs: Mapping[str, Any]) -> Any:
+    if name not in attrs:
+        msg = f"its description of the fit is damaged (no {name})"
+        raise InputError(msg)
+    try:
+        return json.loads(attrs[name])
+    except (TypeError, ValueError) as error:
+        msg = f"its description of the fit is damaged ({name} is not JSON)"
+        raise InputError(msg) from error

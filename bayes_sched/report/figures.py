@@ -1,0 +1,110 @@
+"""The figures of a report, each with a heading and a caption that says how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bayes_sched import plots
+from bayes_sched.fitted import FittedModel
+from bayes_sched.report.numbers import percent
+from bayes_sched.report.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFigure:
+    """A figure of a report: its file name, heading, caption, and how it is drawn."""
+
+    name: str
+    heading: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> tuple[ReportFigure, ...]:
+    """Return the figures in the order of the page; none is drawn yet.
+
+    Parameters
+    ----------
+    fit : FittedModel
+    steps : DataFrame
+        The cleaned steps.
+    summary : Summary
+    """
+    p = summary.probability
+    share = percent(p)
+    calibration = summary.calibration
+    return (
+        ReportFigure(
+            "latency_by_tokens",
+            "Latency against tokens",
+            f"The light band is where {share} of the steps fall; the dark one is where the mean latency "
+            f"lies, with {share} certainty. Dots are observed steps with about that many requests. Hatched "
+            "parts are extrapolation.",
+            lambda: plots.latency_by_tokens(fit, steps, probability=p),
+        ),
+        ReportFigure(
+            "latency_by_batch",
+            "Latency of decode-only steps",
+            "Every request of these steps decodes one token, so B = S. The slope is what one more "
+            "decoding request costs all of them. Bands and dots as above.",
+            lambda: plots.latency_by_batch(fit, steps, probability=p),
+        ),
+        ReportFigure(
+            "latency_contours",
+            "Latency over requests and tokens",
+            "Steps along a line take equally long. To keep a promise, stay on the near side of its line "
+            "in the lower panel. Dots are steps of the trace; hatched parts are extrapolation. A step "
+            "cannot hold fewer tokens than requests.",
+            lambda: plots.latency_contours(fit, steps),
+        ),
+        ReportFigure(
+            "posterior_predictive_check",
+            "Do the bands hold?",
+            f"{calibration.text} Above, a line inside the grey band means that the predicted probabilities "
+            "are right; in long traces look at its size more than at the grey band. Below, each dot "
+            "should lie on the dashed line of its colour. These are the steps of the fit itself.",
+            lambda: plots.posterior_predictive_check(fit, steps, calibration=calibration),
+        ),
+        ReportFigure(
+            "residuals",
+            "What the equation does not explain",
+            "The blue line is the running median of observed minus mean latency and should stay near "
+            "zero; the band holds the middle 90% of the steps. Left in ms, right in units of the "
+            "predicted noise, where the band should be equally wide everywhere.",
+            lambda: plots.residuals(fit, steps),
+        ),
+        ReportFigure(
+            "prior_posterior",
+            "What the data taught about each parameter",
+            "Where the blue posterior looks like the grey prior, the data say nothing about that "
+            "parameter. A contraction of 1 means that all was learnt from the data, 0 nothing. "
+            "Logarithmic axes; each shape is scaled to its own peak.",
+            lambda: plots.prior_posterior(fit),
+        ),
+        ReportFigure(
+            "combination_pairs",
+            "Combinations that the data identify",
+            "Posterior draws, pair by pair. A narrow diagonal: the two trade off against each other. Two "
+            "clouds: two explanations of the same trace.",
+            lambda: plots.combination_pairs(fit),
+        ),
+        ReportFigure(
+            "ranks",
+            "Do the chains agree?",
+            "For each parameter and sampled coordinate, how the ranks of each chain's draws among all "
+            "draws deviate from even. Lines inside the grey band: the chains explored the same "
+            "distribution.",
+            lambda: plots.ranks(fit),
+        ),
+        ReportFigure(
+            "prior_predictive",
+            "What the priors allowed",
+            "Latencies by the priors alone. They should cover the observed ones generously and leave the "
+            "rest to the data.",
+            lambda: plots.prior_predictive(fit, steps),
+        ),
+    )

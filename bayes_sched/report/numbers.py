@@ -1,0 +1,41 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+import math
+
+NONE = "–"
+"""What stands where there is no number."""
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number with so many significant digits; a dash where there is none.
+
+    Numbers below a ten-thousandth or from ten million on are written with a power of ten.
+    """
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value == 0.0:
+        return "0"
+    mantissa, exponent_text = f"{value:.{digits - 1}e}".split("e")
+    exponent = int(exponent_text)
+    if not -5 < exponent < 7:
+        return f"{mantissa} × 10{str(exponent).translate(_SUPERSCRIPTS)}"
+    return f"{float(f'{value:.{digits - 1}e}'):,.{max(0, digits - 1 - exponent)}f}"
+
+
+def span(lower: float | None, upper: float | None, digits: int = 3) -> str:
+    """Write an interval."""
+    return f"{number(lower, digits)} to {number(upper, digits)}"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Write a share as a percentage."""
+    return f"{100.0 * share:.{digits}f}%"
+
+
+def listed(words: list[str]) -> str:
+    """Join words as a sentence does."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

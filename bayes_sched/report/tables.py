@@ -1,0 +1,219 @@
+"""The tables of a report: as files with full precision, and as a page shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bayes_sched.fitted import FittedModel
+from bayes_sched.report.numbers import NONE, number, percent, span
+from bayes_sched.report.records import records
+from bayes_sched.report.summary import Summary
+from bayes_sched.report.typical import band_table
+from bayes_sched.steps import steps_arrays
+
+
+@dataclass(frozen=True, slots=True)
+class PageTable:
+    """A table as a page shows it.
+
+    Attributes
+    ----------
+    columns : tuple of str
+    rows : tuple of tuple of str
+        Formatted cells.
+    is_text : tuple of bool
+        Which columns hold words; the others are aligned as numbers.
+    failed : tuple of bool
+        Which rows to mark.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    is_text: tuple[bool, ...]
+    failed: tuple[bool, ...]
+
+
+def page_table(rows: list[dict[str, Any]], *, failed: list[bool] | None = None) -> PageTable:
+    """Format rows: numbers with three digits, counts in full, words as they stand.
+
+    Parameters
+    ----------
+    rows : list of dict
+        The same keys, the column titles, in each.
+    failed : list of bool, optional
+        Rows to mark.
+    """
+    columns = tuple(rows[0]) if rows else ()
+    return PageTable(
+        columns,
+        tuple(tuple(_cell(row[column]) for column in columns) for row in rows),
+        tuple(isinstance(rows[0][column], str) and not _is_number(rows[0][column]) for column in columns),
+        tuple(failed or [False] * len(rows)),
+    )
+
+
+def _is_number(text: str) -> bool:
+    return text[:1].isdigit() or text[:1] in {NONE, "-"}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    return number(value)
+
+
+def _count(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def latency_grid(fit: FittedModel, steps: pd.DataFrame, *, probability: float) -> pd.DataFrame:
+    """Return the bands over a grid of steps: powers of two and the largest seen.
+
+    Parameters
+    ----------
+    fit : FittedModel
+    steps : DataFrame
+        ``batch_size``, ``total_tokens``.
+    probability : float
+
+    Returns
+    -------
+    DataFrame
+        ``batch_size``, ``total_tokens``, and the columns of :func:`bayes_sched.report.typical.band_table`.
+    """
+    batch_size, total_tokens = (_doubling(steps[name]) for name in ("batch_size", "total_tokens"))
+    pairs = [(b, s) for b in batch_size for s in total_tokens if s >= b]
+    grid = pd.DataFrame(pairs, columns=["batch_size", "total_tokens"])
+    points = steps_arrays(grid["batch_size"], grid["total_tokens"])
+    return grid.join(band_table(fit, points, probability=probability))
+
+
+def _doubling(values: pd.Series) -> list[int]:
+    largest = int(values.max())
+    return sorted({2**k for k in range(int(largest).bit_length())} | {largest})
+
+
+def step_page(summary: Summary) -> PageTable:
+    """Return the table of typical steps."""
+    share = percent(summary.probability)
+    return page_table(
+        [
+            {
+                "step": row["step"],
+                "B": row["batch_size"],
+                "S": row["total_tokens"],
+                "median (ms)": row["median_ms"],
+                f"{share} of steps (ms)": span(row["lower_ms"], row["upper_ms"]),
+                "99th percentile (ms)": row["q99_ms"],
+                f"mean, {share} credible (ms)": span(row["mean_lower_ms"], row["mean_upper_ms"]),
+                "extrapolation": "yes" if row["extrapolation"] else "no",
+            }
+            for row in records(summary.table)
+        ]
+    )
+
+
+def cost_page(summary: Summary) -> PageTable:
+    """Return the table of costs."""
+    return page_table(
+        [
+            {
+                "cost": row["cost"],
+                "at": row["at"],
+                "median": row["median"],
+                f"{percent(summary.probability)} interval": span(row["lower"], row["upper"]),
+                "unit": row["unit"],
+            }
+            for row in records(summary.costs)
+        ]
+    )
+
+
+def parameter_page(summary: Summary, *, combinations: bool) -> PageTable:
+    """Return the table of parameters, or that of the identified combinations."""
+    table = summary.parameters
+    chosen = table[(table["kind"] == "combination") == combinations]
+    return page_table(
+        [
+            {
+                "name": row["name"],
+                "meaning": row["meaning"],
+                "unit": row["unit"],
+                "mean": row["mean"],
+                "median": row["median"],
+                f"{percent(summary.probability)} interval": span(row["lower"], row["upper"]),
+                "ESS bulk": _count(row["ess_bulk"]),
+                "ESS tail": _count(row["ess_tail"]),
+                "R-hat": _fixed(row["r_hat"], 4),
+                "contraction": _fixed(row["contraction"], 2),
+                "verdict": row["verdict"],
+            }
+            for row in records(chosen)
+        ]
+    )
+
+
+def convergence_page(summary: Summary) -> PageTable:
+    """Return the convergence table; variables that fail the gate are marked."""
+    table = summary.convergence
+    return page_table(
+        [
+            {
+                "variable": row["variable"],
+                "kind": row["kind"],
+                "R-hat": _fixed(row["r_hat"], 4),
+                "ESS bulk": _count(row["ess_bulk"]),
+                "ESS tail": _count(row["ess_tail"]),
+                "passed": "yes" if row["passed"] else "NO",
+            }
+            for row in records(table)
+        ],
+        failed=(~table["passed"].astype(bool)).tolist(),
+    )
+
+
+def cleaning_page(summary: Summary) -> PageTable:
+    """Return the table of cleaning rules."""
+    return page_table(
+        [
+            {
+                "rule": str(row["rule"]),
+                "steps removed": int(row["removed"] or 0),
+                "share": percent(float(row["share"] or 0.0), 2),
+            }
+            for row in summary.metadata.cleaning.table
+        ]
+    )
+
+
+def prior_page(summary: Summary) -> PageTable:
+    """Return the table of priors."""
+    units = dict(zip(summary.parameters["name"], summary.parameters["unit"], strict=True))
+    return page_table(
+        [
+            {
+                "parameter": name,
+                "95% of a log-normal in": span(prior.low, prior.high),
+                "median": prior.median,
+                "unit": units.get(name, ""),
+            }
+            for name, prior in summary.metadata.priors.items()
+        ]
+    )
+
+
+def mapping_page(mapping: dict[str, Any], titles: tuple[str, str]) -> PageTable:
+    """Return a table of names and values."""
+    return page_table([{titles[0]: str(key), titles[1]: value} for key, value in mapping.items()])

@@ -1,0 +1,127 @@
+"""Folders of results: named safely, written whole or not at all, never lost to a run that fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bayes_sched.errors import InputError
+
+POSTERIOR = "posterior.nc"
+"""The file by which a folder is known as the result of a fit."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_result(results_dir: Path, name: str, *, overwrite: bool) -> Path:
+    """Return the folder of a result after making sure that it may be written.
+
+    Parameters
+    ----------
+    results_dir : Path
+        Folder of all results; it need not exist.
+    name : str
+        Name of the result.
+    overwrite : bool
+        Whether an existing result may be replaced.
+
+    Returns
+    -------
+    Path
+        ``results_dir / name``.
+
+    Raises
+    ------
+    InputError
+        The name is no name of a folder, there is such a result and `overwrite` is false, there is something
+        else of that name, or the place cannot be written.
+    """
+    if not _NAME.fullmatch(name) or name.endswith(".tmp"):
+        raise InputError(
+            f"{name!r} cannot name a result: give a --name of letters, digits, '.', '_' and '-' that begins "
+            "with a letter or digit"
+        )
+    folder = results_dir / name
+    _check_free(folder, overwrite=overwrite)
+    existing = next(place for place in (results_dir, *results_dir.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file: results are folders in --results-dir, give another one")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{existing}: no permission to write there; give another --results-dir")
+    return folder
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} exists and is no folder: give another --name")
+    if not any(folder.iterdir()):
+        return
+    if not (folder / POSTERIOR).is_file():
+        raise InputError(f"{folder} exists, but is no fit (it holds no {POSTERIOR}): give another --name")
+    if not overwrite:
+        raise InputError(f"{folder} exists: give another --name, or --overwrite to replace it")
+
+
+@contextmanager
+def result_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary folder to write into; it takes the place of `folder` when all has gone well.
+
+    Whatever is raised inside, an interrupt included, removes the temporary folder and leaves an existing
+    result as it was. An existing result is removed only when the one that replaces it stands in its place.
+
+    Parameters
+    ----------
+    folder : Path
+        Checked by `check_result`.
+    overwrite : bool
+        Whether an existing result may be replaced.
+
+    Yields
+    ------
+    Path
+        An empty folder beside `folder`.
+
+    Raises
+    ------
+    InputError
+        The place cannot be written, or a result of that name has appeared.
+    """
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _check_free(folder, overwrite=overwrite)
+        _swap(temporary, folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write the result ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, folder: Path) -> None:
+    """Put `temporary` in the place of `folder`, which moves aside first and comes back if that fails."""
+    aside = temporary.with_suffix(".old.tmp")
+    had_result = os.path.lexists(folder)
+    try:
+        if had_result:
+            os.rename(folder, aside)
+        os.rename(temporary, folder)
+    finally:
+        if os.path.lexists(aside):
+            _settle(aside, folder)
+
+
+def _settle(aside: Path, folder: Path) -> None:
+    if not os.path.lexists(folder):
+        os.rename(aside, folder)
+    elif aside.is_symlink():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)

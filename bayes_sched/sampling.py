@@ -1,0 +1,354 @@
+"""NUTS: from a model and steps to draws of the posterior."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import nutpie
+import pymc as pm
+import xarray as xr
+
+from bayes_sched.errors import InputError
+from bayes_sched.mixture import Floats
+from bayes_sched.model import LatencyModel, all_parameters
+from bayes_sched.pilot import Pilot, run_pilot
+from bayes_sched.transport import Density, Transport, mapped_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bayes_sched.priors import Priors
+
+Progress = Callable[[str, float | None], None]
+
+SAMPLERS = ("nutpie", "pymc")
+_PRIOR_DRAWS = 4000
+_MASS_DRAWS = 2000  # draws of the mixture for a chain's estimate of the parts' masses
+_NEGLIGIBLE_MASS = 2e-3  # a part of less posterior mass than this is left out
+_INFLATION = 1.05  # of the pilot's mixture: a map with tails a little too wide is benign, too narrow is not
+_SAMPLE_STATS = ("diverging", "energy", "n_steps", "step_size")
+_MAX_TREE_DEPTH = 10
+_ATTEMPTS = 3
+_SMALLER_STEPS = 0.3  # of the share of rejected proposals, at each further attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """How long and with what to sample.
+
+    Attributes
+    ----------
+    draws, tune : int
+        Kept and tuning draws of each chain.
+    chains : int
+        Number of chains.
+    seed : int
+        Seed of everything random; the same seed, data and versions give the same numbers.
+    sampler : str
+        ``nutpie`` or ``pymc``.
+    target_accept : float
+        Acceptance probability that the step size is tuned to.
+    cores : int, optional
+        Chains that run at once; by default as many as there are processors.
+    """
+
+    draws: int = 1000
+    tune: int = 500
+    chains: int = 4
+    seed: int = 0
+    sampler: str = "nutpie"
+    target_accept: float = 0.9
+    cores: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            msg = f"sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}"
+            raise InputError(msg)
+        for name, least in (("draws", 1), ("tune", 1), ("chains", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                msg = f"{name} = {getattr(self, name)}: must be at least {least}"
+                raise InputError(msg)
+        if not 0.0 < self.target_accept < 1.0:
+            msg = f"target_accept = {self.target_accept:g}: must lie between 0 and 1"
+            raise InputError(msg)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What sampling delivers.
+
+    Attributes
+    ----------
+    data : DataTree
+        Groups ``posterior`` (dims chain, draw: every parameter), ``coordinates`` (variable ``value``, dims chain,
+        draw, coordinate), ``sample_stats`` (dims chain, draw) and ``prior`` (dims draw).
+    timings_s : dict
+        Seconds of wall time by stage.
+    info : dict
+        What the sampler did, in numbers.
+    """
+
+    data: xr.DataTree
+    timings_s: dict[str, float]
+    info: dict[str, Any]
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+class Sampler:
+    """A model compiled for one trace, or for many of the same model and noise one after the other.
+
+    Parameters
+    ----------
+    model : LatencyModel
+    steps : DataFrame
+        Cleaned steps.
+    priors : Priors
+    noise : str
+        One of the model's noise options.
+    """
+
+    def __init__(self, model: LatencyModel, steps: pd.DataFrame, priors: Priors, *, noise: str) -> None:
+        self.clock = _Clock()
+        self.priors = priors
+        self.parameters = [p.name for p in all_parameters(model, noise)]
+        with self.clock("compile"):
+            self.pymc_model = model.build(steps, priors, noise=noise)
+            coordinates = model.coordinates(steps, priors, noise=noise)
+            if coordinates is None:
+                from bayes_sched.coordinates import LogCoordinates
+
+                coordinates = LogCoordinates(priors)
+            self.coordinates = coordinates
+            self.density = Density(self.pymc_model, coordinates)
+        self.num_gradients = 0
+        self._compiled: Any = None
+
+    def explore(self, rng: np.random.Generator, progress: Progress | None = None) -> Pilot:
+        """Run the pilot."""
+        start = self.coordinates.from_logs({name: np.float64(p.mu) for name, p in self.priors.items()})
+        with self.clock("pilot"):
+            return run_pilot(
+                self.density,
+                start=start,
+                scan_mean=self.coordinates.scan_mean,
+                scan_scale=self.coordinates.scan_scale,
+                rng=rng,
+                progress=None if progress is None else lambda text: progress(text, None),
+            )
+
+    def masses(self, transport: Transport, chains: int, rng: np.random.Generator) -> Floats:
+        """Return each chain's own estimate of the mass of the parts, dims (chain, part)."""
+        if transport.num_parts == 1:
+            return np.ones((chains, 1))
+        with self.clock("masses"):
+            points = [transport.mixture.sample(_MASS_DRAWS, rng) for _ in range(chains)]
+            return np.array([transport.masses(x, self.density.values(x)) for x in points])
+
+    def draw_part(
+        self, transport: Transport, part: int, draws: int, settings: SamplerSettings, progress: Progress | None = None
+    ) -> tuple[Floats, xr.Dataset]:
+        """Sample one part with NUTS: coordinates, dims (chain, draw, coordinate), and the sampler's statistics.
+
+        A part that has divergences is sampled again with smaller steps, twice at most.
+        """
+        run = self._pymc if settings.sampler == "pymc" else self._nutpie
+        for attempt in range(_ATTEMPTS):
+            accept = 1.0 - (1.0 - settings.target_accept) * _SMALLER_STEPS**attempt
+            seed = settings.seed + 7919 * (part + 1) + attempt
+            with self.clock("sampling"):
+                tree = run(transport, part, draws, replace(settings, target_accept=accept, seed=seed), progress)
+            stats = tree["sample_stats"].to_dataset()[list(_SAMPLE_STATS)]
+            self.num_gradients += int(stats["n_steps"].sum())
+            if not stats["diverging"].any():
+                break
+        z = tree["posterior"]["z"].transpose("chain", "draw", "coordinate").to_numpy()
+        return transport.to_coordinates(z, part), stats
+
+    def _pymc(
+        self, transport: Transport, part: int, draws: int, settings: SamplerSettings, progress: Progress | None
+    ) -> Any:
+        if progress is not None:
+            progress("sampling", None)
+        with mapped_model(self.density, transport) as model:
+            pm.set_data(transport.data(part))
+            return pm.sample(
+                draws,
+                tune=settings.tune,
+                chains=settings.chains,
+                cores=settings.cores,
+                random_seed=settings.seed,
+                progressbar=False,
+                nuts_sampler="pymc",
+                nuts={"target_accept": settings.target_accept},
+                compute_convergence_checks=False,
+                model=model,
+            )
+
+    def _nutpie(
+        self,
+        transport: Transport,
+        part: int,
+        draws: int,
+        settings: SamplerSettings,
+        progress: Progress | None,
+    ) -> Any:
+        if self._compiled is None:
+            with self.clock("compile"):
+                self._compiled = nutpie.compile_pymc_model(
+                    mapped_model(self.density, transport), default_initialization_strategy="prior", var_names=[]
+                )
+        total = settings.chains * (draws + settings.tune)
+
+        def report(chains: list[Any]) -> None:
+            if progress is not None:
+                progress("sampling", min(1.0, sum(chain.finished_draws for chain in chains) / total))
+
+        return nutpie.sample(
+            self._compiled.with_data(**self._model_data(), **transport.data(part)),
+            draws=draws,
+            tune=settings.tune,
+            chains=settings.chains,
+            cores=settings.cores,
+            seed=settings.seed,
+            save_warmup=False,
+            progress_bar=False,
+            progress_callback=report if progress is not None else None,
+            target_accept=settings.target_accept,
+            maxdepth=_MAX_TREE_DEPTH,
+        )
+
+    def _model_data(self) -> dict[str, Any]:
+        """Return the values of the model's own data, which may have been replaced since the compilation."""
+        return {v.name: v.get_value() for v in self.pymc_model.data_vars}
+
+    def run(self, settings: SamplerSettings, progress: Progress | None = None) -> Samples:
+        """Explore, then sample every part, then put the parts together."""
+        rng = np.random.default_rng(settings.seed)
+        self.num_gradients = 0
+        pilot = self.explore(rng, progress)
+        transport = Transport(pilot.mixture.inflated(_INFLATION))
+        masses = self.masses(transport, settings.chains, rng)
+        kept = np.flatnonzero(masses.mean(axis=0) >= _NEGLIGIBLE_MASS)
+        neglected = 1.0 - float(masses.mean(axis=0)[kept].sum())
+        counts = _allocate(masses[:, kept], settings.draws)
+        parts = [
+            self.draw_part(transport, int(part), int(counts[:, i].max()), settings, progress)
+            for i, part in enumerate(kept)
+        ]
+        coordinates, stats = _interleave(parts, counts)
+        info = {
+            "num_modes": pilot.num_modes,
+            "num_parts": len(kept),
+            "part_masses": [float(m) for m in masses.mean(axis=0)[kept]],
+            "neglected_mass": neglected,
+            "pilot_efficiency": pilot.efficiency,
+            "num_pilot_evaluations": pilot.num_evaluations,
+            "num_gradients": self.num_gradients,
+        }
+        data = self._tree(coordinates, stats, rng)
+        return Samples(data, dict(self.clock.seconds), info)
+
+    def _tree(self, coordinates: Floats, stats: xr.Dataset, rng: np.random.Generator) -> xr.DataTree:
+        logs, _ = self.coordinates.to_logs(coordinates, np)
+        posterior = xr.Dataset({name: (("chain", "draw"), np.exp(logs[name])) for name in self.parameters})
+        posterior = posterior.assign_coords(chain=stats["chain"], draw=stats["draw"])
+        value = xr.DataArray(
+            coordinates,
+            dims=("chain", "draw", "coordinate"),
+            coords={"chain": stats["chain"], "draw": stats["draw"], "coordinate": list(self.coordinates.names)},
+        )
+        prior = xr.Dataset(
+            {
+                name: ("draw", np.exp(rng.normal(prior.mu, prior.sigma, _PRIOR_DRAWS)))
+                for name, prior in self.priors.items()
+            }
+        )
+        return xr.DataTree.from_dict(
+            {
+                "posterior": posterior,
+                "coordinates": value.to_dataset(name="value"),
+                "sample_stats": stats,
+                "prior": prior,
+            }
+        )
+
+
+def _allocate(masses: Floats, draws: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return how many draws of each part a chain gets, dims (chain, part): largest remainders, `draws` in all."""
+    exact = masses / masses.sum(axis=1, keepdims=True) * draws
+    counts = np.floor(exact).astype(np.int64)
+    for row, remainder in zip(counts, exact - counts, strict=True):
+        row[np.argsort(-remainder)[: draws - row.sum()]] += 1
+    return counts
+
+
+def _interleave(parts: list[tuple[Floats, xr.Dataset]], counts: Any) -> tuple[Floats, xr.Dataset]:
+    """Merge the parts of each chain evenly, each in its own order, so that autocorrelation stays visible."""
+    chains = []
+    for chain, count in enumerate(counts):
+        position = np.concatenate([(np.arange(n) + 0.5) / n for n in count if n])
+        part = np.repeat(np.arange(len(parts)), count)
+        order = np.argsort(position, kind="stable")
+        x = np.concatenate([values[chain, :n] for (values, _), n in zip(parts, count, strict=True)])[order]
+        stats = {
+            name: np.concatenate(
+                [stats[name].to_numpy()[chain, :n] for (_, stats), n in zip(parts, count, strict=True)]
+            )[order]
+            for name in _SAMPLE_STATS
+        }
+        chains.append((x, {**stats, "part": part[order]}))
+    names = [*_SAMPLE_STATS, "part"]
+    draws = len(chains[0][0])
+    merged = xr.Dataset(
+        {name: (("chain", "draw"), np.stack([stats[name] for _, stats in chains])) for name in names},
+        coords={"chain": np.arange(len(chains)), "draw": np.arange(draws)},
+    )
+    return np.stack([x for x, _ in chains]), merged
+
+
+def sample(
+    model: LatencyModel,
+    steps: pd.DataFrame,
+    priors: Priors,
+    *,
+    noise: str,
+    settings: SamplerSettings,
+    progress: Progress | None = None,
+) -> Samples:
+    """Sample the posterior of a model given steps.
+
+    Parameters
+    ----------
+    model : LatencyModel
+    steps : DataFrame
+        Cleaned steps: ``batch_size``, ``total_tokens``, ``latency_ms`` and what else the model needs.
+    priors : Priors
+        One for each parameter of the model and its noise.
+    noise : str
+        One of the model's noise options.
+    settings : SamplerSettings
+    progress : callable, optional
+        Called with a stage in words and the share done, or None where that is not known.
+
+    Returns
+    -------
+    Samples
+    """
+    if progress is not None:
+        progress("compiling the model", None)
+    return Sampler(model, steps, priors, noise=noise).run(settings, progress)

@@ -1,0 +1,92 @@
+"""Fixtures and small builders that several test modules share."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_traces() -> Path:
+    """Folder of the third-party traces, which are not part of the repository."""
+    folder = ROOT.parent / "shared" / "traces"
+    if not folder.is_dir():
+        pytest.skip("the third-party traces are not beside the repository (../shared/traces)")
+    return folder
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> Callable[..., Path]:
+    """Write lines (bytes, text, or records that become JSON) to a file, each ended with a newline."""
+
+    def write(lines: Iterable[bytes | str | dict[str, Any]], name: str = "trace.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_bytes(b"".join(as_bytes(line) + b"\n" for line in lines))
+        return path
+
+    return write
+
+
+def as_bytes(line: bytes | str | dict[str, Any]) -> bytes:
+    """Turn a line into bytes without its end."""
+    if isinstance(line, bytes):
+        return line
+    return (line if isinstance(line, str) else json.dumps(line)).encode()
+
+
+def documented_record(prefill: Iterable[int] = (512, 3), decode: int = 2, **changes: Any) -> dict[str, Any]:
+    """One step in the documented schema; `changes` overwrite fields, a value of `...` removes one."""
+    sizes = list(prefill)
+    record: dict[str, Any] = {
+        "batch_id": 7,
+        "timestamp": 1703123456.5,
+        "schedule_duration_ms": 0.5,
+        "model_run_duration_ms": 45.25,
+        "total_step_duration_ms": 45.75,
+        "num_prefill_reqs": len(sizes),
+        "num_decode_reqs": decode,
+        "total_scheduled_tokens": sum(sizes) + decode,
+        "prefill_chunk_sizes": sizes,
+        "decode_chunk_sizes": [1] * decode,
+        "num_waiting_reqs": 5,
+        "num_running_reqs": 10,
+        "kv_cache_usage": 0.75,
+    }
+    record |= changes
+    return {field: value for field, value in record.items() if value is not ...}
+
+
+def recorded_record(
+    chunks: Iterable[int] = (1, 36, 987), computed: Iterable[int] = (5528, 1392, 176), **changes: Any
+) -> dict[str, Any]:
+    """One step in the recorded variant; `changes` as in `documented_record`."""
+    sizes = list(chunks)
+    record: dict[str, Any] = {
+        "batch_id": 2910,
+        "timestamp": 118371.25,
+        "total_scheduled_tokens": sum(sizes),
+        "chunk_sizes": sizes,
+        "all_computed_tokens": list(computed),
+        "all_cached_tokens": list(computed),
+        "schedule_duration_ms": 0.75,
+        "num_waiting_reqs": 1,
+        "num_running_reqs": 3,
+        "model_run_duration_ms": 119.5,
+    }
+    record |= changes
+    return {field: value for field, value in record.items() if value is not ...}
+
+
+def iteration_line(
+    prefill: tuple[int, int] = (1, 512), decode: int = 19, latency_ms: float = 45.1, tail: str = ""
+) -> str:
+    """One iteration line of vLLM's own log."""
+    return (
+        f"INFO 11-22 04:01:02 [loggers.py:200] Engine 000: Iteration(516): {prefill[0]} context requests, "
+        f"{prefill[1]} context tokens, {decode} generation requests, {decode} generation tokens, "
+        f"iteration elapsed time: {latency_ms:.2f} ms{tail}"
+    )

@@ -1,0 +1,180 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bayes_sched.errors import InputError
+from bayes_sched.trace import clean_steps, read_trace
+
+
+def make_steps(total_tokens: Any, latency_ms: Any, batch_size: Any = 1) -> pd.DataFrame:
+    steps = pd.DataFrame({"total_tokens": total_tokens, "latency_ms": latency_ms}).assign(
+        batch_size=batch_size
+    )
+    return steps.assign(line=range(1, len(steps) + 1))
+
+
+def refusal(steps: pd.DataFrame, **limits: float) -> str:
+    with pytest.raises(InputError) as caught:
+        clean_steps(steps, **limits)
+    return str(caught.value)
+
+
+def test_each_rule_removes_what_the_one_before_left() -> None:
+    steps = make_steps([0, 5, 6, 7, 8, 9], [0.2, 0.0, 0.5, 1.0, 300.0, 300.1], batch_size=[0, 1, 1, 1, 1, 1])
+    cleaned = clean_steps(steps)
+    assert cleaned.steps["line"].tolist() == [4, 5]
+    assert cleaned.steps.index.tolist() == [0, 1]
+    assert cleaned.table["rule"].tolist() == ["idle: B, S or T not above 0", "T below 1 ms", "T above 300 ms"]
+    assert cleaned.table["removed"].tolist() == [2, 1, 1]
+    assert cleaned.table["share"].tolist() == [2 / 6, 1 / 6, 1 / 6]
+    assert cleaned.table["min_total_tokens"].tolist() == [0, 6, 9]
+    assert cleaned.table["median_total_tokens"].tolist() == [2.5, 6, 9]
+    assert (cleaned.num_before, cleaned.num_after) == (6, 2)
+    assert cleaned.text == (
+        "2 of 6 steps are used; removed: "
+        "2 (idle: B, S or T not above 0), 1 (T below 1 ms), 1 (T above 300 ms)."
+    )
+
+
+def test_a_clean_trace_stays_as_it_is() -> None:
+    steps = make_steps([5, 6], [20.0, 30.0])
+    cleaned = clean_steps(steps)
+    pd.testing.assert_frame_equal(cleaned.steps, steps)
+    assert cleaned.table["min_total_tokens"].isna().all()
+    assert (cleaned.warnings, cleaned.text) == ((), "2 of 2 steps are used; removed: none.")
+
+
+def test_what_comes_in_is_not_changed() -> None:
+    steps = make_steps([0, 6], [20.0, 30.0])
+    before = steps.copy()
+    clean_steps(steps)
+    pd.testing.assert_frame_equal(steps, before)
+
+
+@pytest.mark.parametrize("latency_ms", [math.nan, math.inf, 1e308])
+def test_latencies_that_are_no_time_are_removed(latency_ms: float) -> None:
+    assert clean_steps(make_steps([5, 6], [20.0, latency_ms])).steps["line"].tolist() == [1]
+
+
+def test_a_rare_tail_at_every_size_is_no_warning() -> None:
+    rng = np.random.default_rng(5)
+    latency_ms = np.where(rng.uniform(size=5000) < 0.005, 400.0, 20.0)
+    assert clean_steps(make_steps(rng.integers(1, 512, 5000), latency_ms)).warnings == ()
+
+
+def test_a_rule_above_one_percent_warns_with_numbers_and_the_option() -> None:
+    steps = make_steps([*[10] * 97, 20, 10, 30], [*[20.0] * 97, 412.0, 350.0, 333.0])
+    assert clean_steps(steps).warnings == (
+        "3 of 100 steps (3.00%) have T above 300 ms and are removed (S from 10 to 30, median 20): "
+        "if they are real work, keep them with --max-latency-ms 420",
+    )
+
+
+def test_a_rule_that_takes_the_large_steps_warns_though_they_are_few() -> None:
+    steps = make_steps([*[10] * 4000, *[8192] * 30], [*[20.0] * 4000, *[500.0] * 20, *[290.0] * 10])
+    assert clean_steps(steps).warnings == (
+        "20 of 4,030 steps (0.50%) have T above 300 ms and are removed "
+        "(S from 8,192 to 8,192, median 8,192); "
+        "of the 30 steps with 8,192 or more tokens 20 go: "
+        "if they are real work, keep them with --max-latency-ms 500",
+    )
+
+
+def test_a_rule_that_takes_the_small_steps_warns_though_they_are_few() -> None:
+    steps = make_steps([*[100] * 4000, *[1] * 20], [*[20.0] * 4000, *[0.57] * 20])
+    assert clean_steps(steps).warnings == (
+        "20 of 4,020 steps (0.50%) have T below 1 ms and are removed (S from 1 to 1, median 1); "
+        "of the 20 steps with 1 or fewer tokens 20 go: if they are real work, "
+        "keep them with --min-latency-ms 0.57",
+    )
+
+
+def test_the_option_that_a_warning_names_keeps_the_steps() -> None:
+    steps = make_steps([*[10] * 97, 20, 10, 30], [*[20.0] * 97, 412.0, 350.0, 333.0])
+    assert clean_steps(steps, max_latency_ms=420).num_after == 100
+
+
+def test_many_idle_steps_are_told() -> None:
+    assert clean_steps(make_steps([0, 10], [5.0, 20.0])).warnings == (
+        "1 of 2 steps (50.00%) are idle (B, S or T not above 0): removed",
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            {"min_latency_ms": -1.0},
+            "--min-latency-ms is -1.0: give a positive, finite number of milliseconds",
+        ),
+        ({"min_latency_ms": 0.0}, "--min-latency-ms is 0.0: give a positive, finite number of milliseconds"),
+        (
+            {"max_latency_ms": math.inf},
+            "--max-latency-ms is inf: give a positive, finite number of milliseconds",
+        ),
+        (
+            {"max_latency_ms": math.nan},
+            "--max-latency-ms is nan: give a positive, finite number of milliseconds",
+        ),
+        (
+            {"min_latency_ms": 50.0, "max_latency_ms": 50.0},
+            "--min-latency-ms 50 is not below --max-latency-ms 50: no step could stay",
+        ),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(limits: dict[str, float], message: str) -> None:
+    assert refusal(make_steps([5], [20.0]), **limits) == message
+
+
+def test_nothing_left_is_refused_with_the_numbers() -> None:
+    assert refusal(make_steps([0, 5, 6, 7], [3.0, 0.02, 0.03, 4000.0])) == (
+        "no step is left of 4: 1 idle: B, S or T not above 0; 2 T below 1 ms; "
+        "1 T above 300 ms; "
+        "the latencies run from 0.02 to 4000 ms: "
+        "check their unit, or move --min-latency-ms and --max-latency-ms"
+    )
+
+
+def test_an_empty_table_is_refused() -> None:
+    assert refusal(make_steps([], [])) == "there are no steps to clean"
+
+
+def test_a_table_without_the_columns_is_refused() -> None:
+    assert refusal(pd.DataFrame({"batch_size": [1]})) == (
+        "the steps table lacks total_tokens, latency_ms: it needs batch_size, total_tokens, latency_ms"
+    )
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 9), st.floats(0, 400) | st.sampled_from([1.0, 300.0])),
+        min_size=1,
+        max_size=60,
+    )
+)
+def test_the_account_adds_up_and_what_is_left_obeys_the_rules(rows: list[tuple[int, int, float]]) -> None:
+    batch_size, total_tokens, latency_ms = zip(*rows, strict=True)
+    steps = make_steps(total_tokens, latency_ms, batch_size=batch_size)
+    try:
+        cleaned = clean_steps(steps)
+    except InputError:
+        usable = [b > 0 and s > 0 and 1 <= t <= 300 for b, s, t in rows]
+        assert not any(usable)
+        return
+    assert cleaned.num_before == len(rows) == cleaned.table["removed"].sum() + cleaned.num_after
+    assert (cleaned.steps[["batch_size", "total_tokens"]] > 0).all(axis=None)
+    assert cleaned.steps["latency_ms"].between(1, 300).all()
+
+
+@pytest.mark.parametrize("name", ["h100_qwq-32b-fp8_chunk512", "a6000x2_llama-3.1-8b_chunk256"])
+def test_the_real_gpu_traces_lose_their_idle_step_only(name: str, shared_traces: Path) -> None:
+    cleaned = clean_steps(read_trace(shared_traces / f"{name}.jsonl.gz").steps)
+    assert cleaned.table["removed"].tolist() == [1, 0, 0]
+    assert cleaned.warnings == ()

@@ -1,0 +1,296 @@
+import contextlib
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bayes_sched.trace.fields import LineError
+from bayes_sched.trace.formats import FIELDS, Step, parse_line
+from tests.conftest import as_bytes, documented_record, iteration_line, recorded_record
+
+
+def row(line: bytes | str | dict[str, Any]) -> dict[str, float]:
+    """Fields of a line, those it does not hold left out."""
+    step = parse_line(as_bytes(line))
+    assert step is not None
+    return {field: value for field, value in zip(FIELDS, step.row, strict=True) if not math.isnan(value)}
+
+
+def refusal(line: bytes | str | dict[str, Any]) -> LineError:
+    with pytest.raises(LineError) as caught:
+        parse_line(as_bytes(line))
+    return caught.value
+
+
+def test_a_documented_line_gives_every_field_it_holds() -> None:
+    assert row(documented_record()) == {
+        "batch_size": 4,
+        "total_tokens": 517,
+        "latency_ms": 45.25,
+        "num_prefill_reqs": 2,
+        "num_decode_reqs": 2,
+        "schedule_ms": 0.5,
+        "kv_cache_usage": 0.75,
+        "num_waiting_reqs": 5,
+        "num_running_reqs": 10,
+        "timestamp": 1703123456.5,
+    }
+
+
+def test_documented_context_lengths_give_context_tokens_and_prefill_pairs() -> None:
+    record = documented_record(
+        prefill=[4, 1], decode=2, prefill_context_lens=[10, 7], decode_context_lens=[100, 200]
+    )
+    assert row(record)["context_tokens"] == 317
+    assert row(record)["prefill_pairs"] == 4 * 10 + 10 + 1 * 7 + 1
+
+
+def test_a_recorded_line_gives_every_field_it_holds() -> None:
+    assert row(recorded_record()) == {
+        "batch_size": 3,
+        "total_tokens": 1024,
+        "latency_ms": 119.5,
+        "num_prefill_reqs": 2,
+        "num_decode_reqs": 1,
+        "schedule_ms": 0.75,
+        "num_waiting_reqs": 1,
+        "num_running_reqs": 3,
+        "context_tokens": 5528 + 1392 + 176,
+        "prefill_pairs": 36 * 1392 + 36 * 37 // 2 + 987 * 176 + 987 * 988 // 2,
+        "timestamp": 118371.25,
+    }
+
+
+def test_an_iteration_line_with_engine_and_cache_usage_is_read() -> None:
+    seconds = ((31 + 29 + 31 + 30 + 31 + 30 + 31 + 31 + 30 + 31 + 21) * 24 + 4) * 3600 + 62
+    assert row(iteration_line(tail=", GPU KV cache usage: 12.3%")) == {
+        "batch_size": 20,
+        "total_tokens": 531,
+        "latency_ms": 45.1,
+        "num_prefill_reqs": 1,
+        "num_decode_reqs": 19,
+        "kv_cache_usage": pytest.approx(0.123),
+        "timestamp": seconds,
+    }
+
+
+def test_an_iteration_line_of_the_older_shape_is_read() -> None:
+    line = (
+        "(EngineCore_DP0 pid=2010410) INFO 12-22 21:44:40 [core.py:349] Iteration(515): 0 context requests, "
+        "0 context tokens, 20 generation requests, 20 generation tokens, iteration elapsed time: 10.99 ms"
+    )
+    assert (row(line)["batch_size"], row(line)["total_tokens"], row(line)["latency_ms"]) == (20, 20, 10.99)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    ["", " (dummy)", ", encoder inputs: 3", ", GPU KV cache usage: 0.0%, encoder inputs: 3 (9 tokens)", "\r"],
+)
+def test_what_follows_the_time_of_an_iteration_line_does_not_harm(tail: str) -> None:
+    assert row(iteration_line(tail=tail))["latency_ms"] == 45.1
+
+
+def test_a_dummy_iteration_is_an_idle_step() -> None:
+    dummy = row(iteration_line(prefill=(0, 0), decode=1, tail=" (dummy), GPU KV cache usage: 1.0%"))
+    assert (dummy["batch_size"], dummy["total_tokens"], dummy["kv_cache_usage"]) == (0, 0, 0.01)
+
+
+def test_an_impossible_date_in_a_log_line_leaves_the_time_out() -> None:
+    assert "timestamp" not in row(iteration_line().replace("11-22", "13-45"))
+
+
+def test_colour_codes_in_a_log_line_do_not_harm() -> None:
+    assert row("\x1b[0;36m(EngineCore_DP0 pid=1)\x1b[0;0m " + iteration_line())["total_tokens"] == 531
+
+
+@pytest.mark.parametrize("line", [b"", b"\r", b"  \t", b"\xef\xbb\xbf"])
+def test_a_blank_line_is_nothing(line: bytes) -> None:
+    assert parse_line(line) is None
+
+
+@pytest.mark.parametrize(
+    "decorate",
+    [
+        lambda line: b"\xef\xbb\xbf" + line,
+        lambda line: line + b"\r",
+        lambda line: line + b"\n",
+        lambda line: b"  " + line + b"\t",
+    ],
+    ids=["byte-order mark", "CRLF", "newline", "space around"],
+)
+def test_marks_and_space_around_a_line_do_not_harm(decorate: Any) -> None:
+    assert row(decorate(as_bytes(documented_record()))) == row(documented_record())
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert row(documented_record(gpu_clock=[1, {"a": None}])) == row(documented_record())
+
+
+@pytest.mark.parametrize("value", [..., None, math.nan])
+def test_an_optional_field_may_be_absent_null_or_nan(value: object) -> None:
+    fields = row(documented_record(kv_cache_usage=value, num_waiting_reqs=value, timestamp=value))
+    assert not fields.keys() & {"kv_cache_usage", "num_waiting_reqs", "timestamp"}
+
+
+def test_chunk_lists_may_be_absent() -> None:
+    assert row(documented_record(prefill_chunk_sizes=..., decode_chunk_sizes=None))["batch_size"] == 4
+    assert "context_tokens" not in row(recorded_record(all_computed_tokens=...))
+
+
+def test_whole_floats_are_counts() -> None:
+    assert row(documented_record(num_waiting_reqs=3.0, total_scheduled_tokens=517.0))["total_tokens"] == 517
+
+
+def test_an_idle_step_is_read() -> None:
+    for record in (recorded_record([], []), documented_record([], 0)):
+        assert (row(record)["batch_size"], row(record)["total_tokens"]) == (0, 0)
+
+
+def test_chunks_that_miss_the_total_are_remarked_and_the_total_is_used() -> None:
+    step = parse_line(as_bytes(documented_record(total_scheduled_tokens=2048)))
+    assert step is not None
+    assert step.row[1] == 2048
+    assert step.remark == "chunk sizes do not sum to total_scheduled_tokens (which is used)"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (..., "missing field model_run_duration_ms"),
+        (None, "model_run_duration_ms is null (null)"),
+        ("45.8", 'model_run_duration_ms is a string ("45.8")'),
+        (True, "model_run_duration_ms is a boolean (true)"),
+        ([45.8], "model_run_duration_ms is a list ([45.8])"),
+        ({}, "model_run_duration_ms is an object ({})"),
+        (math.nan, "model_run_duration_ms is NaN"),
+        (math.inf, "model_run_duration_ms is above 1e+09 (inf)"),
+        (-math.inf, "model_run_duration_ms is negative (-inf)"),
+        (-3.5, "model_run_duration_ms is negative (-3.5)"),
+        (1e308, "model_run_duration_ms is above 1e+09 (1e+308)"),
+        (10**400, "model_run_duration_ms is above 1e+09"),
+    ],
+)
+def test_a_latency_that_is_none_is_refused(value: object, reason: str) -> None:
+    for record in (documented_record, recorded_record):
+        assert str(refusal(record(model_run_duration_ms=value))) == reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_decode_reqs": ...}, "missing field num_decode_reqs"),
+        ({"total_scheduled_tokens": ...}, "missing field total_scheduled_tokens"),
+        ({"num_prefill_reqs": ..., "num_decode_reqs": ...}, "missing field num_prefill_reqs or chunk_sizes"),
+        (
+            {"num_prefill_reqs": 3},
+            "prefill_chunk_sizes contradicts num_prefill_reqs (2 entries where 3 are due)",
+        ),
+        (
+            {"decode_chunk_sizes": [1]},
+            "decode_chunk_sizes contradicts num_decode_reqs (1 entries where 2 are due)",
+        ),
+        (
+            {"prefill_context_lens": [9]},
+            "prefill_context_lens contradicts num_prefill_reqs (1 entries where 2 are due)",
+        ),
+        ({"prefill_chunk_sizes": 512}, "prefill_chunk_sizes is a number, not a list (512)"),
+        ({"prefill_chunk_sizes": ["512", 3]}, "prefill_chunk_sizes holds something else than whole numbers"),
+        ({"prefill_chunk_sizes": [512, -3]}, "prefill_chunk_sizes holds a number outside 0 to 1e+09"),
+        ({"num_decode_reqs": 2.5}, "num_decode_reqs is not a whole number (2.5)"),
+        ({"total_scheduled_tokens": 1e308}, "total_scheduled_tokens is above 1e+09 (1e+308)"),
+        ({"num_waiting_reqs": -1}, "num_waiting_reqs is negative (-1)"),
+        ({"schedule_duration_ms": "0.5"}, 'schedule_duration_ms is a string ("0.5")'),
+        ({"timestamp": "2023-12-21"}, 'timestamp is a string ("2023-12-21")'),
+    ],
+)
+def test_a_documented_line_with_a_damaged_field_is_refused(changes: dict[str, Any], reason: str) -> None:
+    assert str(refusal(documented_record(**changes))) == reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"chunk_sizes": None}, "chunk_sizes is null"),
+        ({"total_scheduled_tokens": 7}, "chunk_sizes contradicts total_scheduled_tokens (sum 1024, total 7)"),
+        (
+            {"all_computed_tokens": [1]},
+            "all_computed_tokens contradicts chunk_sizes (1 entries where 3 are due)",
+        ),
+        ({"chunk_sizes": ...}, "missing field num_prefill_reqs or chunk_sizes"),
+    ],
+)
+def test_a_recorded_line_with_a_damaged_field_is_refused(changes: dict[str, Any], reason: str) -> None:
+    assert str(refusal(recorded_record(**changes))) == reason
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"batch_id": 1, "timest', "not valid JSON"),
+        (as_bytes(documented_record()) * 2, "not valid JSON"),
+        (b"{" * 100_000, "not valid JSON"),
+        (b'{"a":' * 100_000, "not valid JSON"),
+        (b'{"total_scheduled_tokens": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (as_bytes(documented_record()).replace(b"batch_id", b"b\0tch_id"), "holds a NUL byte"),
+        (as_bytes(documented_record()) + b"\0\0", "holds a NUL byte"),
+        (b"\0\0\0" + as_bytes(documented_record()), "holds a NUL byte"),
+        (b'{"batch_id": "\xff"}', "not UTF-8 text"),
+        (b'{"text": "hello"}', "JSON without the fields of a scheduler step"),
+        (b"[1, 2]", "neither JSON nor a vLLM iteration line"),
+        (b"batch,tokens", "neither JSON nor a vLLM iteration line"),
+        (iteration_line()[:-20].encode(), "incomplete vLLM iteration line"),
+    ],
+)
+def test_a_line_that_is_no_step_is_refused_with_a_reason_fit_for_counting(line: bytes, reason: str) -> None:
+    assert refusal(line).reason == reason
+
+
+@given(st.binary(max_size=60).map(lambda tail: b"{" + tail) | st.binary(max_size=60))
+def test_any_bytes_are_a_step_a_blank_line_or_a_reason(line: bytes) -> None:
+    outcome: object
+    try:
+        outcome = parse_line(line)
+    except LineError as error:
+        outcome = error
+    if isinstance(outcome, LineError):
+        assert outcome.reason
+        assert str(outcome).isprintable()
+    else:
+        assert outcome is None or isinstance(outcome, Step)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_any_value_in_any_field_gives_finite_numbers_or_a_reason(data: st.DataObject) -> None:
+    record = data.draw(st.sampled_from([documented_record(), recorded_record()]))
+    record[data.draw(st.sampled_from(sorted(record)))] = data.draw(JSON_VALUES)
+    with contextlib.suppress(LineError):
+        assert all(math.isfinite(value) and value >= 0 for value in row(record).values())
+
+
+@given(
+    prefill=st.lists(st.integers(2, 8192), max_size=6),
+    num_decode=st.integers(0, 300),
+    latency_ms=st.integers(0, 10**6).map(lambda hundredths: hundredths / 100),
+)
+def test_the_three_formats_tell_the_same_step(prefill: list[int], num_decode: int, latency_ms: float) -> None:
+    chunks = [*prefill, *[1] * num_decode]
+    lines = (
+        documented_record(prefill, num_decode, model_run_duration_ms=latency_ms),
+        recorded_record(chunks, [9] * len(chunks), model_run_duration_ms=latency_ms),
+        iteration_line((len(prefill), sum(prefill)), num_decode, latency_ms),
+    )
+    expected = (len(chunks), sum(chunks), latency_ms, len(prefill), num_decode)
+    for line in lines:
+        step = parse_line(as_bytes(line))
+        assert step is not None
+        assert step.row[:5] == expected
