@@ -1,12 +1,13 @@
 r"""Coordinates in which the posterior of the saturation equation is nearly a mixture of Gaussians.
 
 Data see sums of the documented parameters, not the parameters. With :math:`a_0 = w_0 / P_{max}`,
-:math:`a_1 = w_1 / P_{max}` and the saturation curve :math:`g = 1 / ((1-e^{-k_B B})(1-e^{-k_S S}))` the equation is
+:math:`a_1 = w_1 / P_{max}` and the saturation curve :math:`g = 1 / ((1-e^{-k_B B})(1-e^{-k_S S}))` the
+equation is
 
 .. math::  T = \tau_0 + \tau_B B + \tau_S S + a_0\, g + a_1 S g ,
 
-three terms and two curves. Over the steps of a trace each curve is its projection on (1, B, S), which the three
-terms can compensate, and a remainder that they cannot. Sampled instead of the eight parameters:
+three terms and two curves. Over the steps of a trace each curve is its projection on (1, B, S), which the
+three terms can compensate, and a remainder that they cannot. Sampled instead of the eight parameters:
 
 =====================  =====================================================================================
 coordinate             what it is
@@ -21,10 +22,10 @@ coordinate             what it is
 ``per_request``        latency per request that the trace sees: tau_B + (projections of both curves on B)
 =====================  =====================================================================================
 
-A share f lies between two regimes. Where the curve's remainder is far below the noise, or the other part of the sum
-is, the priors rule, and they are normal in the logarithms: f should be an exponential at both ends. Where the
-remainder is seen, the likelihood rules, and it is normal in f, with a standard deviation of 1/M if the remainder at
-f = 1 stands M standard errors above nothing. Both hold for
+A share f lies between two regimes. Where the curve's remainder is far below the noise, or the other part of
+the sum is, the priors rule, and they are normal in the logarithms: f should be an exponential at both ends.
+Where the remainder is seen, the likelihood rules, and it is normal in f, with a standard deviation of 1/M if
+the remainder at f = 1 stands M standard errors above nothing. Both hold for
 
 .. math::  f(y) = \bigl[\operatorname{softplus}(y) - \operatorname{softplus}(y - M)\bigr] / M ,
 
@@ -105,15 +106,42 @@ class ReferenceSteps:
         typical = np.array([1.0, *steps[["batch_size", "total_tokens"]].median().to_numpy(float)])
         width = 0.1 * float(steps["latency_ms"].median()) / typical
         precision = total.to_numpy() / relative_scale**2
-        return cls(batch_size, total_tokens, terms, precision, projection, np.maximum(fit, 0.1 * width), width)
+        return cls(
+            batch_size, total_tokens, terms, precision, projection, np.maximum(fit, 0.1 * width), width
+        )
 
 
 def _groups(weight: Floats) -> NDArray[np.int64]:
-    """Number consecutive cells so that at most `_MAX_REFERENCE_STEPS` groups share the weight evenly."""
+    """Assign consecutive cells to at most `_MAX_REFERENCE_STEPS` groups of about one weight."""
     if len(weight) <= _MAX_REFERENCE_STEPS:
         return np.arange(len(weight))
     position = np.cumsum(weight) / weight.sum() * _MAX_REFERENCE_STEPS
     return np.minimum(position, _MAX_REFERENCE_STEPS - 1).astype(np.int64)
+
+
+class LogCoordinates:
+    """The logarithms of the parameters themselves, for models that name no coordinates of their own.
+
+    Parameters
+    ----------
+    priors : Priors
+        One for each parameter; the search for modes covers each prior twice as wide as it is.
+    """
+
+    def __init__(self, priors: Priors) -> None:
+        self._parameters = tuple(priors)
+        self.names: tuple[str, ...] = tuple(f"log_{name}" for name in priors)
+        self.scan_mean = np.array([prior.mu for prior in priors.values()])
+        self.scan_scale = np.array([2.0 * prior.sigma for prior in priors.values()])
+
+    def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
+        """Map coordinates (last axis) to log parameters; the log-Jacobian is 0."""
+        logs = {name: coordinates[..., i] for i, name in enumerate(self._parameters)}
+        return logs, backend.zeros_like(coordinates[..., 0])
+
+    def from_logs(self, logs: Mapping[str, Any]) -> Floats:
+        """Map log parameters to coordinates (last axis)."""
+        return np.stack(np.broadcast_arrays(*(logs[name] for name in self._parameters)), axis=-1)
 
 
 class SaturationCoordinates:
@@ -146,8 +174,8 @@ class SaturationCoordinates:
             *(f"log_{name}" for name in noise_names),
         )
         table = np.array([(priors[name].mu, priors[name].sigma ** -2) for name in ("P_max", "w_0", "w_1")])
-        # Where to look for modes: the equation is linear in all but the rates, and a share says how much of a curve
-        # is seen. Wider than the priors, because data move modes into their tails.
+        # Where to look for modes: the equation is linear in all but the rates, and a share says how much of a
+        # curve is seen. Wider than the priors, because data move modes into their tails.
         scan = {"log_k_B": (priors["k_B"].mu, 2.0 * priors["k_B"].sigma)}
         scan |= {"log_k_S": (priors["k_S"].mu, 2.5 * priors["k_S"].sigma)}
         scan |= {"slope_share": (0.0, 5.0), "level_share": (0.0, 5.0)}
@@ -234,14 +262,15 @@ class SaturationCoordinates:
         ref = self.reference
         projected = [(ref.projection[i] * curve).sum(axis=-1) for i in range(3)]
         remainder = curve - sum(p[..., None] * term for p, term in zip(projected, ref.terms, strict=True))
-        error = backend.sqrt((ref.precision * remainder**2).sum(axis=-1))
+        crowding = 0.0 if summed == 0 else projected[0] / ref.width[0]
+        error = backend.sqrt((ref.precision * remainder**2).sum(axis=-1) + crowding**2)
         gain = backend.maximum(projected[summed], _MIN_GAIN)
         return _Curve(gain, projected[0], projected[1], ref.fit[summed] * error / gain + _MIN_VISIBILITY)
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """A curve over a trace: its part in the sum it belongs to, its level and per-request projections, and M."""
+    """A curve over a trace: its part in the sum it belongs to, its level and per-request projections, M."""
 
     gain: Any
     level: Any

@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -70,6 +68,8 @@ def inverse_saturation(batch_size: Any, total_tokens: Any, *, k_B: Any, k_S: Any
     array-like, DataArray or TensorVariable
         The dims of the arguments, broadcast. Unitless.
     """
+    import numpy as np  # here, so that the table of parameters, which commands check, loads nothing
+
     return 1.0 / (np.expm1(-k_B * batch_size) * np.expm1(-k_S * total_tokens))
 
 

@@ -206,8 +206,9 @@ def _check_enough(steps: pd.DataFrame) -> None:
     first = steps.iloc[0]
     if all((steps[name] == first[name]).all() for name in _CELL):
         raise InputError(
-            f"all {len(steps):,} usable steps have B = {first['batch_size']} and "
-            f"S = {first['total_tokens']}: a fit needs steps of several sizes, record a trace under a varying load"
+            f"all {len(steps):,} usable steps have B = {first['batch_size']:g} and "
+            f"S = {first['total_tokens']:g}: a fit needs steps of several sizes, so record a trace under a "
+            "varying load"
         )
 
 

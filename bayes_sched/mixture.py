@@ -56,7 +56,8 @@ class GaussianMixture:
             whitened = (points - self.means[k]) @ factor.T
             out[:, k] = -0.5 * np.einsum("ni,ni->n", whitened, whitened) + np.log(np.diag(factor)).sum()
         log_weights: Floats = np.log(self.weights)
-        return out + log_weights - 0.5 * points.shape[1] * _LOG_2PI
+        joint: Floats = out + log_weights - 0.5 * points.shape[1] * _LOG_2PI
+        return joint
 
     def logpdf(self, points: Floats) -> Floats:
         """Return the log density at the points, dims (point,)."""
@@ -67,7 +68,8 @@ class GaussianMixture:
         """Draw points, dims (point, dim)."""
         component = rng.choice(self.num_components, size=size, p=self.weights)
         noise = rng.standard_normal((size, self.means.shape[1]))
-        return self.means[component] + np.einsum("nij,nj->ni", self.cholesky[component], noise)
+        points: Floats = self.means[component] + np.einsum("nij,nj->ni", self.cholesky[component], noise)
+        return points
 
     def inflated(self, factor: float) -> GaussianMixture:
         """Return the mixture with every standard deviation multiplied by `factor`."""
@@ -77,7 +79,9 @@ class GaussianMixture:
         """Return the mixture with a broad component, its own mean and `factor`-fold standard deviations."""
         mean = self.weights @ self.means
         centred = self.means - mean
-        spread = np.einsum("k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :])
+        spread = np.einsum(
+            "k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :]
+        )
         return GaussianMixture(
             np.append((1.0 - share) * self.weights, share),
             np.vstack([self.means, mean]),
@@ -142,7 +146,11 @@ def fit_mixture(
 
 
 def _start(
-    points: Floats, weights: Floats, num_components: int, rng: np.random.Generator, start: GaussianMixture | None
+    points: Floats,
+    weights: Floats,
+    num_components: int,
+    rng: np.random.Generator,
+    start: GaussianMixture | None,
 ) -> GaussianMixture:
     """Return a first mixture: `start`, and components at points far from it (k-means++ seeding)."""
     mean = weights @ points
@@ -174,6 +182,7 @@ def _start(
 
 
 def _regular(covariances: Floats) -> Floats:
-    """Add a thousandth of each variance to the diagonal: positive definite whatever the rounding."""
+    """Add a millionth of each variance to the diagonal: positive definite whatever the rounding."""
     diagonal = np.einsum("kii->ki", covariances)
-    return covariances + 1e-6 * np.einsum("ki,ij->kij", diagonal + 1e-30, np.eye(covariances.shape[1]))
+    ridge: Floats = 1e-6 * np.einsum("ki,ij->kij", diagonal + 1e-30, np.eye(covariances.shape[1]))
+    return covariances + ridge

@@ -17,9 +17,11 @@ from bayes_sched.equation import Parameter
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pymc as pm
     import xarray as xr
+    from numpy.typing import NDArray
 
     from bayes_sched.priors import Priors
 
@@ -27,16 +29,27 @@ if TYPE_CHECKING:
 class Coordinates(Protocol):
     """A smooth bijection between sampled coordinates and the logarithms of a model's parameters.
 
-    It changes nothing about the model: the density carries the Jacobian. It is worth having where it straightens
-    the posterior.
+    It changes nothing about the model: the density carries the Jacobian. It is worth having where it
+    straightens the posterior.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Names of the coordinates.
+    scan_mean, scan_scale : ndarray, dims (coordinate,)
+        Where to look for modes: normal with these means and standard deviations. A coordinate whose scale is
+        0 is left where the best mode so far has it.
     """
 
     names: tuple[str, ...]
+    scan_mean: NDArray[np.float64]
+    scan_scale: NDArray[np.float64]
 
     def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
-        """Map coordinates (last axis: `names`) to log parameters by name and the log of |d logs / d coordinates|.
+        """Map coordinates (last axis: `names`) to log parameters by name.
 
-        `backend` is :mod:`numpy` or :mod:`pytensor.tensor`.
+        The second result is the log of |d logs / d coordinates|. `backend` is :mod:`numpy` or
+        :mod:`pytensor.tensor`.
         """
         ...
 
@@ -68,7 +81,7 @@ class LatencyModel(Protocol):
     noises: tuple[str, ...]
 
     def noise_parameters(self, noise: str) -> tuple[Parameter, ...]:
-        """Return the parameters of a noise option; ``nu``, the Student-t degrees of freedom, is one of them."""
+        """Return the parameters of a noise option; ``nu``, the degrees of freedom, is one of them."""
         ...
 
     def build(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> pm.Model:
@@ -140,7 +153,8 @@ def load_model_file(name_or_path: str | Path) -> ModelFile:
     shipped = str(name_or_path) in shipped_models()
     path = models_folder() / f"{name_or_path}.py" if shipped else Path(name_or_path)
     if not path.is_file():
-        msg = f"{name_or_path}: no such model; give one of {', '.join(shipped_models())} or the path of a .py file"
+        names = ", ".join(shipped_models())
+        msg = f"{name_or_path}: no such model; give one of {names} or the path of a .py file"
         raise InputError(msg)
     spec = importlib.util.spec_from_file_location(f"bayes_sched_model_{path.stem}", path)
     if spec is None or spec.loader is None:

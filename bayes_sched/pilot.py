@@ -1,10 +1,10 @@
 """The pilot run: where the modes of a posterior are, and a mixture of Gaussians that resembles it.
 
 1. From many starts, climb to modes; at each, the curvature gives a Gaussian (Laplace's approximation).
-2. From a widened mixture of these, adaptive multiple importance sampling: draw, weight by the posterior, fit a
-   mixture to the weighted draws of the last stages, repeat. While the weights are too uneven, the target is tempered
-   towards the first mixture. Cappé et al. (2008), Statistics and Computing 18; Cornuet et al. (2012), Scandinavian
-   Journal of Statistics 39.
+2. From a widened mixture of these, adaptive multiple importance sampling: draw, weight by the posterior, fit
+   a mixture to the weighted draws of the last stages, repeat. While the weights are too uneven, the target is
+   tempered towards the first mixture. Cappé et al. (2008), Statistics and Computing 18; Cornuet et al.
+   (2012), Scandinavian Journal of Statistics 39.
 
 The result need not be exact: NUTS corrects it.
 """
@@ -96,7 +96,9 @@ def run_pilot(
         pool = np.concatenate([stage.points for stage in stages])
         if fitted is not None and efficiency > best[0]:
             best = (efficiency, fitted)
-        fitted = fit_mixture(pool, weights, num_components=_NUM_COMPONENTS, rng=rng, start=best[1] if number else None)
+        fitted = fit_mixture(
+            pool, weights, num_components=_NUM_COMPONENTS, rng=rng, start=best[1] if number else None
+        )
         proposal = fitted.with_background(*_BACKGROUND)
         if tempering == 1.0 and efficiency > _GOOD_EFFICIENCY:
             best = (efficiency, fitted)  # fitted to more draws than the one that was good enough
@@ -125,7 +127,8 @@ def _pooled_weights(stages: list[_Stage], first: GaussianMixture) -> tuple[Float
     wanted = 0.2 * _DRAWS
 
     def log_weights(exponent: float) -> Floats:
-        return (1.0 - exponent) * base + exponent * target - proposed
+        tempered: Floats = (1.0 - exponent) * base + exponent * target - proposed
+        return tempered
 
     exponent = 1.0
     if _effective(log_weights(1.0)) < wanted:
@@ -141,7 +144,7 @@ def _pooled_weights(stages: list[_Stage], first: GaussianMixture) -> tuple[Float
 def _laplace_mixture(
     density: Density, start: Floats, scan_mean: Floats, scan_scale: Floats, rng: np.random.Generator
 ) -> tuple[GaussianMixture, int]:
-    """Climb from many starts and return the widened mixture of Laplace approximations, and the number of modes."""
+    """Climb from many starts; return a widened mixture of Laplace approximations and the number of modes."""
     scale = np.full(density.dim, 0.5)
     point, height = _climb(density, start, scale)
     scale = np.sqrt(np.diag(_laplace(density, point, height, scale)))
@@ -183,7 +186,10 @@ def _climb(density: Density, start: Floats, scale: Floats) -> tuple[Floats, floa
 
 
 def _laplace(density: Density, mode: Floats, height: float, scale: Floats) -> Floats:
-    """Return the inverse of the curvature at a mode, from gradients half a conditional standard deviation away."""
+    """Return the inverse of the curvature at a mode.
+
+    It is taken from gradients half a conditional standard deviation away.
+    """
     scale = _conditional_scale(density, mode, height, scale)
     hessian = np.empty((density.dim, density.dim))
     for j, step in enumerate(np.diag(0.5 * scale)):

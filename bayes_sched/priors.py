@@ -111,7 +111,8 @@ class Priors(Mapping[str, Prior]):
         Raises
         ------
         InputError
-            A name is not a parameter of the model, or a row is not a pair of numbers with ``0 <= low < high``.
+            A name is not a parameter of the model, or a row is not a pair of numbers with ``0 <= low <
+            high``.
         """
         changed = dict(self._priors)
         for name, row in table.items():

@@ -1,17 +1,18 @@
 r"""The Knothe-Rosenblatt rearrangement of a Gaussian mixture, as a PyTensor operation.
 
-The rearrangement :math:`x = R(z)` is the smooth, triangular, strictly increasing map that turns a standard normal
-:math:`z` into the mixture :math:`q`: coordinate by coordinate, with :math:`F_j` the conditional distribution
-function of the mixture,
+The rearrangement :math:`x = R(z)` is the smooth, triangular, strictly increasing map that turns a standard
+normal :math:`z` into the mixture :math:`q`: coordinate by coordinate, with :math:`F_j` the conditional
+distribution function of the mixture,
 
 .. math::  F_j(x_j \mid x_1, \ldots, x_{j-1}) = \Phi(z_j) .
 
-Because R pushes the standard normal :math:`\phi` forward to q, its Jacobian is :math:`\phi(z) / q(R(z))`: a target
-density p in the coordinates z is :math:`\phi(z)\, p(x) / q(x)`. Where q is close to p that is close to a standard
-normal, however many modes p has. The target stays exact whatever q is; only the efficiency of sampling depends on q.
+Because R pushes the standard normal :math:`\phi` forward to q, its Jacobian is :math:`\phi(z) / q(R(z))`: a
+target density p in the coordinates z is :math:`\phi(z)\, p(x) / q(x)`. Where q is close to p that is close to
+a standard normal, however many modes p has. The target stays exact whatever q is; only the efficiency of
+sampling depends on q.
 
-Rosenblatt (1952), Annals of Mathematical Statistics 23; Parno and Marzouk (2018), SIAM/ASA JUQ 6, for transport
-maps as a preconditioner of Markov chain Monte Carlo.
+Rosenblatt (1952), Annals of Mathematical Statistics 23; Parno and Marzouk (2018), SIAM/ASA JUQ 6, for
+transport maps as a preconditioner of Markov chain Monte Carlo.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 def _conditional_quantile(z, means, scales, weights):  # type: ignore[no-untyped-def]
     """Solve sum_k weights_k Phi((x - means_k) / scales_k) = Phi(z) for x: Newton steps within a bracket.
 
-    The components' own quantiles bracket the root. Tail probabilities are used on the side of z, in logarithms, so
-    that the relative accuracy does not depend on how far out z is.
+    The components' own quantiles bracket the root. Tail probabilities are used on the side of z, in
+    logarithms, so that the relative accuracy does not depend on how far out z is.
     """
     low, high, x = np.inf, -np.inf, 0.0
     for k in range(means.shape[0]):
@@ -109,9 +110,13 @@ def rearrange_pullback(z, x, cotangent, log_weights, means, inverse_cholesky):  
             for i in range(j + 1):
                 y += inverse_cholesky[k, j, i] * (x[i] - means[k, i])
             density = weights[k] * math.exp(0.5 * (z[j] * z[j] - y * y))
-            tail = weights[k] * 0.5 * math.erfc(side * y / _SQRT2) * math.exp(0.5 * z[j] * z[j] + _LOG_SQRT_2PI)
+            tail = (
+                weights[k] * 0.5 * math.erfc(side * y / _SQRT2) * math.exp(0.5 * z[j] * z[j] + _LOG_SQRT_2PI)
+            )
             for i in range(j):
-                inverse[j, i] += density * inverse_cholesky[k, j, i] - side * tail * (slope[k, i] - mean_slope[i])
+                inverse[j, i] += density * inverse_cholesky[k, j, i] - side * tail * (
+                    slope[k, i] - mean_slope[i]
+                )
             inverse[j, j] += density * inverse_cholesky[k, j, j]
             log_posterior[k] += -0.5 * y * y + math.log(inverse_cholesky[k, j, j])
             for i in range(j + 1):
@@ -125,7 +130,7 @@ def rearrange_pullback(z, x, cotangent, log_weights, means, inverse_cholesky):  
     return out
 
 
-class _Kernel(Op):
+class _Kernel(Op):  # type: ignore[misc]
     """A vector-valued operation whose implementation is one of the numba kernels above."""
 
     __props__ = ()
@@ -151,15 +156,17 @@ class Rearrangement(_Kernel):
     kernel = staticmethod(rearrange)
 
     def connection_pattern(self, node: Any) -> list[list[bool]]:
+        """Return which inputs the output is differentiable in: z alone."""
         return [[True], [False], [False], [False]]
 
     def pullback(self, inputs: Any, outputs: Any, cotangents: Any) -> list[Any]:
+        """Return the transposed Jacobian times the cotangent, for each input."""
         z, *mixture = inputs
         gradient = RearrangementPullback()(z, outputs[0], cotangents[0], *mixture)
         return [gradient, *(disconnected_type() for _ in mixture)]
 
 
-@register_funcify_default_op_cache_key(Rearrangement)
+@register_funcify_default_op_cache_key(Rearrangement)  # type: ignore[untyped-decorator]
 def _(op: Any, **kwargs: Any) -> Any:
     @numba_njit
     def rearrangement(z, log_weights, means, inverse_cholesky):  # type: ignore[no-untyped-def]
@@ -168,7 +175,7 @@ def _(op: Any, **kwargs: Any) -> Any:
     return rearrangement
 
 
-@register_funcify_default_op_cache_key(RearrangementPullback)
+@register_funcify_default_op_cache_key(RearrangementPullback)  # type: ignore[untyped-decorator]
 def _(op: Any, **kwargs: Any) -> Any:
     @numba_njit
     def pullback(z, x, cotangent, log_weights, means, inverse_cholesky):  # type: ignore[no-untyped-def]

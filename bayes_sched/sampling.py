@@ -85,8 +85,8 @@ class Samples:
     Attributes
     ----------
     data : DataTree
-        Groups ``posterior`` (dims chain, draw: every parameter), ``coordinates`` (variable ``value``, dims chain,
-        draw, coordinate), ``sample_stats`` (dims chain, draw) and ``prior`` (dims draw).
+        Groups ``posterior`` (dims chain, draw: every parameter), ``coordinates`` (variable ``value``, dims
+        chain, draw, coordinate), ``sample_stats`` (dims chain, draw) and ``prior`` (dims draw).
     timings_s : dict
         Seconds of wall time by stage.
     info : dict
@@ -160,18 +160,29 @@ class Sampler:
             return np.array([transport.masses(x, self.density.values(x)) for x in points])
 
     def draw_part(
-        self, transport: Transport, part: int, draws: int, settings: SamplerSettings, progress: Progress | None = None
+        self,
+        transport: Transport,
+        part: int,
+        draws: int,
+        settings: SamplerSettings,
+        progress: Progress | None = None,
     ) -> tuple[Floats, xr.Dataset]:
-        """Sample one part with NUTS: coordinates, dims (chain, draw, coordinate), and the sampler's statistics.
+        """Sample one part with NUTS.
 
-        A part that has divergences is sampled again with smaller steps, twice at most.
+        Returns coordinates, dims (chain, draw, coordinate), and the sampler's statistics. A part that has
+        divergences is sampled again with smaller steps, twice at most.
         """
-        run = self._pymc if settings.sampler == "pymc" else self._nutpie
+        run = self._pymc
+        if settings.sampler == "nutpie":
+            self._compile(transport)
+            run = self._nutpie
         for attempt in range(_ATTEMPTS):
             accept = 1.0 - (1.0 - settings.target_accept) * _SMALLER_STEPS**attempt
             seed = settings.seed + 7919 * (part + 1) + attempt
             with self.clock("sampling"):
-                tree = run(transport, part, draws, replace(settings, target_accept=accept, seed=seed), progress)
+                tree = run(
+                    transport, part, draws, replace(settings, target_accept=accept, seed=seed), progress
+                )
             stats = tree["sample_stats"].to_dataset()[list(_SAMPLE_STATS)]
             self.num_gradients += int(stats["n_steps"].sum())
             if not stats["diverging"].any():
@@ -179,8 +190,22 @@ class Sampler:
         z = tree["posterior"]["z"].transpose("chain", "draw", "coordinate").to_numpy()
         return transport.to_coordinates(z, part), stats
 
+    def _compile(self, transport: Transport) -> None:
+        if self._compiled is None:
+            with self.clock("compile"):
+                self._compiled = nutpie.compile_pymc_model(
+                    mapped_model(self.density, transport),
+                    default_initialization_strategy="prior",
+                    var_names=[],
+                )
+
     def _pymc(
-        self, transport: Transport, part: int, draws: int, settings: SamplerSettings, progress: Progress | None
+        self,
+        transport: Transport,
+        part: int,
+        draws: int,
+        settings: SamplerSettings,
+        progress: Progress | None,
     ) -> Any:
         if progress is not None:
             progress("sampling", None)
@@ -207,11 +232,6 @@ class Sampler:
         settings: SamplerSettings,
         progress: Progress | None,
     ) -> Any:
-        if self._compiled is None:
-            with self.clock("compile"):
-                self._compiled = nutpie.compile_pymc_model(
-                    mapped_model(self.density, transport), default_initialization_strategy="prior", var_names=[]
-                )
         total = settings.chains * (draws + settings.tune)
 
         def report(chains: list[Any]) -> None:
@@ -270,7 +290,11 @@ class Sampler:
         value = xr.DataArray(
             coordinates,
             dims=("chain", "draw", "coordinate"),
-            coords={"chain": stats["chain"], "draw": stats["draw"], "coordinate": list(self.coordinates.names)},
+            coords={
+                "chain": stats["chain"],
+                "draw": stats["draw"],
+                "coordinate": list(self.coordinates.names),
+            },
         )
         prior = xr.Dataset(
             {
@@ -289,7 +313,7 @@ class Sampler:
 
 
 def _allocate(masses: Floats, draws: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return how many draws of each part a chain gets, dims (chain, part): largest remainders, `draws` in all."""
+    """Return the draws a chain gets of each part, dims (chain, part): largest remainders, `draws` in all."""
     exact = masses / masses.sum(axis=1, keepdims=True) * draws
     counts = np.floor(exact).astype(np.int64)
     for row, remainder in zip(counts, exact - counts, strict=True):

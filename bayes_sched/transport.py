@@ -1,14 +1,15 @@
 r"""Geometry: coordinates fitted to one posterior, in which NUTS moves freely; one set for each mode.
 
-A pilot run approximates the posterior p by a mixture of Gaussians q. Components of q that overlap form a *part*; NUTS
-does not cross between parts. With q_g the share of part g in q, the posterior is the sum of the densities
+A pilot run approximates the posterior p by a mixture of Gaussians q. Components of q that overlap form a
+*part*; NUTS does not cross between parts. With q_g the share of part g in q, the posterior is the sum of the
+densities
 
 .. math::  p_g(x) = p(x)\, q_g(x) / q(x) ,
 
 smooth pieces that add up to p whatever q is. Part g is sampled in the coordinates z of the Knothe-Rosenblatt
-rearrangement :math:`x = R_g(z)` of q_g, where its density is :math:`\phi(z)\, p(x) / q(x)`: the closer q is to p, the
-closer to a standard normal. The mass of each part is a mean of p/q over draws from q (importance sampling), and the
-parts are put together in these proportions.
+rearrangement :math:`x = R_g(z)` of q_g, where its density is :math:`\phi(z)\, p(x) / q(x)`: the closer q is
+to p, the closer to a standard normal. The mass of each part is a mean of p/q over draws from q (importance
+sampling), and the parts are put together in these proportions.
 
 The model is not changed: the mapped model contains its density, so the priors are those of the model file.
 """
@@ -23,9 +24,9 @@ import numpy as np
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
+from numpy.typing import NDArray
 from pytensor.graph import rewrite_graph
 from pytensor.graph.replace import clone_replace, graph_replace
-from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.special import logsumexp
@@ -67,11 +68,13 @@ class Density:
             density + log_jacobian, include=("canonicalize", "stabilize", "local_remove_check_parameter")
         )
         with np.errstate(all="ignore"):
-            self._function = pytensor.function([self.point], [self.graph, pt.grad(self.graph, self.point)], mode="NUMBA")
+            self._function = pytensor.function(
+                [self.point], [self.graph, pt.grad(self.graph, self.point)], mode="NUMBA"
+            )
         self._function.trust_input = True
 
     def __call__(self, point: Floats) -> tuple[float, Floats]:
-        """Return the log density and its gradient; a point without a finite density is impossible, not an error."""
+        """Return the log density and its gradient. Without a finite density a point is impossible."""
         self.num_evaluations += 1
         with np.errstate(all="ignore"):
             value, gradient = self._function(point)
@@ -157,11 +160,15 @@ class Transport:
         mass = np.array(
             [ratio @ share[:, self.part_of_component == g].sum(axis=1) for g in range(self.num_parts)]
         )
-        return mass / mass.sum()
+        normalised: Floats = mass / mass.sum()
+        return normalised
 
 
 def mapped_model(density: Density, transport: Transport) -> pm.Model:
-    """Return the PyMC model of z for part 0. The transport's numbers are data: other parts need no compiling."""
+    """Return the PyMC model of z for part 0.
+
+    The transport's numbers are data: other parts need no compiling.
+    """
     with pm.Model(coords={"coordinate": list(density.names)}, check_bounds=False) as model:
         z = pm.Normal("z", dims="coordinate")
         data = {name: pm.Data(name, value) for name, value in transport.data(0).items()}

@@ -7,9 +7,9 @@ A scheduler step of :math:`B` requests and :math:`S` tokens takes
     T \sim \mathrm{StudentT}(\nu, \mu(B, S), \sigma), \qquad
     \mu(B, S) = \tau_0 + \frac{w_0 + w_1 S}{P_{max} (1 - e^{-k_B B}) (1 - e^{-k_S S})} + \tau_B B + \tau_S S .
 
-========  ==========================  ======================  ===================================================
+========  ==========================  ======================  ===============================================
 name      meaning                     unit                    prior: log-normal, 95 % in
-========  ==========================  ======================  ===================================================
+========  ==========================  ======================  ===============================================
 P_max     peak effective throughput   tokens/ms               1 - 1000
 k_B       batch saturation            1/request               0.01 - 1.0
 k_S       token saturation            1/token                 0.001 - 0.1
@@ -18,13 +18,14 @@ w_1       work per token              effective tokens/token  0.001 - 1.0
 tau_0     fixed latency               ms                      0.05 - 50 (documented from 0)
 tau_B     latency per request         ms/request              0.005 - 5 (documented from 0)
 tau_S     latency per token           ms/token                0.0001 - 0.1 (documented from 0)
-========  ==========================  ======================  ===================================================
+========  ==========================  ======================  ===============================================
 
 Noise, by the option ``noise``:
 
 ``proportional``
-    :math:`\sigma^2 = \sigma_{floor}^2 + (\sigma_{rel} \mu)^2`: long steps vary more than short ones, and a floor
-    stands for the clock and the host. The default: on real traces it predicts better than a constant scale.
+    :math:`\sigma^2 = \sigma_{floor}^2 + (\sigma_{rel} \mu)^2`: long steps vary more than short ones, and a
+    floor stands for the clock and the host. The default: on real traces it predicts better than a constant
+    scale.
 ``constant``
     :math:`\sigma` is the same for all steps.
 """
@@ -61,8 +62,8 @@ class Saturation:
     name = "saturation"
     title = "saturation equation with Student-t noise"
     parameters = PARAMETERS
-    columns = ("batch_size", "total_tokens")
-    noises = ("proportional", "constant")
+    columns: tuple[str, ...] = ("batch_size", "total_tokens")
+    noises: tuple[str, ...] = ("proportional", "constant")
 
     def noise_parameters(self, noise: str) -> tuple[Parameter, ...]:
         """Return the parameters of a noise option."""
@@ -71,8 +72,8 @@ class Saturation:
     def build(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> pm.Model:
         """Return the PyMC model.
 
-        Traces repeat themselves, so the equation is evaluated once for each distinct (B, S), a *cell*, and the
-        steps refer to their cells.
+        Traces repeat themselves, so the equation is evaluated once for each distinct (B, S), a *cell*, and
+        the steps refer to their cells.
 
         Parameters
         ----------

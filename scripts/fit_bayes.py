@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bayes_sched.report import Summary
 
 PROGRAM = "fit_bayes"
+DEFAULT = "(default: %(default)s)"
 say = partial(command.say, PROGRAM)
 
 EXAMPLES = """\
@@ -49,51 +50,46 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = made.add_argument
-    add(
-        "traces", nargs="+", metavar="TRACE", help="file (plain, .gz, .zst), 'PATTERN', or - (standard input)"
-    )
-    add("--name", help="name of the result (the trace's)")
-    add("--gpu", metavar="LABEL", help="GPU, for reports (what the trace's side-car says)")
-    add("--llm", metavar="LABEL", help="LLM, for reports (what the trace's side-car says)")
-    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="(%(default)s)")
+    add("traces", nargs="+", metavar="TRACE", help="file (.gz, .zst, plain), 'PATTERN', or - for stdin")
+    add("--name", help="name of the result (default: the trace's)")
+    add("--gpu", metavar="LABEL", help="GPU, for reports (default: what the trace's side-car says)")
+    add("--llm", metavar="LABEL", help="LLM, for reports (default: what the trace's side-car says)")
+    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=DEFAULT)
     add("--overwrite", action="store_true", help="replace an existing result, its whole folder")
     add("--no-report", action="store_true", help="write posterior.nc alone")
     add("--json", action="store_true", help="print one JSON document in place of the tables")
     _add_model_options(made)
+    _add_step_options(made)
     _add_sampling_options(made)
     return made
 
 
 def _add_model_options(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("model").add_argument
-    add("--model", default="saturation", help="name of a model, or a .py file, which is run (%(default)s)")
-    add("--noise", choices=("proportional", "constant"), help="scale of the noise (the model's first)")
+    add("--model", default="saturation", help=f"name of a model, or a .py file, which is run {DEFAULT}")
+    noises = ("proportional", "constant")
+    add("--noise", choices=noises, help="scale of the noise (default: the model's first)")
     add("--priors", type=Path, metavar="FILE.toml", help="prior overrides, as in examples/priors.toml")
-    add(
-        "--probability", type=command.probability, default=0.9, metavar="P", help="of intervals (%(default)s)"
-    )
+    add("--probability", type=command.probability, default=0.9, metavar="P", help=f"of intervals {DEFAULT}")
+
+
+def _add_step_options(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("steps").add_argument
-    ms = command.milliseconds
-    add("--min-latency-ms", type=ms, default=1.0, metavar="MS", help="shorter steps go (%(default)s)")
-    add("--max-latency-ms", type=ms, default=300.0, metavar="MS", help="longer steps go (%(default)s)")
-    add("--max-bad-share", type=command.share, default=0.05, metavar="X", help="of bad lines (%(default)s)")
-    add("--max-rows", type=command.at_least(20), default=20_000, metavar="N", help="steps used (%(default)s)")
+    ms, rows = command.milliseconds, command.at_least(20)
+    add("--min-latency-ms", type=ms, default=1.0, metavar="MS", help=f"remove shorter steps {DEFAULT}")
+    add("--max-latency-ms", type=ms, default=300.0, metavar="MS", help=f"remove longer steps {DEFAULT}")
+    add("--max-bad-share", type=command.share, default=0.05, metavar="X", help=f"of unusable lines {DEFAULT}")
+    add("--max-rows", type=rows, default=20_000, metavar="N", help=f"use at most so many steps {DEFAULT}")
 
 
 def _add_sampling_options(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("sampling").add_argument
-    one = command.at_least(1)
-    add("--draws", type=one, default=1000, metavar="N", help="draws kept of each chain (%(default)s)")
-    add("--tune", type=one, default=500, metavar="N", help="tuning draws of each chain (%(default)s)")
-    add("--chains", type=one, default=4, metavar="N", help="(%(default)s)")
-    add(
-        "--seed",
-        type=command.at_least(0),
-        default=0,
-        metavar="N",
-        help="same seed, same numbers (%(default)s)",
-    )
-    add("--sampler", choices=("nutpie", "pymc"), default="nutpie", help="whose NUTS (%(default)s)")
+    one, zero = command.at_least(1), command.at_least(0)
+    add("--draws", type=one, default=1000, metavar="N", help=f"draws kept of each chain {DEFAULT}")
+    add("--tune", type=one, default=500, metavar="N", help=f"tuning draws of each chain {DEFAULT}")
+    add("--chains", type=one, default=4, metavar="N", help=DEFAULT)
+    add("--seed", type=zero, default=0, metavar="N", help=f"the same seed gives the same numbers {DEFAULT}")
+    add("--sampler", choices=("nutpie", "pymc"), default="nutpie", help=f"whose NUTS {DEFAULT}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,281 @@
+"""Simulation-based calibration: fit simulated traces, and see whether the true values rank evenly.
+
+Everything heavy is imported where it is used, after the checks: a slip of the pen is answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayes_sched import command
+from bayes_sched.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bayes_sched.simulation_calibration import CalibrationStudy, Simulation
+
+PROGRAM = "calibrate"
+DEFAULT = "(default: %(default)s)"
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "vllm_cpu_12m_sweep.jsonl.gz"
+SIMULATIONS, SETTINGS = "simulations.csv", "study.json"
+say = partial(command.say, PROGRAM)
+
+EPILOG = """\
+example:
+  python scripts/calibrate.py --simulations 200 --seed 1
+
+An interrupted study goes on where it stopped when it is called again with --resume.
+
+exit status: 0 done; 2 bad input or usage; 130 interrupted.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = command.Parser(
+        prog=PROGRAM,
+        description=__doc__.partition("\n")[0] if __doc__ else None,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    one, zero = command.at_least(1), command.at_least(0)
+    add("--simulations", type=command.at_least(10), default=200, metavar="N", help=DEFAULT)
+    add("--seed", type=zero, default=1, metavar="N", help=DEFAULT)
+    add("--design", type=Path, default=EXAMPLE, metavar="TRACE", help="its (B, S) (default: the example's)")
+    add(
+        "--rows", type=command.at_least(20), default=160, metavar="N", help=f"steps of a simulation {DEFAULT}"
+    )
+    add("--model", default="saturation", help=f"name of a model, or a .py file, which is run {DEFAULT}")
+    add("--noise", help="noise option of the model (default: its first)")
+    add("--draws", type=command.at_least(25), default=500, metavar="N", help=f"kept of each chain {DEFAULT}")
+    add("--tune", type=one, default=200, metavar="N", help=f"tuning draws of each chain {DEFAULT}")
+    add("--chains", type=command.at_least(2), default=2, metavar="N", help=DEFAULT)
+    add("--results-dir", type=Path, default=Path("results/calibration"), metavar="DIR", help=DEFAULT)
+    add("--resume", action="store_true", help="go on with the study in the folder")
+    add("--overwrite", action="store_true", help="replace the study in the folder")
+    return made
+
+
+def prepare(arguments: Sequence[str]) -> argparse.Namespace:
+    """Check the arguments as far as that goes without reading the trace."""
+    options = parser().parse_args(arguments)
+    if not options.design.is_file():
+        raise InputError(f"--design {options.design}: no such file")
+    if options.draws * options.chains < 100:
+        raise InputError(
+            f"{options.chains} chains of {options.draws} draws are too few: 100 are needed in all"
+        )
+    folder: Path = options.results_dir
+    if options.resume and options.overwrite:
+        raise InputError("--resume and --overwrite contradict each other")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--results-dir {folder}: not a folder")
+    if options.resume:
+        check_same(folder, options)
+    elif (folder / SIMULATIONS).exists() and not options.overwrite:
+        raise InputError(f"{folder} holds a study: give --resume, --overwrite or another --results-dir")
+    options.command = shlex.join(["python", "scripts/calibrate.py", *without_resume(arguments)])
+    return options
+
+
+def without_resume(arguments: Sequence[str]) -> list[str]:
+    return [text for text in arguments if text not in ("--resume", "--overwrite")]
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What has to be the same for simulations to belong to one study."""
+    names = ("seed", "rows", "model", "noise", "draws", "tune", "chains")
+    return {name: getattr(options, name) for name in names} | {"design": options.design.name}
+
+
+def check_same(folder: Path, options: argparse.Namespace) -> None:
+    try:
+        before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--resume: {folder} holds no study ({SETTINGS} cannot be read)") from error
+    for name, value in settings_of(options).items():
+        if before.get(name) != value:
+            raise InputError(f"--resume: the study in {folder} has {name} {before.get(name)}, not {value}")
+
+
+def run(options: argparse.Namespace) -> int:
+    folder: Path = options.results_dir
+    study = make_study(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SIMULATIONS
+    if not options.resume:
+        path.unlink(missing_ok=True)
+        (folder / SETTINGS).write_text(json.dumps(settings_of(options), indent=2) + "\n", encoding="utf-8")
+    import pandas as pd
+
+    done = len(pd.read_csv(path)) if path.exists() else 0
+    for simulation in study.run(range(done, options.simulations)):
+        append(path, simulation)
+        if (simulation.number + 1) % 10 == 0:
+            say(f"{simulation.number + 1} of {options.simulations} simulations")
+    print(summarise(study, pd.read_csv(path), options))
+    return command.DONE
+
+
+def make_study(options: argparse.Namespace) -> CalibrationStudy:
+    from bayes_sched.trace import clean_steps, read_trace
+
+    steps = clean_steps(read_trace(options.design).steps).steps
+    say("loading the libraries")
+    import logging
+
+    from bayes_sched.benchmarking import choose_rows
+    from bayes_sched.model import all_parameters, load_model
+    from bayes_sched.priors import Priors
+    from bayes_sched.sampling import SamplerSettings
+    from bayes_sched.simulation_calibration import CalibrationStudy
+
+    logging.getLogger("pymc").setLevel(logging.WARNING)
+    model = load_model(options.model)
+    noise = options.noise or model.noises[0]
+    return CalibrationStudy(
+        model,
+        choose_rows(steps, options.rows, seed=options.seed),
+        Priors.from_parameters(all_parameters(model, noise)),
+        noise=noise,
+        settings=SamplerSettings(
+            draws=options.draws, tune=options.tune, chains=options.chains, seed=options.seed
+        ),
+    )
+
+
+def append(path: Path, simulation: Simulation) -> None:
+    """Add a row; a simulation that is in the file is done."""
+    import pandas as pd
+
+    account = {name: simulation.account.get(name) for name in ACCOUNT}
+    row: dict[str, Any] = {"simulation": simulation.number, **account}
+    row |= {f"true {name}": value for name, value in simulation.truth.items()}
+    row |= {f"rank {name}": simulation.ranks.get(name) for name in simulation.truth}
+    with path.open("a", encoding="utf-8", newline="") as stream:
+        pd.DataFrame([row]).to_csv(stream, header=stream.tell() == 0, index=False, float_format="%.6g")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+ACCOUNT = (
+    "gate_passed",
+    "divergences",
+    "worst_r_hat",
+    "worst_ess",
+    "worst_e_bfmi",
+    "num_parts",
+    "neglected_mass",
+    "pilot_efficiency",
+    "median_latency_ms",
+    "seconds",
+    "error",
+)
+
+
+def summarise(study: CalibrationStudy, simulations: pd.DataFrame, options: argparse.Namespace) -> str:
+    """Write the ranks, the figure and the account; return the summary."""
+    from bayes_sched.model import all_parameters
+    from bayes_sched.plots.simulated_ranks import simulated_ranks
+    from bayes_sched.plots.style import save_figure
+    from bayes_sched.simulation_calibration import evenness_table
+
+    folder: Path = options.results_dir
+    is_rank = simulations.columns.str.startswith("rank ")
+    ranks = simulations.loc[:, is_rank].rename(columns=lambda name: name.removeprefix("rank "))
+    ranks.insert(0, "simulation", simulations["simulation"])
+    complete = ranks.dropna().astype(int)
+    complete.to_csv(folder / "ranks.csv", index=False)
+    complete = complete.drop(columns="simulation")
+    table = evenness_table(complete)
+    table.to_csv(folder / "evenness.csv", float_format="%.4g")
+    units = {p.name: p.unit for p in all_parameters(study.model, study.noise)}
+    units |= {"a_0": "ms", "a_1": "ms/token", "c": "ms/token", "L_0": "ms"}
+    save_figure(simulated_ranks(complete, units=units), folder, "calibration")
+    text = summary_text(table, simulations)
+    (folder / "README.md").write_text(readme(text, study, options), encoding="utf-8")
+    return text
+
+
+def summary_text(table: pd.DataFrame, simulations: pd.DataFrame) -> str:
+    shown = table.assign(even=table["even"].map({True: "yes", False: "NO"})).round(
+        {"mean_rank": 3, "max_deviation": 3, "p_value": 3}
+    )
+    fitted = simulations[simulations["worst_r_hat"].notna()]
+    failed = fitted[~fitted["gate_passed"].astype(bool)]
+    reasons = {
+        "R-hat above 1.01": (failed["worst_r_hat"] > 1.01).sum(),
+        "R-hat above 1.05": (failed["worst_r_hat"] > 1.05).sum(),
+        "an ESS below 400": (failed["worst_ess"] < 400).sum(),
+        "an ESS below the 99 ranked draws": (failed["worst_ess"] < 99).sum(),
+        "divergences": (failed["divergences"] > 0).sum(),
+        "E-BFMI below 0.3": (failed["worst_e_bfmi"] < 0.3).sum(),
+    }
+    smallest = float(table["p_value"].min())
+    return "\n".join(
+        [
+            shown.to_string(),
+            "",
+            f"{len(table)} quantities, {int((~table['even']).sum())} outside their 95 % band; the smallest "
+            f"p-value is {smallest:.3f}, times {len(table)} quantities {min(1.0, smallest * len(table)):.2f}.",
+            f"{len(simulations):,} simulations, {len(simulations) - len(fitted):,} not fitted for an error; "
+            f"{len(failed):,} of the fits failed the gate (their ranks count too): "
+            + ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+            + ".",
+            f"Seconds a simulation: median {simulations['seconds'].median():.1f}, "
+            f"sum {simulations['seconds'].sum():,.0f}.",
+        ]
+    )
+
+
+def readme(text: str, study: CalibrationStudy, options: argparse.Namespace) -> str:
+    settings = study.settings
+    return f"""# Simulation-based calibration
+
+Made by
+
+    {options.command}
+
+For each simulation: parameters are drawn from the documented priors, the latencies of {len(study.steps)} steps
+are simulated (the (B, S) of a random choice from {options.design.name}), the sampler fits them
+({settings.chains} chains, {settings.tune} tuning and {settings.draws} kept draws each), and the true values
+are ranked among 99 evenly spaced draws. If the sampler returns the model's posterior, the ranks are even on
+0 to 99. Every simulation counts, absurd latencies and fits that failed the gate included; fits this short
+miss the gate's 400 effective draws more often than those of the default settings.
+
+```
+{text}
+```
+
+`p_value`: how often even ranks would stray as far from an even distribution. `max_deviation`: the largest
+difference between the distribution functions. Beside the parameters, the combinations that data identify.
+
+![Difference between the distribution function of the ranks and an even one, with 95 % bands](calibration.png)
+
+| file | what |
+|---|---|
+| `calibration.png`, `.svg` | the figure |
+| `ranks.csv` | rank of the true value, one row a simulation |
+| `simulations.csv` | true values, ranks, and what the gate says of each fit |
+| `evenness.csv` | the table above |
+| `study.json` | settings; `--resume` goes on with the same |
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    return command.exit_status(PROGRAM, lambda: run(prepare(given)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Simulation-based calibration of the whole way: priors, simulator, model, sampler, draws."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bayes_sched.benchmarking import choose_rows
+from bayes_sched.model import all_parameters, load_model
+from bayes_sched.priors import Prior, Priors
+from bayes_sched.sampling import SamplerSettings
+from bayes_sched.simulation_calibration import CalibrationStudy, evenness_table
+from bayes_sched.trace import clean_steps, read_trace
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+NUM_SIMULATIONS = 40
+NUM_WRONG_SIMULATIONS = 25
+LEVEL = 0.01  # over all quantities together
+
+
+@pytest.fixture(scope="module")
+def study() -> CalibrationStudy:
+    model = load_model("saturation")
+    trace = read_trace(ROOT / "examples" / "vllm_cpu_12m_sweep.jsonl.gz")
+    steps = choose_rows(clean_steps(trace.steps).steps, 120, seed=3)
+    priors = Priors.from_parameters(all_parameters(model, "proportional"))
+    settings = SamplerSettings(draws=300, tune=200, chains=2, seed=3)
+    return CalibrationStudy(model, steps, priors, noise="proportional", settings=settings)
+
+
+def ranks_of(study: CalibrationStudy, numbers: range) -> pd.DataFrame:
+    found = list(study.run(numbers))
+    assert not [s.account["error"] for s in found if "error" in s.account]
+    return pd.DataFrame([simulation.ranks for simulation in found])
+
+
+def test_true_values_rank_evenly_for_every_parameter(study: CalibrationStudy) -> None:
+    table = evenness_table(ranks_of(study, range(NUM_SIMULATIONS)))
+    assert set(study.priors) <= set(table.index)
+    assert table["p_value"].min() > LEVEL / len(table), table.to_string()
+
+
+def test_parameters_from_other_priors_than_the_model_s_are_noticed(
+    study: CalibrationStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    priors = dict(study.priors)
+    shift = np.exp(1.5 * priors["P_max"].sigma)  # the data say nothing of P_max: its rank shows the prior
+    shifted = Prior("P_max", priors["P_max"].low * shift, priors["P_max"].high * shift)
+    assert study.sampler is not None
+    monkeypatch.setattr(study, "priors", Priors([*(priors | {"P_max": shifted}).values()]))
+    table = evenness_table(ranks_of(study, range(NUM_WRONG_SIMULATIONS)))
+    assert table.loc["P_max", "p_value"] < LEVEL
+
+
+def test_a_simulation_does_not_depend_on_those_before_it(study: CalibrationStudy) -> None:
+    first = study.run_one(7)
+    study.run_one(8)
+    assert study.run_one(7).ranks == first.ranks
