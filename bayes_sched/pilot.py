@@ -18,6 +18,7 @@ import numpy as np
 from scipy.optimize import brentq, minimize
 from scipy.special import logsumexp
 from scipy.stats import norm, qmc
+from threadpoolctl import threadpool_limits
 
 from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
 from bayes_sched.transport import Density
@@ -96,9 +97,10 @@ def run_pilot(
         pool = np.concatenate([stage.points for stage in stages])
         if fitted is not None and efficiency > best[0]:
             best = (efficiency, fitted)
-        fitted = fit_mixture(
-            pool, weights, num_components=_NUM_COMPONENTS, rng=rng, start=best[1] if number else None
-        )
+        with threadpool_limits(1):  # matrices this small are slower on several threads, much slower if busy
+            fitted = fit_mixture(
+                pool, weights, num_components=_NUM_COMPONENTS, rng=rng, start=best[1] if number else None
+            )
         proposal = fitted.with_background(*_BACKGROUND)
         if tempering == 1.0 and efficiency > _GOOD_EFFICIENCY:
             best = (efficiency, fitted)  # fitted to more draws than the one that was good enough

@@ -267,7 +267,9 @@ class Sampler:
         neglected = 1.0 - float(masses.mean(axis=0)[kept].sum())
         counts = _allocate(masses[:, kept], settings.draws)
         parts = [
-            self.draw_part(transport, int(part), int(counts[:, i].max()), settings, progress)
+            self.draw_part(
+                transport, int(part), max(int(counts[:, i].max()), settings.chains), settings, progress
+            )
             for i, part in enumerate(kept)
         ]
         coordinates, stats = _interleave(parts, counts)

@@ -227,9 +227,9 @@ def summary_text(table: pd.DataFrame, simulations: pd.DataFrame) -> str:
             shown.to_string(),
             "",
             f"{len(table)} quantities, {int((~table['even']).sum())} outside their 95 % band; the smallest "
-            f"p-value is {smallest:.3f}, times {len(table)} quantities {min(1.0, smallest * len(table)):.2f}.",
+            f"p-value is {smallest:.3f}, times {len(table)}: {min(1.0, smallest * len(table)):.2f}.",
             f"{len(simulations):,} simulations, {len(simulations) - len(fitted):,} not fitted for an error; "
-            f"{len(failed):,} of the fits failed the gate (their ranks count too): "
+            f"{len(failed):,} of the fits failed the gate (their ranks count): "
             + ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
             + ".",
             f"Seconds a simulation: median {simulations['seconds'].median():.1f}, "
@@ -246,8 +246,8 @@ Made by
 
     {options.command}
 
-For each simulation: parameters are drawn from the documented priors, the latencies of {len(study.steps)} steps
-are simulated (the (B, S) of a random choice from {options.design.name}), the sampler fits them
+For each simulation: parameters are drawn from the documented priors, the latencies of {len(study.steps)}
+steps are simulated (the (B, S) of a random choice from {options.design.name}), the sampler fits them
 ({settings.chains} chains, {settings.tune} tuning and {settings.draws} kept draws each), and the true values
 are ranked among 99 evenly spaced draws. If the sampler returns the model's posterior, the ranks are even on
 0 to 99. Every simulation counts, absurd latencies and fits that failed the gate included; fits this short

@@ -1,9 +1,9 @@
-"""Posteriors that are known exactly, as models that the sampler takes, and an evaluator that needs no compiler."""
+"""Posteriors that are known exactly, as models that the sampler takes; an evaluator without a compiler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -27,9 +27,9 @@ INTERPRETED = Mode(linker="py", optimizer=None)
 NO_STEPS = pd.DataFrame({"batch_size": [], "total_tokens": [], "latency_ms": []})
 
 
-@dataclass(frozen=True)
+@dataclass
 class KnownPosterior:
-    """A latency model whose posterior is a given density of the logarithms of its parameters, whatever the steps.
+    """A latency model whose posterior is a given density of its log parameters, whatever the steps.
 
     Attributes
     ----------
@@ -46,9 +46,11 @@ class KnownPosterior:
     columns: tuple[str, ...] = ()
     noises: tuple[str, ...] = ("none",)
 
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        return tuple(Parameter(n, n, n, "1", float(np.exp(-6)), float(np.exp(6))) for n in self.names)
+    parameters: tuple[Parameter, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        low, high = float(np.exp(-6.0)), float(np.exp(6.0))
+        self.parameters = tuple(Parameter(name, name, name, "1", low, high) for name in self.names)
 
     def noise_parameters(self, noise: str) -> tuple[Parameter, ...]:
         return ()

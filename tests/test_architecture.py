@@ -30,7 +30,11 @@ def imports(name: str) -> set[str]:
     found = set()
     for path in files:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        guarded = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+        guarded = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ]
         skipped = {id(inner) for node in guarded for inner in ast.walk(node)}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and id(node) not in skipped and node.module:

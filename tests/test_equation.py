@@ -50,7 +50,7 @@ def test_each_parameter_has_a_meaning_and_a_symbol() -> None:
 
 @pytest.mark.parametrize("rate", [1e-8, 1e-12, 1e-15])
 def test_tiny_rates_keep_their_relative_accuracy(rate: float) -> None:
-    # 1 - e^-x = x (1 - x/2 + ...): at these rates the next term is below 1e-8; `1 - exp` would lose all digits.
+    # 1 - e^-x = x (1 - x/2 + ...): the next term is below 1e-8 here; `1 - exp` would lose all digits.
     assert inverse_saturation(1, 1, k_B=rate, k_S=rate) == pytest.approx(rate**-2, rel=2e-8)
 
 
@@ -87,4 +87,6 @@ def test_latency_grows_with_tokens_up_to_the_limit_of_rounding(
     }
     values["w_0"] = 0.0
     tokens = batch_size + extra
-    assert latency_ms(batch_size, tokens + 1, **values) >= latency_ms(batch_size, tokens, **values) * (1 - 1e-12)
+    assert latency_ms(batch_size, tokens + 1, **values) >= latency_ms(batch_size, tokens, **values) * (
+        1 - 1e-12
+    )

@@ -44,7 +44,7 @@ def test_draws_have_the_moments_of_the_mixture() -> None:
     )
     error = np.sqrt(np.diag(covariance) / size)
     assert np.abs(draws.mean(axis=0) - mean).max() < 4.5 * error.max()
-    # A sample covariance has a relative error of about sqrt(2 / size) = 0.7 % for a normal, less for two clumps.
+    # A sample covariance has a relative error of about sqrt(2 / size) = 0.7 % for a normal.
     scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
     assert np.abs((np.cov(draws.T) - covariance) / scale).max() < 0.04
 
@@ -66,7 +66,9 @@ def test_a_background_takes_its_share_and_has_the_mixtures_own_moments() -> None
     assert broad.weights == pytest.approx([0.24, 0.56, 0.2])
     assert broad.means[2] == pytest.approx(KNOWN.weights @ KNOWN.means)
     spread = np.sqrt(np.diag(broad.covariances[2]))
-    assert spread == pytest.approx(2.0 * draws.std(axis=0), rel=0.02)  # error of a standard deviation: below 0.5 %
+    assert spread == pytest.approx(
+        2.0 * draws.std(axis=0), rel=0.02
+    )  # error of a standard deviation: below 0.5 %
 
 
 def test_a_known_mixture_is_recovered_from_weighted_points() -> None:
@@ -81,7 +83,7 @@ def test_a_known_mixture_is_recovered_from_weighted_points() -> None:
     assert np.abs((fitted.means[order] - KNOWN.means) / error).max() < 4.5
     variances = np.einsum("kii->ki", fitted.covariances[order])
     deviation = np.sqrt(variances / np.einsum("kii->ki", KNOWN.covariances))
-    # The five points of the shrinkage and the sampling error (about 1 / sqrt(2 * 1200) = 2 %) move them a little.
+    # The five points of the shrinkage and the sampling error (about 2 %) move them a little.
     assert deviation == pytest.approx(np.ones((2, 3)), abs=0.09)
 
 

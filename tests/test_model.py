@@ -64,10 +64,15 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         ("def f(:\n", r"does not run \(SyntaxError"),
         ("import no_such_library_at_all", r"does not run \(ModuleNotFoundError"),
         ("x = 1", r"MODEL must fulfil .*missing: build, columns, combinations, coordinates, latency, name"),
-        ("class M:\n  name = 'm'\n  title = 't'\nMODEL = M()", "missing: build, columns, .*noises, parameters, scale"),
+        (
+            "class M:\n  name = 'm'\n  title = 't'\nMODEL = M()",
+            "missing: build, columns, .*noises, parameters, scale",
+        ),
     ],
 )
-def test_a_file_that_is_no_model_is_refused_with_the_reason(tmp_path: Path, source: str, message: str) -> None:
+def test_a_file_that_is_no_model_is_refused_with_the_reason(
+    tmp_path: Path, source: str, message: str
+) -> None:
     path = tmp_path / "broken.py"
     path.write_text(source, encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:

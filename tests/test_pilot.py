@@ -13,7 +13,9 @@ def density() -> Density:
     return two_mode_sampler().density
 
 
-def explore(density: Density, *, seed: int, scan_scale: float = 3.0, stages: list[str] | None = None) -> Pilot:
+def explore(
+    density: Density, *, seed: int, scan_scale: float = 3.0, stages: list[str] | None = None
+) -> Pilot:
     return run_pilot(
         density,
         start=np.array([3.0, 0.0]),
@@ -40,7 +42,7 @@ def test_both_modes_are_found_from_a_start_beside_one(pilot: Pilot) -> None:
 
 
 def test_the_weights_of_the_modes_are_nearly_those_of_the_posterior(pilot: Pilot) -> None:
-    # The last fit rests on 2,000 draws or more, at least half of them effective: a standard error below 0.015.
+    # The last fit rests on 2,000 draws or more, at least half of them effective: an error below 0.015.
     assert weight_at_negative_log_a(pilot) == pytest.approx(BENT_WEIGHT, abs=0.06)
     assert pilot.mixture.weights.sum() == pytest.approx(1.0)
 

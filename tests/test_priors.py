@@ -39,7 +39,9 @@ def test_every_documented_parameter_has_a_prior_in_the_documented_order() -> Non
     assert len(DOCUMENTED) == 8
 
 
-@pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (0.0, 1.0), (1.0, np.inf), (np.nan, 1.0)])
+@pytest.mark.parametrize(
+    "bounds", [(1.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (0.0, 1.0), (1.0, np.inf), (np.nan, 1.0)]
+)
 def test_a_prior_without_a_proper_range_is_refused_with_its_numbers(bounds: tuple[float, float]) -> None:
     with pytest.raises(InputError, match=rf"prior of k_B: low = {bounds[0]:g} and high = {bounds[1]:g}"):
         Prior("k_B", *bounds)
@@ -55,7 +57,9 @@ def test_an_override_changes_its_row_and_no_other() -> None:
     changed = DOCUMENTED.override({"tau_0": {"low": 1, "high": 4.0}})
     assert changed["tau_0"] == Prior("tau_0", 1.0, 4.0)
     assert list(changed) == list(DOCUMENTED)
-    assert {n: changed[n] for n in changed if n != "tau_0"} == {n: DOCUMENTED[n] for n in changed if n != "tau_0"}
+    assert {n: changed[n] for n in changed if n != "tau_0"} == {
+        n: DOCUMENTED[n] for n in changed if n != "tau_0"
+    }
     assert DOCUMENTED["tau_0"].high == 50.0
     assert changed != DOCUMENTED
 

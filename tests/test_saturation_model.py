@@ -50,9 +50,7 @@ def independent_mean(values: dict[str, float], steps: pd.DataFrame) -> Floats:
     batch_size, tokens = steps["batch_size"].to_numpy(float), steps["total_tokens"].to_numpy(float)
     saturation = (1 - np.exp(-values["k_B"] * batch_size)) * (1 - np.exp(-values["k_S"] * tokens))
     work = (values["w_0"] + values["w_1"] * tokens) / (values["P_max"] * saturation)
-    mean: Floats = (
-        values["tau_0"] + work + values["tau_B"] * batch_size + values["tau_S"] * tokens
-    )
+    mean: Floats = values["tau_0"] + work + values["tau_B"] * batch_size + values["tau_S"] * tokens
     return mean
 
 
@@ -80,7 +78,9 @@ def test_each_prior_is_the_documented_log_normal(model: pm.Model, name: str) -> 
     low, high = DOCUMENTED[name]
     *_, mu, sigma = model[name].owner.inputs
     assert float(mu.eval(mode=INTERPRETED)) == pytest.approx(np.log(low * high) / 2, abs=1e-12)
-    assert float(sigma.eval(mode=INTERPRETED)) == pytest.approx(np.log(high / low) / 2 / norm.ppf(0.975), abs=1e-12)
+    assert float(sigma.eval(mode=INTERPRETED)) == pytest.approx(
+        np.log(high / low) / 2 / norm.ppf(0.975), abs=1e-12
+    )
 
 
 def test_the_density_is_student_t_times_log_normals(model: pm.Model, noise: str) -> None:
@@ -140,12 +140,12 @@ def test_the_identified_combinations_are_the_documented_ones() -> None:
 
 
 def test_typical_steps_have_plausible_latencies_a_priori(noise: str) -> None:
-    """One decode step of a few requests and one full prefill step: milliseconds to seconds, not micro or hours."""
-    steps = pd.DataFrame({"batch_size": [16, 64, 8], "total_tokens": [16, 64, 2048], "latency_ms": [1.0, 1.0, 1.0]})
-    model = MODEL.build(steps, priors(noise), noise=noise)
-    prior = pm.sample_prior_predictive(
-        2000, model=model, random_seed=3, compile_kwargs={"mode": INTERPRETED}
+    """Decode steps and a prefill step."""
+    steps = pd.DataFrame(
+        {"batch_size": [16, 64, 8], "total_tokens": [16, 64, 2048], "latency_ms": [1.0, 1.0, 1.0]}
     )
+    model = MODEL.build(steps, priors(noise), noise=noise)
+    prior = pm.sample_prior_predictive(2000, model=model, random_seed=3, compile_kwargs={"mode": INTERPRETED})
     mean = MODEL.latency(
         prior["prior"].to_dataset(), xr.Dataset({name: ("step", steps[name]) for name in MODEL.columns})
     )
@@ -161,7 +161,9 @@ def test_typical_steps_have_plausible_latencies_a_priori(noise: str) -> None:
 
 
 def test_the_observed_cells_are_evaluated_once_each(model: pm.Model) -> None:
-    assert len(model["batch_size"].get_value()) == STEPS.drop_duplicates(["batch_size", "total_tokens"]).shape[0]
+    assert (
+        len(model["batch_size"].get_value()) == STEPS.drop_duplicates(["batch_size", "total_tokens"]).shape[0]
+    )
     cell = model["cell_of_step"].get_value()
     np.testing.assert_array_equal(model["batch_size"].get_value()[cell], STEPS["batch_size"])
     np.testing.assert_array_equal(model["total_tokens"].get_value()[cell], STEPS["total_tokens"])

@@ -33,7 +33,7 @@ def test_the_density_is_that_of_the_logarithms_with_its_gradient(density: Densit
     for point in random_points(10, 0):
         value, gradient = density(point)
         assert value == pytest.approx(two_modes(point, np), rel=1e-10)
-        numeric = approx_fprime(point, lambda x: two_modes(x, np), 1e-7)
+        numeric = approx_fprime(point, two_modes, 1e-7, np)
         assert gradient == pytest.approx(numeric, rel=1e-4, abs=1e-4)
     assert density.num_evaluations == before + 10
     points = random_points(5, 1)
@@ -83,7 +83,9 @@ def test_masses_are_those_of_the_target_not_of_the_approximation() -> None:
     assert bent == pytest.approx(BENT_WEIGHT, abs=4 * error)
 
 
-def test_nuts_sees_the_density_of_each_part_in_coordinates_that_make_it_nearly_normal(density: Density) -> None:
+def test_nuts_sees_the_density_of_each_part_in_coordinates_that_make_it_nearly_normal(
+    density: Density,
+) -> None:
     model = mapped_model(density, ROUGH)
     logp = model.compile_logp()
     rng = np.random.default_rng(4)

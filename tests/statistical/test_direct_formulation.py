@@ -1,4 +1,6 @@
-"""The posterior sampled in our coordinates is that of the eight documented log-normals sampled as they stand."""
+"""The posterior sampled in our coordinates is that of the documented log-normals sampled as they stand."""
+
+import math
 
 import arviz as az
 import numpy as np
@@ -34,9 +36,10 @@ def direct(informed: tuple[pd.DataFrame, Priors]) -> xr.Dataset:
     steps, priors = informed
     compiled = nutpie.compile_pymc_model(MODEL.build(steps, priors, noise="proportional"))
     tree = nutpie.sample(
-        compiled, draws=6000, tune=2000, chains=4, cores=2, seed=1, target_accept=0.97, progress_bar=False
+        compiled, draws=4000, tune=1500, chains=4, cores=2, seed=1, target_accept=0.97, progress_bar=False
     )
-    return tree["posterior"].to_dataset()[NAMES]
+    posterior: xr.Dataset = tree["posterior"].to_dataset()[NAMES]
+    return posterior
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +60,16 @@ def test_the_direct_run_was_long_enough_to_compare_with(direct: xr.Dataset) -> N
 def test_means_and_quantiles_agree_within_monte_carlo_error(
     direct: xr.Dataset, ours: xr.Dataset, name: str
 ) -> None:
-    scores = {"mean": _score(np.log(direct[name]), np.log(ours[name]), method="mean", q=None)}
+    scores = {"mean": _score(direct[name], ours[name], method="mean", q=None)}
     for q in (0.05, 0.5, 0.95):
-        scores[f"{q:.0%}"] = _score(np.log(direct[name]), np.log(ours[name]), method="quantile", q=q)
+        scores[f"{q:.0%}"] = _score(direct[name], ours[name], method="quantile", q=q)
     assert max(map(abs, scores.values())) < MAX_Z, scores
 
 
 def _score(first: xr.DataArray, second: xr.DataArray, *, method: str, q: float | None) -> float:
-    """Difference of an estimate between two runs, in standard errors of that difference."""
+    """Difference of an estimate of the logarithm between two runs, in standard errors of that difference."""
+    first, second = (x.copy(data=np.log(x.to_numpy())) for x in (first, second))
     options = {} if q is None else {"prob": q}
-    error = [
-        float(az.mcse(x.to_dataset(name="x"), method=method, **options)["x"]) for x in (first, second)
-    ]
+    error = [float(az.mcse(x.to_dataset(name="x"), method=method, **options)["x"]) for x in (first, second)]
     value = [float(x.mean() if q is None else x.quantile(q)) for x in (first, second)]
-    return (value[0] - value[1]) / float(np.hypot(*error))
+    return (value[0] - value[1]) / math.hypot(*error)
