@@ -20,6 +20,8 @@ MIN_ESS = 400.0
 """Smallest effective sample size over all chains, bulk and tail (Vehtari et al. 2021)."""
 MIN_E_BFMI = 0.3
 """Smallest energy Bayesian fraction of missing information of a chain (Betancourt 2016)."""
+MIN_PART_DRAWS = 50
+"""Draws of a chain in one part of the posterior from which its E-BFMI is worth computing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,11 @@ def convergence(data: xr.DataTree, *, tune: int | None = None) -> Convergence:
     num_draws = posterior.sizes["chain"] * posterior.sizes["draw"]
     stats = data["sample_stats"].to_dataset() if "sample_stats" in data.children else xr.Dataset()
     num_divergences = int(stats["diverging"].sum()) if "diverging" in stats else 0
-    e_bfmi = energy_bfmi(stats["energy"]) if "energy" in stats else np.array([], dtype=np.float64)
+    e_bfmi = (
+        energy_bfmi(stats["energy"], stats.get("part"))
+        if "energy" in stats
+        else np.array([], dtype=np.float64)
+    )
     problems = (
         *_chain_problems(posterior),
         *_mixing_problems(table, num_draws=posterior.sizes["draw"], tune=tune),
@@ -150,22 +156,38 @@ def mixing_table(draws: xr.Dataset) -> pd.DataFrame:
     return table
 
 
-def energy_bfmi(energy: xr.DataArray) -> NDArray[np.float64]:
+def energy_bfmi(energy: xr.DataArray, part: xr.DataArray | None = None) -> NDArray[np.float64]:
     """Return the E-BFMI of each chain: how much of the energy's spread one transition covers.
 
     Parameters
     ----------
     energy : DataArray, dims (chain, draw)
         Hamiltonian at each draw.
+    part : DataArray, dims (chain, draw), optional
+        Part of the posterior that each draw belongs to, where parts were sampled apart and then interleaved.
+        Transitions are within a part: the smallest value over the parts counts. Parts of a chain with fewer
+        than :data:`MIN_PART_DRAWS` draws say too little and are passed over.
 
     Returns
     -------
     ndarray, dims (chain,)
     """
     values = energy.transpose("chain", "draw").to_numpy().astype(np.float64)
+    if part is None:
+        return np.array([_bfmi(chain) for chain in values])
+    parts = part.transpose("chain", "draw").to_numpy()
+    return np.array([_smallest_bfmi(*chain) for chain in zip(values, parts, strict=True)])
+
+
+def _bfmi(energy: NDArray[np.float64]) -> float:
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio: NDArray[np.float64] = np.mean(np.diff(values, axis=1) ** 2, axis=1) / np.var(values, axis=1)
-    return ratio
+        return float(np.mean(np.diff(energy) ** 2) / np.var(energy))
+
+
+def _smallest_bfmi(energy: NDArray[np.float64], part: NDArray[np.int64]) -> float:
+    numbers, counts = np.unique(part, return_counts=True)
+    large = numbers[counts >= min(MIN_PART_DRAWS, counts.max())]
+    return min(_bfmi(energy[part == number]) for number in large)
 
 
 def _scalars(draws: xr.Dataset) -> xr.Dataset:

@@ -117,6 +117,20 @@ def test_e_bfmi_is_the_one_of_arviz() -> None:
     assert energy_bfmi(energy) == pytest.approx(expected, rel=2e-3)
 
 
+def test_e_bfmi_is_that_of_the_transitions_within_a_part() -> None:
+    rng = np.random.default_rng(0)
+    slow = np.cumsum(rng.standard_normal((2, 400)), axis=1)  # a random walk: each transition covers little
+    energy = np.empty((2, 800))
+    energy[:, ::2], energy[:, 1::2] = slow, 100.0 + slow
+    part = np.tile([0, 1], (2, 400))
+    dims = ("chain", "draw")
+    interleaved = xr.DataArray(energy, dims=dims)
+    within = energy_bfmi(interleaved, xr.DataArray(part, dims=dims))
+    assert within == pytest.approx(energy_bfmi(xr.DataArray(slow, dims=dims)))
+    assert (within < 0.3).all()
+    assert (energy_bfmi(interleaved) > 1.0).all()
+
+
 def test_one_chain_never_passes() -> None:
     found = convergence(tree(chains=1))
     assert not found.converged
