@@ -186,7 +186,7 @@ def _bfmi(energy: NDArray[np.float64]) -> float:
 
 def _smallest_bfmi(energy: NDArray[np.float64], part: NDArray[np.int64]) -> float:
     numbers, counts = np.unique(part, return_counts=True)
-    large = numbers[counts >= min(MIN_PART_DRAWS, counts.max())]
+    large = numbers[counts >= min(MIN_PART_DRAWS, int(counts.max()))]
     return min(_bfmi(energy[part == number]) for number in large)
 
 
