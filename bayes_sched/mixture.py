@@ -75,18 +75,48 @@ class GaussianMixture:
         """Return the mixture with every standard deviation multiplied by `factor`."""
         return GaussianMixture(self.weights, self.means, self.covariances * factor**2)
 
-    def with_background(self, share: float, factor: float) -> GaussianMixture:
-        """Return the mixture with a broad component, its own mean and `factor`-fold standard deviations."""
+    def merged(self, other: GaussianMixture, share: float) -> GaussianMixture:
+        """Return a mixture of this one and another, which gets `share` of the weight."""
+        return GaussianMixture(
+            np.concatenate([(1.0 - share) * self.weights, share * other.weights]),
+            np.concatenate([self.means, other.means]),
+            np.concatenate([self.covariances, other.covariances]),
+        )
+
+    def collapsed(self) -> GaussianMixture:
+        """Return one Gaussian of the mixture's mean and covariance."""
         mean = self.weights @ self.means
         centred = self.means - mean
         spread = np.einsum(
             "k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :]
         )
-        return GaussianMixture(
-            np.append((1.0 - share) * self.weights, share),
-            np.vstack([self.means, mean]),
-            np.concatenate([self.covariances, factor**2 * spread[None]]),
+        return GaussianMixture(np.ones(1), mean[None], spread[None])
+
+    def completed(self, other: GaussianMixture, *, least_overlap: float = 0.01) -> GaussianMixture:
+        """Return the mixture and those components of another one, weights as there, that it does not overlap."""
+        apart = bhattacharyya(other, self).min(axis=1) > -np.log(least_overlap)
+        if not apart.any():
+            return self
+        missing = GaussianMixture(
+            other.weights[apart] / other.weights[apart].sum(), other.means[apart], other.covariances[apart]
         )
+        return self.merged(missing, float(other.weights[apart].sum()))
+
+    def with_background(self, share: float, factor: float) -> GaussianMixture:
+        """Return the mixture with a broad component, its own mean and `factor`-fold standard deviations."""
+        return self.merged(self.collapsed().inflated(factor), share)
+
+
+def bhattacharyya(first: GaussianMixture, second: GaussianMixture) -> Floats:
+    """Return the distances of Bhattacharyya between components, dims (component of first, of second)."""
+    pair = 0.5 * (first.covariances[:, None] + second.covariances[None, :])
+    difference = first.means[:, None] - second.means[None, :]
+    quadratic = np.einsum("abi,abi->ab", difference, np.linalg.solve(pair, difference[..., None])[..., 0])
+    log_dets = [np.linalg.slogdet(mixture.covariances)[1] for mixture in (first, second)]
+    distance: Floats = quadratic / 8.0 + 0.5 * (
+        np.linalg.slogdet(pair)[1] - 0.5 * (log_dets[0][:, None] + log_dets[1][None, :])
+    )
+    return distance
 
 
 def fit_mixture(
@@ -118,31 +148,74 @@ def fit_mixture(
     """
     weights = weights / weights.sum()
     effective = 1.0 / np.square(weights).sum()
-    dim = points.shape[1]
     mixture = _start(points, weights, num_components, rng, start)
+    # Standardised, so that nothing cancels in second moments taken around the origin.
+    mean = weights @ points
+    scale = np.sqrt(weights @ np.square(points - mean)) + 1e-300
+    fitted = _maximise(
+        (points - mean) / scale,
+        weights,
+        GaussianMixture(
+            mixture.weights, (mixture.means - mean) / scale, mixture.covariances / np.outer(scale, scale)
+        ),
+        effective,
+        max_iterations,
+        tolerance,
+    )
+    return GaussianMixture(
+        fitted.weights, mean + scale * fitted.means, fitted.covariances * np.outer(scale, scale)
+    )
+
+
+def _maximise(
+    points: Floats,
+    weights: Floats,
+    mixture: GaussianMixture,
+    effective: float,
+    max_iterations: int,
+    tolerance: float,
+) -> GaussianMixture:
+    """Maximise the likelihood of weighted points: the quadratic forms and moments are two matrix products."""
+    dim = points.shape[1]
+    row, column = np.triu_indices(dim)
+    features = np.hstack([np.ones((len(points), 1)), points, points[:, row] * points[:, column]])
+    twice = np.where(row == column, 1.0, 2.0)
     previous = -np.inf
     for _ in range(max_iterations):
-        joint = mixture.component_logpdf(points)
-        total = logsumexp(joint, axis=1)
-        score = float(weights @ total)
+        precision = np.linalg.inv(mixture.covariances)
+        linear = np.einsum("kij,kj->ki", precision, mixture.means)
+        constant = (
+            np.log(mixture.weights)
+            - 0.5 * np.linalg.slogdet(mixture.covariances)[1]
+            - 0.5 * (np.einsum("ki,ki->k", linear, mixture.means) + dim * _LOG_2PI)
+        )
+        joint = features @ np.hstack([constant[:, None], linear, -0.5 * twice * precision[:, row, column]]).T
+        top = joint.max(axis=1, keepdims=True)
+        share = np.exp(joint - top)
+        total = share.sum(axis=1, keepdims=True)
+        score = float(weights @ (top + np.log(total))[:, 0])
         if score - previous < tolerance:
             break
         previous = score
-        resp = np.exp(joint - total[:, None]) * weights[:, None]
-        share = resp.sum(axis=0)
-        keep = share * effective > 2.0
-        resp, share = resp[:, keep], share[keep] / share[keep].sum()
-        counts = resp.sum(axis=0)
-        means = (resp.T @ points) / counts[:, None]
-        scatter = np.stack(
-            [(points - m).T @ ((points - m) * r[:, None]) for m, r in zip(means, resp.T, strict=True)]
-        )
-        pooled = scatter.sum(axis=0) / counts.sum()
-        seen = counts * effective
-        prior = dim + 2.0
-        covariances = (scatter * effective + prior * pooled) / (seen + prior)[:, None, None]
-        mixture = GaussianMixture(share, means, _regular(covariances))
+        moments = (share * (weights[:, None] / total)).T @ features
+        moments = moments[moments[:, 0] * effective > 2.0]
+        mixture = _from_moments(moments, effective)
     return mixture
+
+
+def _from_moments(moments: Floats, effective: float) -> GaussianMixture:
+    """Return the mixture with given counts, sums and sums of products, dims (component, moment)."""
+    counts = moments[:, 0]
+    dim = int(np.sqrt(2 * moments.shape[1])) - 1  # 1 + dim + dim (dim + 1) / 2 moments
+    row, column = np.triu_indices(dim)
+    means = moments[:, 1 : dim + 1] / counts[:, None]
+    scatter = np.empty((len(counts), dim, dim))
+    scatter[:, row, column] = scatter[:, column, row] = moments[:, dim + 1 :]
+    scatter -= counts[:, None, None] * means[:, :, None] * means[:, None, :]
+    pooled = scatter.sum(axis=0) / counts.sum()
+    prior = dim + 2.0
+    covariances = (scatter * effective + prior * pooled) / (counts * effective + prior)[:, None, None]
+    return GaussianMixture(counts / counts.sum(), means, _regular(covariances))
 
 
 def _start(

@@ -18,10 +18,9 @@ import numpy as np
 from scipy.optimize import brentq, minimize
 from scipy.special import logsumexp
 from scipy.stats import norm, qmc
-from threadpoolctl import threadpool_limits
 
+from bayes_sched.density import Density
 from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
-from bayes_sched.transport import Density
 
 _NUM_STARTS = 64
 _WIDENING = 1.5  # of the Laplace approximations, for the first mixture
@@ -29,8 +28,8 @@ _NEGLIGIBLE = 12.0  # modes this many nats below the best, by Laplace's evidence
 _DRAWS = 2000  # per stage
 _MAX_STAGES = 12
 _REMEMBERED = 5  # stages whose draws are pooled
-_NUM_COMPONENTS = 12
-_GOOD_EFFICIENCY = 0.5  # effective over actual draws at which the mixture is good enough
+NUM_COMPONENTS = 12
+GOOD_EFFICIENCY = 0.5  # effective over actual draws at which the mixture is good enough
 _BACKGROUND = (0.1, 1.5)  # share and width of a broad component, while exploring
 
 
@@ -83,6 +82,14 @@ def run_pilot(
     say = progress or (lambda text: None)
     say("looking for modes")
     first, num_modes = _laplace_mixture(density, start, scan_mean, scan_scale, rng)
+    mixture, efficiency = _adapt(density, first, rng, say)
+    return Pilot(mixture, num_modes, efficiency, density.num_evaluations - before)
+
+
+def _adapt(
+    density: Density, first: GaussianMixture, rng: np.random.Generator, say: Callable[[str], None]
+) -> tuple[GaussianMixture, float]:
+    """Adapt a mixture by importance sampling; return it and its efficiency."""
     proposal = first.with_background(*_BACKGROUND)
     stages: list[_Stage] = []
     fitted: GaussianMixture | None = None
@@ -92,20 +99,19 @@ def run_pilot(
         stages = [*stages[1 - _REMEMBERED :], _Stage(proposal, points, density.values(points))]
         weights, tempering = _pooled_weights(stages, first)
         log_weights = stages[-1].target - proposal.logpdf(points)
-        efficiency = _effective(log_weights) / _DRAWS
+        efficiency = effective_number(log_weights) / _DRAWS
         say(f"stage {number + 1}: efficiency {efficiency:.0%}")
         pool = np.concatenate([stage.points for stage in stages])
         if fitted is not None and efficiency > best[0]:
             best = (efficiency, fitted)
-        with threadpool_limits(1):  # matrices this small are slower on several threads, much slower if busy
-            fitted = fit_mixture(
-                pool, weights, num_components=_NUM_COMPONENTS, rng=rng, start=best[1] if number else None
-            )
+        fitted = fit_mixture(
+            pool, weights, num_components=NUM_COMPONENTS, rng=rng, start=best[1] if number else None
+        )
         proposal = fitted.with_background(*_BACKGROUND)
-        if tempering == 1.0 and efficiency > _GOOD_EFFICIENCY:
+        if tempering == 1.0 and efficiency > GOOD_EFFICIENCY:
             best = (efficiency, fitted)  # fitted to more draws than the one that was good enough
             break
-    return Pilot(best[1], num_modes, best[0], density.num_evaluations - before)
+    return best[1], best[0]
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class _Stage:
     target: Floats
 
 
-def _effective(log_weights: Floats) -> float:
+def effective_number(log_weights: Floats) -> float:
     """Return the effective number of weighted draws (Kish)."""
     return float(np.exp(2.0 * logsumexp(log_weights) - logsumexp(2.0 * log_weights)))
 
@@ -133,12 +139,12 @@ def _pooled_weights(stages: list[_Stage], first: GaussianMixture) -> tuple[Float
         return tempered
 
     exponent = 1.0
-    if _effective(log_weights(1.0)) < wanted:
+    if effective_number(log_weights(1.0)) < wanted:
         low = 1e-6
-        if _effective(log_weights(low)) <= wanted:
+        if effective_number(log_weights(low)) <= wanted:
             exponent = low
         else:
-            exponent = float(brentq(lambda e: _effective(log_weights(e)) - wanted, low, 1.0, xtol=1e-4))
+            exponent = float(brentq(lambda e: effective_number(log_weights(e)) - wanted, low, 1.0, xtol=1e-4))
     weights = np.exp(log_weights(exponent) - logsumexp(log_weights(exponent)))
     return np.minimum(weights, 1.0 / 30.0), exponent
 
@@ -180,10 +186,13 @@ def _climb(density: Density, start: Floats, scale: Floats) -> tuple[Floats, floa
         value, gradient = density(start + scale * step)
         return -value, -gradient * scale
 
+    step = np.zeros_like(start)
     with np.errstate(all="ignore"):
-        result = minimize(
-            negative, np.zeros_like(start), jac=True, method="BFGS", options={"maxiter": 300, "gtol": 0.05}
-        )
+        # Taken up again, a search that lost its way on a bend or lingered on a saddle goes on.
+        for tolerance in (0.05, 1e-3):
+            options = {"maxiter": 300, "gtol": tolerance}
+            result = minimize(negative, step, jac=True, method="BFGS", options=options)
+            step = result.x
     return start + scale * result.x, -float(result.fun)
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import nutpie
 import pymc as pm
 import xarray as xr
+from threadpoolctl import threadpool_limits
 
+from bayes_sched.density import Density
 from bayes_sched.errors import InputError
-from bayes_sched.mixture import Floats
+from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
 from bayes_sched.model import LatencyModel, all_parameters
-from bayes_sched.pilot import Pilot, run_pilot
-from bayes_sched.transport import Density, Transport, mapped_model
+from bayes_sched.partition import Partition, part_model
+from bayes_sched.pilot import GOOD_EFFICIENCY, NUM_COMPONENTS, Pilot, effective_number, run_pilot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +30,9 @@ Progress = Callable[[str, float | None], None]
 
 SAMPLERS = ("nutpie", "pymc")
 _PRIOR_DRAWS = 4000
-_MASS_DRAWS = 2000  # draws of the mixture for a chain's estimate of the parts' masses
+_WANDERING = (500, 2000)  # draws a chain of NUTS in two rounds, where the pilot's mixture is bad
+_MASS_BATCH, _MAX_MASS_BATCHES = 1000, 20  # draws of the mixture for a chain's estimate of the parts' masses
+_MASS_EFFECTIVE = 800.0  # effective ones among them that are enough
 _NEGLIGIBLE_MASS = 2e-3  # a part of less posterior mass than this is left out
 _INFLATION = 1.05  # of the pilot's mixture: a map with tails a little too wide is benign, too narrow is not
 _SAMPLE_STATS = ("diverging", "energy", "n_steps", "step_size")
@@ -43,8 +47,10 @@ class SamplerSettings:
 
     Attributes
     ----------
-    draws, tune : int
-        Kept and tuning draws of each chain.
+    draws : int
+        Kept draws of each chain, over all parts of the posterior.
+    tune : int
+        Tuning draws of each chain for each part.
     chains : int
         Number of chains.
     seed : int
@@ -58,7 +64,7 @@ class SamplerSettings:
     """
 
     draws: int = 1000
-    tune: int = 500
+    tune: int = 200
     chains: int = 4
     seed: int = 0
     sampler: str = "nutpie"
@@ -151,17 +157,55 @@ class Sampler:
                 progress=None if progress is None else lambda text: progress(text, None),
             )
 
-    def masses(self, transport: Transport, chains: int, rng: np.random.Generator) -> Floats:
-        """Return each chain's own estimate of the mass of the parts, dims (chain, part)."""
-        if transport.num_parts == 1:
-            return np.ones((chains, 1))
+    def wander(
+        self,
+        mixture: GaussianMixture,
+        rng: np.random.Generator,
+        settings: SamplerSettings,
+        progress: Progress | None = None,
+    ) -> GaussianMixture:
+        """Return a mixture fitted to where NUTS went, from one that resembles the posterior badly.
+
+        NUTS finds what importance sampling misses: mass that a thin bent ridge connects. Its chains need not
+        converge. Components far from all they visited are kept: NUTS may not have reached those modes.
+        """
+        found = mixture
+        for number, draws in enumerate(_WANDERING):
+            whole = Partition(found.collapsed())
+            paced = replace(settings, tune=_WANDERING[0], seed=settings.seed + number)
+            points, _ = self._draw(whole, 0, draws, paced, progress)
+            points = points.reshape(-1, self.density.dim)
+            with self.clock("pilot"):
+                equal = np.full(len(points), 1.0 / len(points))
+                visited = fit_mixture(points, equal, num_components=NUM_COMPONENTS, rng=rng)
+                found = visited.completed(mixture)
+        return found
+
+    def masses(self, partition: Partition, chains: int, rng: np.random.Generator) -> tuple[Floats, float]:
+        """Return each chain's own estimate of the mass of the parts, dims (chain, part), and its efficiency.
+
+        Points are drawn until a chain's estimate rests on enough effective ones.
+        """
+        masses, effective, num_points = [], 0.0, 0
         with self.clock("masses"):
-            points = [transport.mixture.sample(_MASS_DRAWS, rng) for _ in range(chains)]
-            return np.array([transport.masses(x, self.density.values(x)) for x in points])
+            for _ in range(chains):
+                points = np.empty((0, self.density.dim))
+                values = np.empty(0)
+                for _ in range(_MAX_MASS_BATCHES):
+                    batch = partition.mixture.sample(_MASS_BATCH, rng)
+                    points = np.vstack([points, batch])
+                    values = np.append(values, self.density.values(batch))
+                    found = effective_number(values - partition.mixture.logpdf(points))
+                    if found >= _MASS_EFFECTIVE:
+                        break
+                masses.append(partition.masses(points, values))
+                effective += found
+                num_points += len(points)
+        return np.array(masses), effective / num_points
 
     def draw_part(
         self,
-        transport: Transport,
+        partition: Partition,
         part: int,
         draws: int,
         settings: SamplerSettings,
@@ -172,36 +216,46 @@ class Sampler:
         Returns coordinates, dims (chain, draw, coordinate), and the sampler's statistics. A part that has
         divergences is sampled again with smaller steps, twice at most.
         """
-        run = self._pymc
-        if settings.sampler == "nutpie":
-            self._compile(transport)
-            run = self._nutpie
         for attempt in range(_ATTEMPTS):
             accept = 1.0 - (1.0 - settings.target_accept) * _SMALLER_STEPS**attempt
             seed = settings.seed + 7919 * (part + 1) + attempt
-            with self.clock("sampling"):
-                tree = run(
-                    transport, part, draws, replace(settings, target_accept=accept, seed=seed), progress
-                )
-            stats = tree["sample_stats"].to_dataset()[list(_SAMPLE_STATS)]
-            self.num_gradients += int(stats["n_steps"].sum())
+            attempted = replace(settings, target_accept=accept, seed=seed)
+            coordinates, stats = self._draw(partition, part, draws, attempted, progress)
             if not stats["diverging"].any():
                 break
-        z = tree["posterior"]["z"].transpose("chain", "draw", "coordinate").to_numpy()
-        return transport.to_coordinates(z, part), stats
+        return coordinates, stats
 
-    def _compile(self, transport: Transport) -> None:
+    def _draw(
+        self,
+        partition: Partition,
+        part: int,
+        draws: int,
+        settings: SamplerSettings,
+        progress: Progress | None,
+    ) -> tuple[Floats, xr.Dataset]:
+        run = self._pymc
+        if settings.sampler == "nutpie":
+            self._compile(partition)
+            run = self._nutpie
+        with self.clock("sampling"):
+            tree = run(partition, part, draws, settings, progress)
+        stats = tree["sample_stats"].to_dataset()[list(_SAMPLE_STATS)]
+        self.num_gradients += int(stats["n_steps"].sum())
+        z = tree["posterior"]["z"].transpose("chain", "draw", "coordinate").to_numpy()
+        return partition.to_coordinates(z, part), stats
+
+    def _compile(self, partition: Partition) -> None:
         if self._compiled is None:
             with self.clock("compile"):
                 self._compiled = nutpie.compile_pymc_model(
-                    mapped_model(self.density, transport),
+                    part_model(self.density, partition),
                     default_initialization_strategy="prior",
                     var_names=[],
                 )
 
     def _pymc(
         self,
-        transport: Transport,
+        partition: Partition,
         part: int,
         draws: int,
         settings: SamplerSettings,
@@ -209,8 +263,8 @@ class Sampler:
     ) -> Any:
         if progress is not None:
             progress("sampling", None)
-        with mapped_model(self.density, transport) as model:
-            pm.set_data(transport.data(part))
+        with part_model(self.density, partition) as model:
+            pm.set_data(partition.data(part))
             return pm.sample(
                 draws,
                 tune=settings.tune,
@@ -226,7 +280,7 @@ class Sampler:
 
     def _nutpie(
         self,
-        transport: Transport,
+        partition: Partition,
         part: int,
         draws: int,
         settings: SamplerSettings,
@@ -239,7 +293,7 @@ class Sampler:
                 progress("sampling", min(1.0, sum(chain.finished_draws for chain in chains) / total))
 
         return nutpie.sample(
-            self._compiled.with_data(**self._model_data(), **transport.data(part)),
+            self._compiled.with_data(**self._model_data(), **partition.data(part)),
             draws=draws,
             tune=settings.tune,
             chains=settings.chains,
@@ -258,20 +312,27 @@ class Sampler:
 
     def run(self, settings: SamplerSettings, progress: Progress | None = None) -> Samples:
         """Explore, then sample every part, then put the parts together."""
+        # Matrices this small are slower on several threads, and their rounding depends on how many there are.
+        with threadpool_limits(1):
+            return self._run(settings, progress)
+
+    def _run(self, settings: SamplerSettings, progress: Progress | None) -> Samples:
         rng = np.random.default_rng(settings.seed)
         self.num_gradients = 0
         pilot = self.explore(rng, progress)
-        transport = Transport(pilot.mixture.inflated(_INFLATION))
-        masses = self.masses(transport, settings.chains, rng)
+        mixture = pilot.mixture
+        if pilot.efficiency < GOOD_EFFICIENCY:
+            mixture = self.wander(mixture, rng, settings, progress)
+        partition = Partition(mixture.inflated(_INFLATION))
+        masses, efficiency = self.masses(partition, settings.chains, rng)
         kept = np.flatnonzero(masses.mean(axis=0) >= _NEGLIGIBLE_MASS)
         neglected = 1.0 - float(masses.mean(axis=0)[kept].sum())
         counts = _allocate(masses[:, kept], settings.draws)
-        parts = [
-            self.draw_part(
-                transport, int(part), max(int(counts[:, i].max()), settings.chains), settings, progress
-            )
-            for i, part in enumerate(kept)
-        ]
+        parts = []
+        for i, part in enumerate(kept):
+            draws = max(int(counts[:, i].max()), settings.chains)
+            told = None if progress is None else _portion(progress, i, len(kept))
+            parts.append(self.draw_part(partition, int(part), draws, settings, told))
         coordinates, stats = _interleave(parts, counts)
         info = {
             "num_modes": pilot.num_modes,
@@ -279,6 +340,7 @@ class Sampler:
             "part_masses": [float(m) for m in masses.mean(axis=0)[kept]],
             "neglected_mass": neglected,
             "pilot_efficiency": pilot.efficiency,
+            "mixture_efficiency": efficiency,
             "num_pilot_evaluations": pilot.num_evaluations,
             "num_gradients": self.num_gradients,
         }
@@ -312,6 +374,11 @@ class Sampler:
                 "prior": prior,
             }
         )
+
+
+def _portion(progress: Progress, number: int, total: int) -> Progress:
+    """Return a progress whose shares are those of one of `total` equal stretches."""
+    return lambda text, share: progress(text, None if share is None else (number + share) / total)
 
 
 def _allocate(masses: Floats, draws: int) -> np.ndarray[Any, np.dtype[np.int64]]:

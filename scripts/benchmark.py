@@ -69,7 +69,12 @@ def _add_sampling(made: argparse.ArgumentParser) -> None:
         help=f"steps, chosen at random {DEFAULT}",
     )
     add("--draws", type=one, default=1000, metavar="N", help=f"kept of each chain {DEFAULT}")
-    add("--tune", type=one, metavar="N", help="tuning draws of each chain (default: ours 500, direct 1000)")
+    add(
+        "--tune",
+        type=one,
+        metavar="N",
+        help="tuning draws of each chain (default: ours 200 for each part, direct 1000)",
+    )
     add("--chains", type=command.at_least(2), default=4, metavar="N", help=DEFAULT)
     add("--seed", type=zero, default=0, metavar="N", help=f"of the rows and of the samplers {DEFAULT}")
     depth = "greatest tree depth of the direct formulation, 2**N leapfrog steps a draw"
@@ -179,7 +184,7 @@ def sample_all(steps: pd.DataFrame, options: argparse.Namespace, *, label: str) 
         steps,
         priors,
         noise=noise,
-        settings=SamplerSettings(**same, tune=options.tune or 500),
+        settings=SamplerSettings(**same, tune=options.tune or 200),
         progress=progress,
     )
     direct = measure_direct(

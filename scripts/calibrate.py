@@ -58,7 +58,13 @@ def parser() -> argparse.ArgumentParser:
     add("--model", default="saturation", help=f"name of a model, or a .py file, which is run {DEFAULT}")
     add("--noise", help="noise option of the model (default: its first)")
     add("--draws", type=command.at_least(25), default=500, metavar="N", help=f"kept of each chain {DEFAULT}")
-    add("--tune", type=one, default=200, metavar="N", help=f"tuning draws of each chain {DEFAULT}")
+    add(
+        "--tune",
+        type=one,
+        default=200,
+        metavar="N",
+        help=f"tuning draws of each chain, for each part {DEFAULT}",
+    )
     add("--chains", type=command.at_least(2), default=2, metavar="N", help=DEFAULT)
     add("--results-dir", type=Path, default=Path("results/calibration"), metavar="DIR", help=DEFAULT)
     add("--resume", action="store_true", help="go on with the study in the folder")

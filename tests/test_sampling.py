@@ -123,9 +123,8 @@ def two_mode_samples(request: pytest.FixtureRequest) -> Samples:
 
 
 def test_both_samplers_find_both_modes_in_their_proportions(two_mode_samples: Samples) -> None:
-    assert two_mode_samples.info["num_parts"] == 2
-    # 4,000 weighted draws tell the masses, at least half of them effective: an error below 0.011.
-    assert share_at_negative_log_a(two_mode_samples.data) == pytest.approx(BENT_WEIGHT, abs=0.045)
+    # 1,600 effective draws tell the masses: an error below 0.012, and of 1,000 draws themselves 0.015.
+    assert share_at_negative_log_a(two_mode_samples.data) == pytest.approx(BENT_WEIGHT, abs=0.06)
 
 
 def test_both_samplers_draw_each_mode_as_it_is(two_mode_samples: Samples) -> None:

@@ -53,7 +53,7 @@ def shares(runs: list[Samples]) -> Floats:
 
 
 def test_no_seed_misses_a_mode(runs: list[Samples]) -> None:
-    assert all(samples.info["num_modes"] == 2 for samples in runs)
+    assert [samples.info["num_modes"] for samples in runs] == [2] * len(runs)
     assert shares(runs).min() > 0.05
     assert shares(runs).max() < 0.95
 
@@ -64,8 +64,8 @@ def test_each_seed_has_the_known_weight_within_monte_carlo_error(
     known = grid_share(target)
     for samples, share in zip(runs, shares(runs), strict=True):
         indicator = (samples.data["posterior"].to_dataset()["a"] < 1.0).astype(float)
-        # The masses of parts rest on 2,000 weighted draws a chain, the rest on the draws themselves.
-        weighted = 2000 * indicator.sizes["chain"] * samples.info["pilot_efficiency"]
+        # The masses of parts rest on 800 effective draws a chain, the rest on the draws themselves.
+        weighted = 800 * indicator.sizes["chain"]
         effective = float(az.ess(indicator.to_dataset(name="x"))["x"])
         error = np.sqrt(known * (1 - known) * (1 / weighted + (1 / effective)))
         assert abs(share - known) < 4 * error, (share, known, error)
