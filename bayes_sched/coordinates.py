@@ -133,6 +133,10 @@ class LogCoordinates:
         self.names: tuple[str, ...] = tuple(f"log_{name}" for name in priors)
         self.scan_mean = np.array([prior.mu for prior in priors.values()])
         self.scan_scale = np.array([2.0 * prior.sigma for prior in priors.values()])
+        self.data: dict[str, Any] = {}
+
+    def adapt(self, steps: pd.DataFrame) -> None:
+        """Do nothing: these coordinates are the same for every trace."""
 
     def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
         """Map coordinates (last axis) to log parameters; the log-Jacobian is 0."""
@@ -161,6 +165,7 @@ class SaturationCoordinates:
 
     def __init__(self, steps: pd.DataFrame, priors: Priors, noise_names: tuple[str, ...]) -> None:
         self.reference = ReferenceSteps.from_steps(steps)
+        self._shared: Any = None
         self.noise_names = noise_names
         self.names: tuple[str, ...] = (
             "throughput",
@@ -184,23 +189,47 @@ class SaturationCoordinates:
         self._prior_weights = precisions / precisions.sum()
         self._throughput_sd = float(precisions.sum() ** -0.5)
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """Values of the shared variables in what was compiled, by name."""
+        return {f"reference_{key}": value for key, value in vars(self.reference).items()}
+
+    def adapt(self, steps: pd.DataFrame) -> None:
+        """Take the geometry from other steps; what was compiled follows."""
+        self.reference = ReferenceSteps.from_steps(steps)
+        for key, value in vars(self.reference).items():
+            if self._shared is not None:
+                getattr(self._shared, key).set_value(value)
+
+    def _reference_in(self, backend: Any) -> ReferenceSteps:
+        """Return the reference steps, for PyTensor as shared variables."""
+        if backend is np:
+            return self.reference
+        if self._shared is None:
+            import pytensor
+
+            shared = {name: pytensor.shared(value, name=name) for name, value in self.data.items()}
+            self._shared = ReferenceSteps(*shared.values())
+        shared_steps: ReferenceSteps = self._shared
+        return shared_steps
+
     def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
         """Map coordinates (last axis) to log parameters and the log of |d logs / d coordinates|."""
         throughput, log_k_B, log_k_S, log_slope, y_slope, level, y_level, per_request = (
             coordinates[..., i] for i in range(8)
         )
-        width = self.reference.width
+        width = self._reference_in(backend).width
         fixed, work = self._curves(backend.exp(log_k_B), backend.exp(log_k_S), backend)
 
         log_f, log_rest, jacobian_f = _share(y_slope, work.visibility, backend)
         log_a_1 = log_slope + log_f - backend.log(work.gain)
         a_1 = backend.exp(log_a_1)
         remaining = (level - a_1 * work.level) / width[0]
-        log_remaining = backend.log(_softplus(remaining, backend)) + np.log(width[0])
+        log_remaining = backend.log(_softplus(remaining, backend)) + backend.log(width[0])
         log_h, log_fixed, jacobian_h = _share(y_level, fixed.visibility, backend)
         log_a_0 = log_remaining + log_h - backend.log(fixed.gain)
         own = (per_request - a_1 * work.per_request - backend.exp(log_a_0) * fixed.per_request) / width[1]
-        log_own = backend.log(_softplus(own, backend)) + np.log(width[1])
+        log_own = backend.log(_softplus(own, backend)) + backend.log(width[1])
         log_P = self._throughput_mean(log_a_0, log_a_1) + self._throughput_sd * throughput
         logs = {
             "P_max": log_P,
@@ -253,15 +282,17 @@ class SaturationCoordinates:
 
     def _curves(self, k_B: Any, k_S: Any, backend: Any) -> tuple[_Curve, _Curve]:
         """Return what the trace sees of the curves g and S g."""
-        ref = self.reference
+        ref = self._reference_in(backend)
         g = inverse_saturation(ref.batch_size, ref.total_tokens, k_B=k_B[..., None], k_S=k_S[..., None])
         return self._curve(g, 0, backend), self._curve(ref.total_tokens * g, 2, backend)
 
     def _curve(self, curve: Any, summed: int, backend: Any) -> _Curve:
         """Return the projections of a curve that shares a sum with term number `summed`."""
-        ref = self.reference
+        ref = self._reference_in(backend)
         projected = [(ref.projection[i] * curve).sum(axis=-1) for i in range(3)]
-        remainder = curve - sum(p[..., None] * term for p, term in zip(projected, ref.terms, strict=True))
+        remainder = curve - sum(
+            p[..., None] * term for p, term in zip(projected, (ref.terms[i] for i in range(3)), strict=True)
+        )
         crowding = 0.0 if summed == 0 else projected[0] / ref.width[0]
         error = backend.sqrt((ref.precision * remainder**2).sum(axis=-1) + crowding**2)
         gain = backend.maximum(projected[summed], _MIN_GAIN)

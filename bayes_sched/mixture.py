@@ -93,7 +93,7 @@ class GaussianMixture:
         return GaussianMixture(np.ones(1), mean[None], spread[None])
 
     def completed(self, other: GaussianMixture, *, least_overlap: float = 0.01) -> GaussianMixture:
-        """Return the mixture and those components of another one, weights as there, that it does not overlap."""
+        """Return the mixture and those components of another one, weighted as there, that it is far from."""
         apart = bhattacharyya(other, self).min(axis=1) > -np.log(least_overlap)
         if not apart.any():
             return self

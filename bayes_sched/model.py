@@ -39,11 +39,20 @@ class Coordinates(Protocol):
     scan_mean, scan_scale : ndarray, dims (coordinate,)
         Where to look for modes: normal with these means and standard deviations. A coordinate whose scale is
         0 is left where the best mode so far has it.
+    data : Mapping of str to ndarray
+        Values of the shared variables that :meth:`to_logs` puts into PyTensor expressions, by their names.
     """
 
     names: tuple[str, ...]
     scan_mean: NDArray[np.float64]
     scan_scale: NDArray[np.float64]
+
+    @property
+    def data(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    def adapt(self, steps: pd.DataFrame) -> None:
+        """Take the geometry from other steps, for what was compiled too. The posterior is exact with any."""
+        ...
 
     def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
         """Map coordinates (last axis: `names`) to log parameters by name.

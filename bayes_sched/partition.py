@@ -1,13 +1,13 @@
 r"""A posterior as a sum of nearly Gaussian parts, each of which NUTS samples with ease.
 
-A pilot run approximates the posterior p by a mixture q of Gaussians :math:`q_k` (weights included). The shares
-:math:`q_k / q` are a partition of unity, so the posterior is exactly the sum of
+A pilot run approximates the posterior p by a mixture q of Gaussians :math:`q_k` (weights included). The
+shares :math:`q_k / q` are a partition of unity, so the posterior is exactly the sum of
 
 .. math::  p_k(x) = p(x)\, q_k(x) / q(x) ,
 
 smooth parts that add up to p whatever q is. Part k is sampled in the coordinates z that whiten its Gaussian,
-:math:`x = m_k + L_k z`, where its density is :math:`\phi(z)\, p(x) / q(x)`: the closer q is to p, the closer to a
-standard normal, however bent p is and however many modes it has. The mass of a part is a mean of
+:math:`x = m_k + L_k z`, where its density is :math:`\phi(z)\, p(x) / q(x)`: the closer q is to p, the closer
+to a standard normal, however bent p is and however many modes it has. The mass of a part is a mean of
 :math:`(p / q)(q_k / q)` over draws from q (importance sampling), and the parts are put together in these
 proportions.
 

@@ -308,7 +308,7 @@ class Sampler:
 
     def _model_data(self) -> dict[str, Any]:
         """Return the values of the model's own data, which may have been replaced since the compilation."""
-        return {v.name: v.get_value() for v in self.pymc_model.data_vars}
+        return {v.name: v.get_value() for v in self.pymc_model.data_vars} | dict(self.coordinates.data)
 
     def run(self, settings: SamplerSettings, progress: Progress | None = None) -> Samples:
         """Explore, then sample every part, then put the parts together."""

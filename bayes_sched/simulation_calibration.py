@@ -63,9 +63,6 @@ class Simulation:
 class CalibrationStudy:
     """Simulated fits of one model with one design of steps; compiled once.
 
-    The reference steps of the sampler's coordinates are those of a trace simulated with the prior medians.
-    They set the geometry alone: the posterior is exact with any.
-
     Parameters
     ----------
     model : LatencyModel
@@ -96,9 +93,7 @@ class CalibrationStudy:
         if self._sampler is None:
             from bayes_sched.sampling import Sampler
 
-            medians = xr.Dataset({name: prior.median for name, prior in self.priors.items()})
-            nominal = self.simulate(medians, np.random.default_rng(self.settings.seed))
-            steps = self.steps.assign(latency_ms=nominal)
+            steps = self.steps.assign(latency_ms=1.0)  # replaced by those of each simulation
             self._sampler = Sampler(self.model, steps, self.priors, noise=self.noise)
         return self._sampler
 
@@ -143,6 +138,7 @@ class CalibrationStudy:
 
         with self.sampler.pymc_model:
             pm.set_data({"observed_ms": observed})
+        self.sampler.coordinates.adapt(self.steps.assign(latency_ms=observed))
         samples = self.sampler.run(replace(self.settings, seed=seed))
         gate = convergence(samples.data)
         draws = self._quantities(samples.data["posterior"].to_dataset()[list(self.priors)])

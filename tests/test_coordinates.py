@@ -191,3 +191,18 @@ def test_logarithms_are_the_fallback_for_models_without_coordinates() -> None:
     np.testing.assert_array_equal(log_jacobian, [0.0, 0.0])
     assert fallback.scan_mean == pytest.approx([0.0, np.log(10.0)])
     assert fallback.scan_scale == pytest.approx([2 * np.log(100.0) / (2 * 1.959964)] * 2, rel=1e-6)
+
+
+def test_what_was_compiled_follows_the_geometry_to_another_trace() -> None:
+    traces = list(TRACES.values())
+    adapted = SaturationCoordinates(traces[0], PRIORS, ("nu", "sigma_rel", "sigma_floor"))
+    point = pt.vector("point", shape=(len(NAMES),))
+    logs, log_jacobian = adapted.to_logs(point, pt)
+    function = pytensor.function([point], [logs["tau_0"], log_jacobian], mode=INTERPRETED)
+    for steps in (traces[1], traces[0]):
+        adapted.adapt(steps)
+        expected = SaturationCoordinates(steps, PRIORS, ("nu", "sigma_rel", "sigma_floor"))
+        for row in expected.from_logs(prior_logs(5, seed=7)):
+            value, jacobian = expected.to_logs(row, np)
+            assert [float(x) for x in function(row)] == pytest.approx([value["tau_0"], jacobian], rel=1e-9)
+            assert adapted.to_logs(row, np)[1] == jacobian
