@@ -8,7 +8,7 @@ RUN := .venv/bin/python
 DEMO := examples/vllm_cpu_12m_sweep.jsonl.gz --name demo --overwrite
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format constraints clean
+.PHONY: help demo test test-slow test-vllm lint format constraints clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -19,11 +19,15 @@ demo:  ## fit the example trace; the report is in results/demo
 
 test:  ## run the fast tests
 	@sh scripts/_venv.sh dev
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow and not vllm"
 
 test-slow:  ## run the statistical tests, which take minutes
 	@sh scripts/_venv.sh dev
 	$(RUN) -m pytest -m slow
+
+test-vllm:  ## run the profiler in a real vLLM (CPU build, made in .venv-vllm; Python 3.11)
+	@sh scripts/_venv.sh dev
+	python=$$(sh scripts/_vllm_venv.sh) && BAYES_SCHED_VLLM_PYTHON=$$python $(RUN) -m pytest -m vllm -s
 
 lint:  ## check style and types
 	@sh scripts/_venv.sh dev
@@ -41,5 +45,5 @@ constraints:  ## pin what pyproject.toml asks for, with uv; UPGRADE=1 takes the 
 		--all-extras --no-annotate $(if $(UPGRADE),--upgrade) pyproject.toml -o constraints.txt
 
 clean:  ## remove .venv, caches, builds and results/demo
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist results/demo
+	rm -rf .venv .venv-vllm .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist results/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
