@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bayes_sched.analysis import Finding, Limits, TraceAnalysis, analyze
     from bayes_sched.diagnostics import Convergence
     from bayes_sched.equation import Parameter, latency_ms
     from bayes_sched.errors import BayesSchedError, InputError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from bayes_sched.metadata import FitMetadata
     from bayes_sched.model import LatencyModel, load_model
     from bayes_sched.priors import Prior, Priors, read_prior_overrides
-    from bayes_sched.report import write_report
+    from bayes_sched.report import write_analysis, write_report
     from bayes_sched.sampling import SamplerSettings
     from bayes_sched.steps import steps_arrays, steps_grid
     from bayes_sched.thinning import Thinned, thin_steps
@@ -33,18 +34,22 @@ __all__ = [
     "BayesSchedError",
     "Cleaned",
     "Convergence",
+    "Finding",
     "FitMetadata",
     "FitResult",
     "FittedModel",
     "InputError",
     "LatencyModel",
+    "Limits",
     "Parameter",
     "Prior",
     "Priors",
     "SamplerSettings",
     "Thinned",
     "Trace",
+    "TraceAnalysis",
     "__version__",
+    "analyze",
     "clean_steps",
     "fit",
     "latency_ms",
@@ -54,6 +59,7 @@ __all__ = [
     "steps_arrays",
     "steps_grid",
     "thin_steps",
+    "write_analysis",
     "write_report",
 ]
 
@@ -63,17 +69,21 @@ _MODULE_OF = {
     "BayesSchedError": "errors",
     "Cleaned": "trace",
     "Convergence": "diagnostics",
+    "Finding": "analysis",
     "FitMetadata": "metadata",
     "FitResult": "fitting",
     "FittedModel": "fitted",
     "InputError": "errors",
     "LatencyModel": "model",
+    "Limits": "analysis",
     "Parameter": "equation",
     "Prior": "priors",
     "Priors": "priors",
     "SamplerSettings": "sampling",
     "Thinned": "thinning",
     "Trace": "trace",
+    "TraceAnalysis": "analysis",
+    "analyze": "analysis",
     "clean_steps": "trace",
     "fit": "fitting",
     "latency_ms": "equation",
@@ -83,6 +93,7 @@ _MODULE_OF = {
     "steps_arrays": "steps",
     "steps_grid": "steps",
     "thin_steps": "thinning",
+    "write_analysis": "report",
     "write_report": "report",
 }
 

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import secrets
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from bayes_sched.errors import InputError
@@ -57,6 +61,63 @@ def at_least(least: int) -> Callable[[str], Any]:
     return number_option(int, lambda x: x >= least, f"a whole number of at least {least}")
 
 
+def shown_command(script: str, arguments: Sequence[str], traces: Sequence[str]) -> str:
+    """Return the command as it was given, less the folders in which somebody keeps things."""
+
+    def shown(text: str) -> str:
+        option, is_joined, value = text.partition("=") if text.startswith("--") else ("", "", text)
+        is_private = value in traces or Path(value).is_absolute()
+        return option + is_joined + (Path(value).name if is_private else value)
+
+    return shlex.join(["python", script, *map(shown, arguments)])
+
+
+def check_output(path: Path, *, inputs: Sequence[str], overwrite: bool) -> None:
+    """Check that a file may be written.
+
+    Parameters
+    ----------
+    path : Path
+    inputs : sequence of str
+        Files that the command reads; none of them is ever written.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    InputError
+        It may not.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: name a file in it")
+    if path.exists() and any(Path(name).exists() and path.samefile(name) for name in inputs):
+        raise InputError(f"{path} is one of the traces: name another file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists: name another file, or --overwrite to replace it")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: no permission to write there")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises
+    ------
+    InputError
+        It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def say(program: str, text: str) -> None:
     """Write one line to standard error."""
     sys.stderr.write(f"{program}: {' '.join(text.split())}\n")
@@ -73,6 +134,10 @@ def exit_status(program: str, body: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say(program, "interrupted; existing results are as they were")
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; the interpreter must not try to flush the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
 
 
 @contextmanager

@@ -14,11 +14,15 @@ from bayes_sched.errors import InputError
 
 POSTERIOR = "posterior.nc"
 """The file by which a folder is known as the result of a fit."""
+ANALYSIS = "analysis.json"
+"""The file by which a folder is known as the analysis of a trace."""
+
+_KINDS = {POSTERIOR: "fit", ANALYSIS: "analysis of a trace"}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def check_result(results_dir: Path, name: str, *, overwrite: bool) -> Path:
+def check_result(results_dir: Path, name: str, *, overwrite: bool, holds: str = POSTERIOR) -> Path:
     """Return the folder of a result after making sure that it may be written.
 
     Parameters
@@ -29,6 +33,9 @@ def check_result(results_dir: Path, name: str, *, overwrite: bool) -> Path:
         Name of the result.
     overwrite : bool
         Whether an existing result may be replaced.
+    holds : str
+        The file by which an existing result of the same kind is known: `POSTERIOR` or `ANALYSIS`. A folder
+        of another kind is never replaced.
 
     Returns
     -------
@@ -47,7 +54,7 @@ def check_result(results_dir: Path, name: str, *, overwrite: bool) -> Path:
             "with a letter or digit"
         )
     folder = results_dir / name
-    _check_free(folder, overwrite=overwrite)
+    _check_free(folder, overwrite=overwrite, holds=holds)
     existing = next(place for place in (results_dir, *results_dir.absolute().parents) if place.exists())
     if not existing.is_dir():
         raise InputError(f"{existing} is a file: results are folders in --results-dir, give another one")
@@ -56,21 +63,22 @@ def check_result(results_dir: Path, name: str, *, overwrite: bool) -> Path:
     return folder
 
 
-def _check_free(folder: Path, *, overwrite: bool) -> None:
+def _check_free(folder: Path, *, overwrite: bool, holds: str) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
         raise InputError(f"{folder} exists and is no folder: give another --name")
     if not any(folder.iterdir()):
         return
-    if not (folder / POSTERIOR).is_file():
-        raise InputError(f"{folder} exists, but is no fit (it holds no {POSTERIOR}): give another --name")
+    if not (folder / holds).is_file():
+        kind = f"no {_KINDS[holds]} (it holds no {holds})"
+        raise InputError(f"{folder} exists, but is {kind}: give another --name")
     if not overwrite:
         raise InputError(f"{folder} exists: give another --name, or --overwrite to replace it")
 
 
 @contextmanager
-def result_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+def result_folder(folder: Path, *, overwrite: bool, holds: str = POSTERIOR) -> Iterator[Path]:
     """Give a temporary folder to write into; it takes the place of `folder` when all has gone well.
 
     Whatever is raised inside, an interrupt included, removes the temporary folder and leaves an existing
@@ -82,6 +90,8 @@ def result_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         Checked by `check_result`.
     overwrite : bool
         Whether an existing result may be replaced.
+    holds : str
+        As for `check_result`.
 
     Yields
     ------
@@ -97,7 +107,7 @@ def result_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        _check_free(folder, overwrite=overwrite)
+        _check_free(folder, overwrite=overwrite, holds=holds)
         _swap(temporary, folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot write the result ({error.strerror or error})") from error

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from bayes_sched.report.numbers import NONE, number, percent
-from bayes_sched.report.records import records
-from bayes_sched.report.summary import Summary
-from bayes_sched.trace import BadLines, Cleaned
+from bayes_sched.numbers import NONE, number, percent
+from bayes_sched.records import records
+
+if TYPE_CHECKING:
+    from bayes_sched.report.fit_summary import Summary
+    from bayes_sched.trace import BadLines, Cleaned
 
 WIDTH = 100
 """Columns that every line fits into, as long as the names and units of a model are of common length."""
@@ -30,7 +33,7 @@ def bad_lines_text(bad_lines: BadLines) -> str:
     head = f"{bad_lines.num_bad:,} of {bad_lines.num_lines:,} lines could not be used; the first:"
     rows = [[f"{count:,}", reason] for reason, count in bad_lines.counts.items()]
     counts = text_table(["lines", "reason"], rows, right={"lines"})
-    return "\n".join([head, *(f"  {_cut(str(line), WIDTH - 2)}" for line in bad_lines.first), "", counts])
+    return "\n".join([head, *(f"  {cut(str(line), WIDTH - 2)}" for line in bad_lines.first), "", counts])
 
 
 def cleaning_text(cleaned: Cleaned) -> str:
@@ -69,7 +72,7 @@ def parameter_text(parameters: pd.DataFrame, *, probability: float) -> str:
                 str(row["name"]),
                 _number(row["median"]),
                 f"{_number(row['lower'])} to {_number(row['upper'])}",
-                _cut("" if row["unit"] == "1" else str(row["unit"]), 22),
+                cut("" if row["unit"] == "1" else str(row["unit"]), 22),
                 _fixed(row["contraction"], 2),
                 _count(_least(row["ess_bulk"], row["ess_tail"])),
                 _fixed(row["r_hat"], 3),
@@ -119,5 +122,6 @@ def _least(*values: float | None) -> float | None:
     return min(known) if len(known) == len(values) else None
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
+    """Shorten a text at its end."""
     return text if len(text) <= width else f"{text[: width - 1]}…"

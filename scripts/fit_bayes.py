@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -86,7 +85,13 @@ def _add_sampling_options(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("sampling").add_argument
     one, zero = command.at_least(1), command.at_least(0)
     add("--draws", type=one, default=1000, metavar="N", help=f"draws kept of each chain {DEFAULT}")
-    add("--tune", type=one, default=500, metavar="N", help=f"tuning draws of each chain {DEFAULT}")
+    add(
+        "--tune",
+        type=one,
+        default=200,
+        metavar="N",
+        help=f"tuning draws of each chain, for each part {DEFAULT}",
+    )
     add("--chains", type=one, default=4, metavar="N", help=DEFAULT)
     add("--seed", type=zero, default=0, metavar="N", help=f"the same seed gives the same numbers {DEFAULT}")
     add("--sampler", choices=("nutpie", "pymc"), default="nutpie", help=f"whose NUTS {DEFAULT}")
@@ -143,14 +148,7 @@ def _check_model(model: str) -> None:
 
 
 def command_line(arguments: Sequence[str], traces: Sequence[str]) -> str:
-    """The command as it was given, less the folders in which somebody keeps things."""
-
-    def shown(text: str) -> str:
-        option, is_joined, value = text.partition("=") if text.startswith("--") else ("", "", text)
-        is_private = value in traces or Path(value).is_absolute()
-        return option + is_joined + (Path(value).name if is_private else value)
-
-    return shlex.join(["python", "scripts/fit_bayes.py", *map(shown, arguments)])
+    return command.shown_command("scripts/fit_bayes.py", arguments, traces)
 
 
 def run(job: Job) -> int:

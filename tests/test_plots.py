@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from bayes_sched import plots
 from bayes_sched.fitted import FittedModel
+from bayes_sched.plots.chain_ranks import deviation
 from bayes_sched.plots.latency import typical_batch_sizes
 from bayes_sched.plots.parameters import contraction
 from bayes_sched.plots.points import sample_steps
-from bayes_sched.plots.ranks import deviation
-from bayes_sched.plots.residuals import residual_table, running_quantiles
+from bayes_sched.plots.residual_panels import residual_table, running_quantiles
 from bayes_sched.plots.style import new_figure
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 

@@ -13,8 +13,8 @@ import pytest
 from bayes_sched.errors import InputError
 from bayes_sched.fitted import FittedModel
 from bayes_sched.metadata import RowCounts
+from bayes_sched.numbers import number, percent, span
 from bayes_sched.report import ReportPaths, figures, summary, write_report
-from bayes_sched.report.numbers import number, percent, span
 from bayes_sched.report.page import render_page
 from bayes_sched.report.tables import latency_grid
 from bayes_sched.report.typical import FULL_PREFILL, LARGEST_DECODE, MEDIAN_DECODE, typical_steps

@@ -36,6 +36,9 @@ def test_a_documented_line_gives_every_field_it_holds() -> None:
         "num_waiting_reqs": 5,
         "num_running_reqs": 10,
         "timestamp": 1703123456.5,
+        "step_ms": 45.75,
+        "prefill_tokens": 515,
+        "max_prefill_chunk": 512,
     }
 
 
@@ -60,6 +63,8 @@ def test_a_recorded_line_gives_every_field_it_holds() -> None:
         "context_tokens": 5528 + 1392 + 176,
         "prefill_pairs": 36 * 1392 + 36 * 37 // 2 + 987 * 176 + 987 * 988 // 2,
         "timestamp": 118371.25,
+        "prefill_tokens": 36 + 987,
+        "max_prefill_chunk": 987,
     }
 
 
@@ -73,6 +78,7 @@ def test_an_iteration_line_with_engine_and_cache_usage_is_read() -> None:
         "num_decode_reqs": 19,
         "kv_cache_usage": pytest.approx(0.123),
         "timestamp": seconds,
+        "prefill_tokens": 512,
     }
 
 

@@ -194,7 +194,8 @@ def test_columns_that_no_line_holds_are_absent(write_lines: Write) -> None:
     steps = read_trace(write_lines([documented_record(timestamp=..., kv_cache_usage=None)])).steps
     assert steps.columns.tolist() == [
         *("batch_size", "total_tokens", "latency_ms", "num_prefill_reqs", "num_decode_reqs", "schedule_ms"),
-        *("num_waiting_reqs", "num_running_reqs", "source", "line"),
+        *("num_waiting_reqs", "num_running_reqs", "step_ms", "prefill_tokens", "max_prefill_chunk"),
+        *("source", "line"),
     ]
 
 
@@ -204,6 +205,7 @@ def test_columns_have_the_types_of_what_they_count(write_lines: Write) -> None:
     assert types == {
         **dict.fromkeys(["batch_size", "total_tokens", "num_prefill_reqs", "num_decode_reqs"], "int64"),
         **dict.fromkeys(["num_waiting_reqs", "num_running_reqs", "context_tokens", "line"], "int64"),
+        **dict.fromkeys(["prefill_tokens", "max_prefill_chunk"], "int64"),
         **dict.fromkeys(["latency_ms", "schedule_ms", "prefill_pairs", "timestamp"], "float64"),
         "source": "category",
     }

@@ -1,6 +1,31 @@
-"""The report of a fit: a page that needs no other file, the same numbers as CSV and JSON, and the figures."""
+"""The report of a fit or of a trace: a page that needs no other file, the same numbers, and the figures.
 
-from bayes_sched.report.summary import Summary, summary
-from bayes_sched.report.writing import ReportPaths, write_report
+The names are loaded when they are first used: the report of a trace needs nothing of what a fit needs.
+"""
 
-__all__ = ["ReportPaths", "Summary", "summary", "write_report"]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bayes_sched.report.analysis_writing import write_analysis
+    from bayes_sched.report.files import ReportPaths
+    from bayes_sched.report.fit_summary import Summary, summary
+    from bayes_sched.report.writing import write_report
+
+__all__ = ["ReportPaths", "Summary", "summary", "write_analysis", "write_report"]
+
+_MODULE_OF = {
+    "ReportPaths": "files",
+    "Summary": "fit_summary",
+    "summary": "fit_summary",
+    "write_analysis": "analysis_writing",
+    "write_report": "writing",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,27 +1,14 @@
-"""The figures of a report, each with a heading and a caption that says how to read it."""
+"""The figures of a fit's report, each with a heading and a caption that says how to read it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pandas as pd
-from matplotlib.figure import Figure
 
 from bayes_sched import plots
 from bayes_sched.fitted import FittedModel
-from bayes_sched.report.numbers import percent
-from bayes_sched.report.summary import Summary
-
-
-@dataclass(frozen=True, slots=True)
-class ReportFigure:
-    """A figure of a report: its file name, heading, caption, and how it is drawn."""
-
-    name: str
-    heading: str
-    caption: str
-    draw: Callable[[], Figure]
+from bayes_sched.numbers import percent
+from bayes_sched.report.files import ReportFigure
+from bayes_sched.report.fit_summary import Summary
 
 
 def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> tuple[ReportFigure, ...]:

@@ -1,25 +1,22 @@
-"""Renders the page of a report; everything that comes from data is escaped."""
+"""Renders the page of a fit's report."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from bayes_sched.report.figures import ReportFigure
-from bayes_sched.report.summary import Summary
+from bayes_sched.report.files import ReportFigure
+from bayes_sched.report.fit_summary import Summary
+from bayes_sched.report.page_table import mapping_page
 from bayes_sched.report.tables import (
     cleaning_page,
     convergence_page,
     cost_page,
-    mapping_page,
     parameter_page,
     prior_page,
     step_page,
 )
+from bayes_sched.report.templates import date, render
 
 
 def render_page(summary: Summary, figures: Mapping[ReportFigure, Path]) -> str:
@@ -31,19 +28,12 @@ def render_page(summary: Summary, figures: Mapping[ReportFigure, Path]) -> str:
     figures : mapping of ReportFigure to Path
         Each figure and its PNG file, in the order of the page.
     """
-    environment = Environment(
-        loader=PackageLoader("bayes_sched", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     metadata = summary.metadata
-    return environment.get_template("report.html.j2").render(
-        summary=summary,
-        metadata=metadata,
-        made_at=_date(metadata.created_at),
-        tables={
+    values = {
+        "summary": summary,
+        "metadata": metadata,
+        "made_at": date(metadata.created_at),
+        "tables": {
             "steps": step_page(summary),
             "costs": cost_page(summary),
             "parameters": parameter_page(summary, combinations=False),
@@ -56,20 +46,5 @@ def render_page(summary: Summary, figures: Mapping[ReportFigure, Path]) -> str:
             "timings": mapping_page(dict(metadata.timings_s), ("stage", "seconds")),
             "versions": mapping_page(dict(metadata.package_versions), ("package", "version")),
         },
-        figures=[
-            {"name": f.name, "heading": f.heading, "caption": f.caption, "uri": _data_uri(path)}
-            for f, path in figures.items()
-        ],
-    )
-
-
-def _date(iso: str) -> str:
-    """Write an ISO 8601 time as a person reads it; what is none stays as it is."""
-    try:
-        return f"{datetime.fromisoformat(iso).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-    except ValueError:
-        return iso
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    }
+    return render("fit.html.j2", values, figures)

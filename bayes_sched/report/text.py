@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.fitted import FittedModel
+from bayes_sched.numbers import listed, number, percent, span
 from bayes_sched.parameter_table import PARTLY, WEAKLY
 from bayes_sched.plots.calibration import Calibration
-from bayes_sched.report.numbers import listed, number, percent, span
-from bayes_sched.report.records import records
+from bayes_sched.records import records
 from bayes_sched.report.typical import FULL_PREFILL, LARGEST_DECODE, MEDIAN_DECODE, PER_REQUEST, PER_TOKEN
 
 MAX_MISCOVERAGE = 0.03

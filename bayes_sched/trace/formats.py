@@ -28,6 +28,7 @@ from bayes_sched.trace.fields import (
     shorten,
     sizes_of,
 )
+from bayes_sched.trace.quick import query_key_pairs, quick_row
 
 DOCUMENTED = "documented"
 RECORDED = "recorded"
@@ -46,6 +47,9 @@ FIELDS = (
     "context_tokens",
     "prefill_pairs",
     "timestamp",
+    "step_ms",
+    "prefill_tokens",
+    "max_prefill_chunk",
 )
 """Columns of a step, in the order of `Step.row`."""
 
@@ -102,6 +106,18 @@ def parse_line(line: bytes) -> Step | None:
             return None
         if not line.startswith(b"{"):
             return _parse_text(line)
+    quick = quick_row(line)
+    return parse_record(line) if quick is None else tuple.__new__(Step, (*quick, ""))
+
+
+def parse_record(line: bytes) -> Step:
+    """Read one line of JSON field by field, as `parse_line` does where anything about it is unusual.
+
+    Raises
+    ------
+    LineError
+        If the line is no usable step.
+    """
     record = _load(line)
     if "num_prefill_reqs" in record or "num_decode_reqs" in record:
         return _parse_documented(record)
@@ -138,18 +154,20 @@ def _parse_documented(record: dict[str, Any]) -> Step:
     decode = sizes_of(record, "decode_chunk_sizes", "num_decode_reqs", num_decode)
     prefill_context = sizes_of(record, "prefill_context_lens", "num_prefill_reqs", num_prefill)
     decode_context = sizes_of(record, "decode_context_lens", "num_decode_reqs", num_decode)
+    prefill_tokens, max_prefill_chunk = _chunk_figures(prefill)
     context_tokens = prefill_pairs = _NAN
     if prefill_context is not None and decode_context is not None:
         context_tokens = sum(prefill_context) + sum(decode_context)
     if prefill is not None and prefill_context is not None:
-        prefill_pairs = _pairs(prefill, prefill_context)
+        prefill_pairs = query_key_pairs(prefill, prefill_context)
     remark = ""
     if prefill is not None and decode is not None and sum(prefill) + sum(decode) != total_tokens:
-        # B and S stand in fields of their own: the step is usable, the pairs are not.
+        # B and S stand in fields of their own: the step is usable, what the chunks tell is not.
         remark = "chunk sizes do not sum to total_scheduled_tokens (which is used)"
-        prefill_pairs = _NAN
+        prefill_pairs = prefill_tokens = max_prefill_chunk = _NAN
     counts = (num_prefill + num_decode, total_tokens, latency_ms, num_prefill, num_decode)
-    return Step(DOCUMENTED, (*counts, *_surroundings(record, context_tokens, prefill_pairs)), remark)
+    surroundings = _surroundings(record, context_tokens, prefill_pairs)
+    return Step(DOCUMENTED, (*counts, *surroundings, prefill_tokens, max_prefill_chunk), remark)
 
 
 def _parse_recorded(record: dict[str, Any]) -> Step:
@@ -170,9 +188,11 @@ def _parse_recorded(record: dict[str, Any]) -> Step:
     if computed is not None:
         context_tokens = sum(computed)
         is_prefill = [size > 1 for size in chunks] if num_prefill else []
-        prefill_pairs = _pairs([*compress(chunks, is_prefill)], [*compress(computed, is_prefill)])
+        prefill_pairs = query_key_pairs([*compress(chunks, is_prefill)], [*compress(computed, is_prefill)])
     counts = (len(chunks), total_tokens, latency_ms, num_prefill, num_decode)
-    return Step(RECORDED, (*counts, *_surroundings(record, context_tokens, prefill_pairs)))
+    surroundings = _surroundings(record, context_tokens, prefill_pairs)
+    prefill_figures = _chunk_figures([size for size in chunks if size > 1])
+    return Step(RECORDED, (*counts, *surroundings, *prefill_figures))
 
 
 def _surroundings(record: dict[str, Any], context_tokens: float, prefill_pairs: float) -> tuple[float, ...]:
@@ -184,12 +204,13 @@ def _surroundings(record: dict[str, Any], context_tokens: float, prefill_pairs: 
         context_tokens,
         prefill_pairs,
         number(record, "timestamp", high=MAX_TIMESTAMP),
+        number(record, "total_step_duration_ms", high=MAX_MS),
     )
 
 
-def _pairs(chunks: list[int], contexts: list[int]) -> int:
-    """Query-key pairs of the prefill chunks: c k + c (c + 1) / 2 for c tokens after k computed ones."""
-    return sum(c * k + c * (c + 1) // 2 for c, k in zip(chunks, contexts, strict=True))
+def _chunk_figures(prefill: list[int] | None) -> tuple[float, float]:
+    """Sum and largest of the prefill chunks; a step that prefills nothing has zeros."""
+    return (_NAN, _NAN) if prefill is None else (sum(prefill), max(prefill, default=0))
 
 
 def _parse_text(line: bytes) -> Step:
@@ -214,7 +235,9 @@ def _parse_text(line: bytes) -> Step:
         num_decode,
     )
     timestamp = _log_seconds(line[: match.start()])
-    return Step(VLLM_LOG, (*counts, _NAN, kv_cache_usage, _NAN, _NAN, _NAN, _NAN, timestamp))
+    unknown = (_NAN, _NAN, _NAN, _NAN)
+    rest = (timestamp, _NAN, prefill_tokens, _NAN)
+    return Step(VLLM_LOG, (*counts, _NAN, kv_cache_usage, *unknown, *rest))
 
 
 def _log_seconds(prefix: bytes) -> float:

@@ -22,7 +22,7 @@ WAIT_ONLY = (
     "synchronous mode, too small (down to 0) under asynchronous scheduling"
 )
 
-_FLOAT_FIELDS = {"latency_ms", "schedule_ms", "kv_cache_usage", "prefill_pairs", "timestamp"}
+_FLOAT_FIELDS = {"latency_ms", "schedule_ms", "kv_cache_usage", "prefill_pairs", "timestamp", "step_ms"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,9 @@ class Trace:
         ``latency_ms``, and where the trace holds them ``num_prefill_reqs``, ``num_decode_reqs``,
         ``schedule_ms``, ``kv_cache_usage`` (share), ``num_waiting_reqs``, ``num_running_reqs``,
         ``context_tokens`` (in the KV cache before the step), ``prefill_pairs`` (query-key pairs of the
-        prefill chunks), ``timestamp`` (s, of whatever clock wrote it; of a vLLM log, since the year began);
+        prefill chunks), ``timestamp`` (s, of whatever clock wrote it; of a vLLM log, since the year began),
+        ``step_ms`` (scheduling and model run as the trace tells it), ``prefill_tokens`` (sum of the prefill
+        chunks), ``max_prefill_chunk`` (tokens; 0 where nothing is prefilled);
         last ``source`` (categorical) and ``line`` (1-based). A column that no line holds is absent; NaN marks
         the rows that lack it. Idle steps are rows.
     sources : tuple of Source

@@ -1,7 +1,7 @@
 """One file of a trace, read into a flat array of numbers."""
 
-from array import array
 from collections import Counter
+from struct import Struct
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from bayes_sched.trace.opening import MAX_LINE_BYTES, TraceStream
 
 _TOO_LONG = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
 _WIDTH = len(FIELDS) + 1
+_pack = Struct(f"{_WIDTH}d").pack  # numbers of a step as bytes: a third of the time of an array's extend
 
 
 class TraceFile:
@@ -47,12 +48,12 @@ class TraceFile:
         self.num_looked_at = 0
         self.holds_damaged_steps = False
         self._noise = BadLineTally()
-        self._numbers = array("d")
+        self._numbers = bytearray()
 
     @property
     def num_steps(self) -> int:
         """Number of steps read."""
-        return len(self._numbers) // _WIDTH
+        return len(self._numbers) // (8 * _WIDTH)
 
     @property
     def numbers(self) -> npt.NDArray[np.float64]:
@@ -72,9 +73,15 @@ class TraceFile:
         for line, is_ended in self.stream.lines():
             self.num_lines += 1
             try:
-                self._take(line)
+                if len(line) > MAX_LINE_BYTES:
+                    raise LineError(_TOO_LONG, is_step=False)
+                step = parse_line(line)
             except LineError as error:
                 self._refuse(error, is_ended=is_ended)
+                continue
+            if step is not None:
+                self._take(*step)
+        self.num_looked_at += self.num_steps
         if self.formats[VLLM_LOG]:
             self.num_looked_at -= sum(self._noise.counts.values())
         else:
@@ -84,18 +91,11 @@ class TraceFile:
             self.num_looked_at += 1
             self.bad.add(BadLine(self.label, self.num_lines + 1, damage), is_tolerated=True)
 
-    def _take(self, line: bytes) -> None:
-        if len(line) > MAX_LINE_BYTES:
-            raise LineError(_TOO_LONG, is_step=False)
-        step = parse_line(line)
-        if step is None:
-            return
-        self.num_looked_at += 1
-        self.formats[step.format] += 1
-        if step.remark:
-            self.remarks[step.remark] += 1
-        self._numbers.extend(step.row)
-        self._numbers.append(self.num_lines)
+    def _take(self, kind: str, row: tuple[float, ...], remark: str) -> None:
+        self.formats[kind] += 1
+        if remark:
+            self.remarks[remark] += 1
+        self._numbers += _pack(*row, self.num_lines)
 
     def _refuse(self, error: LineError, *, is_ended: bool) -> None:
         self.num_looked_at += 1

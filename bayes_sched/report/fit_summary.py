@@ -11,7 +11,7 @@ import pandas as pd
 from bayes_sched.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.metadata import FitMetadata
 from bayes_sched.plots.calibration import Calibration, calibrate
-from bayes_sched.report.records import records
+from bayes_sched.records import records
 from bayes_sched.report.text import notes, paragraph
 from bayes_sched.report.typical import cost_table, step_table, typical_steps
 

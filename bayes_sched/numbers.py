@@ -26,6 +26,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{float(f'{value:.{digits - 1}e}'):,.{max(0, digits - 1 - exponent)}f}"
 
 
+def quantity(value: float | None, unit: str) -> str:
+    """Write a number of a unit: shares as percentages, requests and tokens in full, else three digits."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if unit == "share":
+        return f"{number(100.0 * value)}%"
+    is_count = unit in {"requests", "tokens"} and (value == round(value) or value >= 100.0)
+    return f"{value:,.0f}" if is_count else number(value)
+
+
 def span(lower: float | None, upper: float | None, digits: int = 3) -> str:
     """Write an interval."""
     return f"{number(lower, digits)} to {number(upper, digits)}"
