@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bayes_sched.model import LatencyModel, load_model
     from bayes_sched.priors import Prior, Priors, read_prior_overrides
     from bayes_sched.report import write_analysis, write_report
-    from bayes_sched.sampling import SamplerSettings
+    from bayes_sched.settings import SamplerSettings
     from bayes_sched.steps import steps_arrays, steps_grid
     from bayes_sched.thinning import Thinned, thin_steps
     from bayes_sched.trace import Cleaned, Trace, clean_steps, read_trace
@@ -79,7 +79,7 @@ _MODULE_OF = {
     "Parameter": "equation",
     "Prior": "priors",
     "Priors": "priors",
-    "SamplerSettings": "sampling",
+    "SamplerSettings": "settings",
     "Thinned": "thinning",
     "Trace": "trace",
     "TraceAnalysis": "analysis",

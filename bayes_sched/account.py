@@ -29,7 +29,7 @@ from bayes_sched.priors import Priors
 from bayes_sched.trace import Cleaned, Trace
 
 if TYPE_CHECKING:
-    from bayes_sched.sampling import SamplerSettings
+    from bayes_sched.settings import SamplerSettings
 
 _PACKAGES = ("arviz", "numba", "numpy", "nutpie", "pandas", "pymc", "pytensor", "scipy", "xarray")
 

@@ -21,7 +21,8 @@ import xarray as xr
 from bayes_sched.diagnostics import Convergence, convergence
 from bayes_sched.model import LatencyModel
 from bayes_sched.priors import Priors
-from bayes_sched.sampling import Sampler, SamplerSettings
+from bayes_sched.sampling import Sampler
+from bayes_sched.settings import SamplerSettings
 
 ADAPTATIONS = ("diag", "draw_diag", "low_rank")
 """Of nutpie's mass matrix."""

@@ -24,7 +24,8 @@ from bayes_sched.thinning import DEFAULT_MAX_ROWS, Thinned, thin_steps
 from bayes_sched.trace import Cleaned, Trace, clean_steps
 
 if TYPE_CHECKING:
-    from bayes_sched.sampling import SamplerSettings, Samples
+    from bayes_sched.sampling import Samples
+    from bayes_sched.settings import SamplerSettings
 
 type Progress = Callable[[str, float | None], None]
 """Called with a stage in words and the share of it that is done, None where that is not known."""

@@ -3,85 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import nutpie
-import pymc as pm
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
 from bayes_sched.density import Density
-from bayes_sched.errors import InputError
 from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
 from bayes_sched.model import LatencyModel, all_parameters
-from bayes_sched.partition import Partition, part_model
+from bayes_sched.nuts import SAMPLE_STATS, PartSampler, Progress
+from bayes_sched.partition import Partition
 from bayes_sched.pilot import GOOD_EFFICIENCY, NUM_COMPONENTS, Pilot, effective_number, run_pilot
+from bayes_sched.settings import SamplerSettings
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bayes_sched.priors import Priors
 
-Progress = Callable[[str, float | None], None]
-
-SAMPLERS = ("nutpie", "pymc")
 _PRIOR_DRAWS = 4000
 _WANDERING = (500, 2000)  # draws a chain of NUTS in two rounds, where the pilot's mixture is bad
 _MASS_BATCH, _MAX_MASS_BATCHES = 1000, 20  # draws of the mixture for a chain's estimate of the parts' masses
 _MASS_EFFECTIVE = 800.0  # effective ones among them that are enough
 _NEGLIGIBLE_MASS = 2e-3  # a part of less posterior mass than this is left out
 _INFLATION = 1.05  # of the pilot's mixture: a map with tails a little too wide is benign, too narrow is not
-_SAMPLE_STATS = ("diverging", "energy", "n_steps", "step_size")
-_MAX_TREE_DEPTH = 10
-_ATTEMPTS = 3
-_SMALLER_STEPS = 0.3  # of the share of rejected proposals, at each further attempt
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerSettings:
-    """How long and with what to sample.
-
-    Attributes
-    ----------
-    draws : int
-        Kept draws of each chain, over all parts of the posterior.
-    tune : int
-        Tuning draws of each chain for each part.
-    chains : int
-        Number of chains.
-    seed : int
-        Seed of everything random; the same seed, data and versions give the same numbers.
-    sampler : str
-        ``nutpie`` or ``pymc``.
-    target_accept : float
-        Acceptance probability that the step size is tuned to.
-    cores : int, optional
-        Chains that run at once; by default as many as there are processors.
-    """
-
-    draws: int = 1000
-    tune: int = 200
-    chains: int = 4
-    seed: int = 0
-    sampler: str = "nutpie"
-    target_accept: float = 0.9
-    cores: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            msg = f"sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}"
-            raise InputError(msg)
-        for name, least in (("draws", 1), ("tune", 1), ("chains", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                msg = f"{name} = {getattr(self, name)}: must be at least {least}"
-                raise InputError(msg)
-        if not 0.0 < self.target_accept < 1.0:
-            msg = f"target_accept = {self.target_accept:g}: must lie between 0 and 1"
-            raise InputError(msg)
 
 
 @dataclass(frozen=True)
@@ -141,8 +90,11 @@ class Sampler:
                 coordinates = LogCoordinates(priors)
             self.coordinates = coordinates
             self.density = Density(self.pymc_model, coordinates)
-        self.num_gradients = 0
-        self._compiled: Any = None
+        self.nuts = PartSampler(self.density, self._data)
+
+    def _data(self) -> dict[str, Any]:
+        """Return the values of the model's and the coordinates' data, which may have been replaced."""
+        return {v.name: v.get_value() for v in self.pymc_model.data_vars} | dict(self.coordinates.data)
 
     def explore(self, rng: np.random.Generator, progress: Progress | None = None) -> Pilot:
         """Run the pilot."""
@@ -169,17 +121,15 @@ class Sampler:
         NUTS finds what importance sampling misses: mass that a thin bent ridge connects. Its chains need not
         converge. Components far from all they visited are kept: NUTS may not have reached those modes.
         """
-        found = mixture
+        visited = mixture
         for number, draws in enumerate(_WANDERING):
-            whole = Partition(found.collapsed())
+            whole = Partition(visited.collapsed())
             paced = replace(settings, tune=_WANDERING[0], seed=settings.seed + number)
-            points, _ = self._draw(whole, 0, draws, paced, progress)
-            points = points.reshape(-1, self.density.dim)
             with self.clock("pilot"):
+                points = self.nuts.draw(whole, 0, draws, paced, progress)[0].reshape(-1, self.density.dim)
                 equal = np.full(len(points), 1.0 / len(points))
                 visited = fit_mixture(points, equal, num_components=NUM_COMPONENTS, rng=rng)
-                found = visited.completed(mixture)
-        return found
+        return visited.completed(mixture)
 
     def masses(self, partition: Partition, chains: int, rng: np.random.Generator) -> tuple[Floats, float]:
         """Return each chain's own estimate of the mass of the parts, dims (chain, part), and its efficiency.
@@ -203,113 +153,6 @@ class Sampler:
                 num_points += len(points)
         return np.array(masses), effective / num_points
 
-    def draw_part(
-        self,
-        partition: Partition,
-        part: int,
-        draws: int,
-        settings: SamplerSettings,
-        progress: Progress | None = None,
-    ) -> tuple[Floats, xr.Dataset]:
-        """Sample one part with NUTS.
-
-        Returns coordinates, dims (chain, draw, coordinate), and the sampler's statistics. A part that has
-        divergences is sampled again with smaller steps, twice at most.
-        """
-        for attempt in range(_ATTEMPTS):
-            accept = 1.0 - (1.0 - settings.target_accept) * _SMALLER_STEPS**attempt
-            seed = settings.seed + 7919 * (part + 1) + attempt
-            attempted = replace(settings, target_accept=accept, seed=seed)
-            coordinates, stats = self._draw(partition, part, draws, attempted, progress)
-            if not stats["diverging"].any():
-                break
-        return coordinates, stats
-
-    def _draw(
-        self,
-        partition: Partition,
-        part: int,
-        draws: int,
-        settings: SamplerSettings,
-        progress: Progress | None,
-    ) -> tuple[Floats, xr.Dataset]:
-        run = self._pymc
-        if settings.sampler == "nutpie":
-            self._compile(partition)
-            run = self._nutpie
-        with self.clock("sampling"):
-            tree = run(partition, part, draws, settings, progress)
-        stats = tree["sample_stats"].to_dataset()[list(_SAMPLE_STATS)]
-        self.num_gradients += int(stats["n_steps"].sum())
-        z = tree["posterior"]["z"].transpose("chain", "draw", "coordinate").to_numpy()
-        return partition.to_coordinates(z, part), stats
-
-    def _compile(self, partition: Partition) -> None:
-        if self._compiled is None:
-            with self.clock("compile"):
-                self._compiled = nutpie.compile_pymc_model(
-                    part_model(self.density, partition),
-                    default_initialization_strategy="prior",
-                    var_names=[],
-                )
-
-    def _pymc(
-        self,
-        partition: Partition,
-        part: int,
-        draws: int,
-        settings: SamplerSettings,
-        progress: Progress | None,
-    ) -> Any:
-        if progress is not None:
-            progress("sampling", None)
-        with part_model(self.density, partition) as model:
-            pm.set_data(partition.data(part))
-            return pm.sample(
-                draws,
-                tune=settings.tune,
-                chains=settings.chains,
-                cores=settings.cores,
-                random_seed=settings.seed,
-                progressbar=False,
-                nuts_sampler="pymc",
-                nuts={"target_accept": settings.target_accept},
-                compute_convergence_checks=False,
-                model=model,
-            )
-
-    def _nutpie(
-        self,
-        partition: Partition,
-        part: int,
-        draws: int,
-        settings: SamplerSettings,
-        progress: Progress | None,
-    ) -> Any:
-        total = settings.chains * (draws + settings.tune)
-
-        def report(chains: list[Any]) -> None:
-            if progress is not None:
-                progress("sampling", min(1.0, sum(chain.finished_draws for chain in chains) / total))
-
-        return nutpie.sample(
-            self._compiled.with_data(**self._model_data(), **partition.data(part)),
-            draws=draws,
-            tune=settings.tune,
-            chains=settings.chains,
-            cores=settings.cores,
-            seed=settings.seed,
-            save_warmup=False,
-            progress_bar=False,
-            progress_callback=report if progress is not None else None,
-            target_accept=settings.target_accept,
-            maxdepth=_MAX_TREE_DEPTH,
-        )
-
-    def _model_data(self) -> dict[str, Any]:
-        """Return the values of the model's own data, which may have been replaced since the compilation."""
-        return {v.name: v.get_value() for v in self.pymc_model.data_vars} | dict(self.coordinates.data)
-
     def run(self, settings: SamplerSettings, progress: Progress | None = None) -> Samples:
         """Explore, then sample every part, then put the parts together."""
         # Matrices this small are slower on several threads, and their rounding depends on how many there are.
@@ -318,9 +161,12 @@ class Sampler:
 
     def _run(self, settings: SamplerSettings, progress: Progress | None) -> Samples:
         rng = np.random.default_rng(settings.seed)
-        self.num_gradients = 0
+        self.nuts.num_gradients = 0
         pilot = self.explore(rng, progress)
         mixture = pilot.mixture
+        if settings.sampler == "nutpie":
+            with self.clock("compile"):
+                self.nuts.compile(Partition(mixture))
         if pilot.efficiency < GOOD_EFFICIENCY:
             mixture = self.wander(mixture, rng, settings, progress)
         partition = Partition(mixture.inflated(_INFLATION))
@@ -332,7 +178,8 @@ class Sampler:
         for i, part in enumerate(kept):
             draws = max(int(counts[:, i].max()), settings.chains)
             told = None if progress is None else _portion(progress, i, len(kept))
-            parts.append(self.draw_part(partition, int(part), draws, settings, told))
+            with self.clock("sampling"):
+                parts.append(self.nuts.draw_carefully(partition, int(part), draws, settings, told))
         coordinates, stats = _interleave(parts, counts)
         info = {
             "num_modes": pilot.num_modes,
@@ -342,7 +189,7 @@ class Sampler:
             "pilot_efficiency": pilot.efficiency,
             "mixture_efficiency": efficiency,
             "num_pilot_evaluations": pilot.num_evaluations,
-            "num_gradients": self.num_gradients,
+            "num_gradients": self.nuts.num_gradients,
         }
         data = self._tree(coordinates, stats, rng)
         return Samples(data, dict(self.clock.seconds), info)
@@ -402,10 +249,10 @@ def _interleave(parts: list[tuple[Floats, xr.Dataset]], counts: Any) -> tuple[Fl
             name: np.concatenate(
                 [stats[name].to_numpy()[chain, :n] for (_, stats), n in zip(parts, count, strict=True)]
             )[order]
-            for name in _SAMPLE_STATS
+            for name in SAMPLE_STATS
         }
         chains.append((x, {**stats, "part": part[order]}))
-    names = [*_SAMPLE_STATS, "part"]
+    names = [*SAMPLE_STATS, "part"]
     draws = len(chains[0][0])
     merged = xr.Dataset(
         {name: (("chain", "draw"), np.stack([stats[name] for _, stats in chains])) for name in names},

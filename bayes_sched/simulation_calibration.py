@@ -27,7 +27,8 @@ from bayes_sched.model import LatencyModel
 from bayes_sched.priors import Priors
 
 if TYPE_CHECKING:
-    from bayes_sched.sampling import Sampler, SamplerSettings
+    from bayes_sched.sampling import Sampler
+    from bayes_sched.settings import SamplerSettings
 
 NUM_RANKED_DRAWS = 99
 """Draws that a true value is ranked among: few enough to be nearly independent, evenly spaced."""

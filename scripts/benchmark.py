@@ -169,7 +169,7 @@ def sample_all(steps: pd.DataFrame, options: argparse.Namespace, *, label: str) 
     from bayes_sched.benchmarking import measure_direct, measure_ours
     from bayes_sched.model import all_parameters, load_model
     from bayes_sched.priors import Priors
-    from bayes_sched.sampling import SamplerSettings
+    from bayes_sched.settings import SamplerSettings
 
     model = load_model(options.model)
     noise = model.noises[0]

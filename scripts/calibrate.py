@@ -143,7 +143,7 @@ def make_study(options: argparse.Namespace) -> CalibrationStudy:
     from bayes_sched.benchmarking import choose_rows
     from bayes_sched.model import all_parameters, load_model
     from bayes_sched.priors import Priors
-    from bayes_sched.sampling import SamplerSettings
+    from bayes_sched.settings import SamplerSettings
     from bayes_sched.simulation_calibration import CalibrationStudy
 
     logging.getLogger("pymc").setLevel(logging.WARNING)

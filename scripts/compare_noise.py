@@ -37,7 +37,8 @@ def score(fitted: pd.DataFrame, held_out: pd.DataFrame, noise: str, seed: int) -
 
     from bayes_sched.model import all_parameters, load_model
     from bayes_sched.priors import Priors
-    from bayes_sched.sampling import SamplerSettings, sample
+    from bayes_sched.sampling import sample
+    from bayes_sched.settings import SamplerSettings
 
     model = load_model("saturation")
     priors = Priors.from_parameters(all_parameters(model, noise))

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from bayes_sched import command
 from bayes_sched.errors import InputError
+from bayes_sched.settings import SAMPLERS, SamplerSettings
 
 if TYPE_CHECKING:
     from bayes_sched.fitting import FitResult
     from bayes_sched.report import Summary
 
 PROGRAM = "fit_bayes"
+SAMPLING = ("draws", "tune", "chains", "seed", "sampler")
 DEFAULT = "(default: %(default)s)"
 say = partial(command.say, PROGRAM)
 
@@ -40,7 +42,7 @@ exit status: 0 done; 2 bad input or usage; 3 the chains have not converged (the 
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; their defaults are those of the library, which a test holds them to."""
+    """The options; defaults that the library has too are held to it by a test."""
     made = command.Parser(
         prog=PROGRAM,
         description="Fit a latency model to the step trace of a vLLM scheduler: posterior and report.",
@@ -84,17 +86,12 @@ def _add_step_options(made: argparse.ArgumentParser) -> None:
 def _add_sampling_options(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("sampling").add_argument
     one, zero = command.at_least(1), command.at_least(0)
-    add("--draws", type=one, default=1000, metavar="N", help=f"draws kept of each chain {DEFAULT}")
-    add(
-        "--tune",
-        type=one,
-        default=200,
-        metavar="N",
-        help=f"tuning draws of each chain, for each part {DEFAULT}",
-    )
-    add("--chains", type=one, default=4, metavar="N", help=DEFAULT)
-    add("--seed", type=zero, default=0, metavar="N", help=f"the same seed gives the same numbers {DEFAULT}")
-    add("--sampler", choices=("nutpie", "pymc"), default="nutpie", help=f"whose NUTS {DEFAULT}")
+    add("--draws", type=one, metavar="N", help=f"draws kept of each chain {DEFAULT}")
+    add("--tune", type=one, metavar="N", help=f"tuning draws of each chain, for each part {DEFAULT}")
+    add("--chains", type=one, metavar="N", help=DEFAULT)
+    add("--seed", type=zero, metavar="N", help=f"the same seed gives the same numbers {DEFAULT}")
+    add("--sampler", choices=SAMPLERS, help=f"whose NUTS {DEFAULT}")
+    made.set_defaults(**{name: getattr(SamplerSettings(), name) for name in SAMPLING})
 
 
 @dataclass(frozen=True)
@@ -182,10 +179,8 @@ def fit_trace(job: Job, show: command.Progress) -> FitResult:
     import logging
 
     from bayes_sched.fitting import fit
-    from bayes_sched.sampling import SamplerSettings
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
-    names = ("draws", "tune", "chains", "seed", "sampler")
     return fit(
         trace,
         model=options.model,
@@ -193,7 +188,7 @@ def fit_trace(job: Job, show: command.Progress) -> FitResult:
         priors=job.priors,
         min_latency_ms=options.min_latency_ms,
         max_latency_ms=options.max_latency_ms,
-        settings=SamplerSettings(**{name: getattr(options, name) for name in names}),
+        settings=SamplerSettings(**{name: getattr(options, name) for name in SAMPLING}),
         max_rows=options.max_rows,
         name=job.folder.name,
         labels={key: getattr(options, key) for key in ("gpu", "llm") if getattr(options, key)},

@@ -7,8 +7,10 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sched.model import LatencyModel
+from bayes_sched.nuts import Progress
 from bayes_sched.priors import Priors
-from bayes_sched.sampling import Progress, SamplerSettings, Samples
+from bayes_sched.sampling import Samples
+from bayes_sched.settings import SamplerSettings
 from tests.synthetic_fit import TRUTH, synthetic_fit
 
 

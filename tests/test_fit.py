@@ -13,7 +13,7 @@ from bayes_sched.fitted import FittedModel
 from bayes_sched.fitting import fit, summarise_cells
 from bayes_sched.model import load_model, models_folder
 from bayes_sched.priors import Priors
-from bayes_sched.sampling import SamplerSettings
+from bayes_sched.settings import SamplerSettings
 from bayes_sched.trace import Trace, read_trace
 from tests.conftest import documented_record
 from tests.stub_sampling import stub_sample, unmixed_sample

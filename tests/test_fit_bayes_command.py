@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bayes_sched import report, sampling
+from bayes_sched import report, sampling, settings
 from bayes_sched.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.model import load_model
 from bayes_sched.priors import Priors, read_prior_overrides
@@ -159,9 +159,9 @@ def test_help_shows_options_and_examples_and_loads_no_library() -> None:
 
 def test_defaults_of_the_command_are_those_of_the_library() -> None:
     options = parser().parse_args(["t"])
-    settings = sampling.SamplerSettings()
+    defaults = settings.SamplerSettings()
     for name in ("draws", "tune", "chains", "seed", "sampler"):
-        assert getattr(options, name) == getattr(settings, name), name
+        assert getattr(options, name) == getattr(defaults, name), name
     limits = inspect.signature(clean_steps).parameters
     assert options.min_latency_ms == limits["min_latency_ms"].default
     assert options.max_latency_ms == limits["max_latency_ms"].default
@@ -173,7 +173,7 @@ def test_defaults_of_the_command_are_those_of_the_library() -> None:
 def test_choices_of_the_command_are_those_of_the_library() -> None:
     actions = parser()._option_string_actions
     assert actions["--noise"].choices == load_model("saturation").noises
-    assert actions["--sampler"].choices == sampling.SAMPLERS
+    assert actions["--sampler"].choices == settings.SAMPLERS
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import xarray as xr
 from bayes_sched.errors import InputError
 from bayes_sched.model import all_parameters, load_model
 from bayes_sched.priors import Priors
-from bayes_sched.sampling import Sampler, SamplerSettings, Samples, _allocate, _interleave
+from bayes_sched.sampling import Sampler, Samples, _allocate, _interleave
+from bayes_sched.settings import SamplerSettings
 from tests.simulation import (
     BENT_WEIGHT,
     NO_STEPS,

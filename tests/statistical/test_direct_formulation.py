@@ -13,7 +13,8 @@ from bayes_sched.diagnostics import convergence
 from bayes_sched.equation import PARAMETERS
 from bayes_sched.model import all_parameters, load_model
 from bayes_sched.priors import Prior, Priors
-from bayes_sched.sampling import Sampler, SamplerSettings
+from bayes_sched.sampling import Sampler
+from bayes_sched.settings import SamplerSettings
 from tests.synthetic_fit import TRUTH, simulated_steps
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,8 @@ import pytest
 
 from bayes_sched.diagnostics import convergence
 from bayes_sched.mixture import Floats
-from bayes_sched.sampling import Sampler, SamplerSettings, Samples
+from bayes_sched.sampling import Sampler, Samples
+from bayes_sched.settings import SamplerSettings
 from tests.simulation import BENT_WEIGHT, KnownPosterior, grid_share, share_at_negative_log_a, two_modes
 
 pytestmark = pytest.mark.slow
