@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bayes_sched.analysis import Finding, Limits, TraceAnalysis, analyze
+    from bayes_sched.comparison import Comparison, compare
     from bayes_sched.diagnostics import Convergence
     from bayes_sched.equation import Parameter, latency_ms
     from bayes_sched.errors import BayesSchedError, InputError
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from bayes_sched.fitting import FitResult, fit
     from bayes_sched.metadata import FitMetadata
     from bayes_sched.model import LatencyModel, load_model
+    from bayes_sched.predictor import MonitorSettings, Predictor
+    from bayes_sched.predictor_compilation import compile_predictor
     from bayes_sched.priors import Prior, Priors, read_prior_overrides
-    from bayes_sched.report import write_analysis, write_report
+    from bayes_sched.report import write_analysis, write_comparison, write_report, write_sla
     from bayes_sched.settings import SamplerSettings
+    from bayes_sched.sla import Objective, RequestSLA, StepSLA, request_sla, step_risk, step_sla
     from bayes_sched.steps import steps_arrays, steps_grid
     from bayes_sched.thinning import Thinned, thin_steps
     from bayes_sched.trace import Cleaned, Trace, clean_steps, read_trace
@@ -33,6 +37,7 @@ __all__ = [
     "DEFAULT_PROBABILITY",
     "BayesSchedError",
     "Cleaned",
+    "Comparison",
     "Convergence",
     "Finding",
     "FitMetadata",
@@ -41,26 +46,38 @@ __all__ = [
     "InputError",
     "LatencyModel",
     "Limits",
+    "MonitorSettings",
+    "Objective",
     "Parameter",
+    "Predictor",
     "Prior",
     "Priors",
+    "RequestSLA",
     "SamplerSettings",
+    "StepSLA",
     "Thinned",
     "Trace",
     "TraceAnalysis",
     "__version__",
     "analyze",
     "clean_steps",
+    "compare",
+    "compile_predictor",
     "fit",
     "latency_ms",
     "load_model",
     "read_prior_overrides",
     "read_trace",
+    "request_sla",
+    "step_risk",
+    "step_sla",
     "steps_arrays",
     "steps_grid",
     "thin_steps",
     "write_analysis",
+    "write_comparison",
     "write_report",
+    "write_sla",
 ]
 
 # A public name must not be that of a module of the package: importing the module would replace it.
@@ -68,6 +85,7 @@ _MODULE_OF = {
     "DEFAULT_PROBABILITY": "fitted",
     "BayesSchedError": "errors",
     "Cleaned": "trace",
+    "Comparison": "comparison",
     "Convergence": "diagnostics",
     "Finding": "analysis",
     "FitMetadata": "metadata",
@@ -76,25 +94,37 @@ _MODULE_OF = {
     "InputError": "errors",
     "LatencyModel": "model",
     "Limits": "analysis",
+    "MonitorSettings": "predictor",
+    "Objective": "sla",
     "Parameter": "equation",
+    "Predictor": "predictor",
     "Prior": "priors",
     "Priors": "priors",
+    "RequestSLA": "sla",
     "SamplerSettings": "settings",
+    "StepSLA": "sla",
     "Thinned": "thinning",
     "Trace": "trace",
     "TraceAnalysis": "analysis",
     "analyze": "analysis",
     "clean_steps": "trace",
+    "compare": "comparison",
+    "compile_predictor": "predictor_compilation",
     "fit": "fitting",
     "latency_ms": "equation",
     "load_model": "model",
     "read_prior_overrides": "priors",
     "read_trace": "trace",
+    "request_sla": "sla",
+    "step_risk": "sla",
+    "step_sla": "sla",
     "steps_arrays": "steps",
     "steps_grid": "steps",
     "thin_steps": "thinning",
     "write_analysis": "report",
+    "write_comparison": "report",
     "write_report": "report",
+    "write_sla": "report",
 }
 
 

@@ -19,8 +19,8 @@ from bayes_sched.metadata import FitMetadata
 from bayes_sched.model import LatencyModel, ModelFile, all_parameters
 from bayes_sched.parameter_table import parameter_table
 from bayes_sched.prediction import (
+    Evaluator,
     Floats,
-    Predictor,
     Thresholds,
     as_threshold,
     band_levels,
@@ -72,7 +72,7 @@ class FittedModel:
     model: LatencyModel
     metadata: FitMetadata
     load_warnings: tuple[str, ...] = ()
-    _predictors: dict[int | None, Predictor] = field(default_factory=dict, init=False, repr=False)
+    _evaluators: dict[int | None, Evaluator] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [p.name for p in all_parameters(self.model, self.metadata.noise)]
@@ -133,8 +133,8 @@ class FittedModel:
 
     def mean_latency(self, steps: Steps, *, max_draws: int | None = DEFAULT_MAX_DRAWS) -> xr.DataArray:
         """Return draws of the mean latency, ms, dims (chain, draw, *steps): what we know of the server."""
-        predictor = self._predictor(max_draws)
-        return _named(predictor.per_draw(steps, lambda mean, scale, nu, x: mean), "mean_latency_ms", "ms")
+        evaluator = self._evaluator(max_draws)
+        return _named(evaluator.per_draw(steps, lambda mean, scale, nu, x: mean), "mean_latency_ms", "ms")
 
     def mean_band(
         self,
@@ -151,7 +151,7 @@ class FittedModel:
             ``lower``, ``median``, ``upper`` (ms, equal tails) and ``extrapolation`` (bool).
         """
         levels = band_levels(probability)
-        quantiles = self._predictor(max_draws).over_draws(
+        quantiles = self._evaluator(max_draws).over_draws(
             steps,
             lambda mixture, mean, scale, x: np.quantile(mean, levels, axis=0),
             leading={"quantile": levels},
@@ -185,7 +185,7 @@ class FittedModel:
         DataArray, dims (quantile, *steps), or those of the steps where `q` is one number
             ms, at least 0.
         """
-        result = self._predictor(max_draws).quantile(steps, quantile_levels(q))
+        result = self._evaluator(max_draws).quantile(steps, quantile_levels(q))
         return _named(result if np.ndim(q) else result.isel(quantile=0), "quantile_ms", "ms")
 
     def quantile_draws(
@@ -201,7 +201,7 @@ class FittedModel:
         DataArray, dims (quantile, chain, draw, *steps), or without quantile where `q` is one number
             ms, at least 0.
         """
-        result = self._predictor(max_draws).quantile_draws(steps, quantile_levels(q))
+        result = self._evaluator(max_draws).quantile_draws(steps, quantile_levels(q))
         return _named(result if np.ndim(q) else result.isel(quantile=0), "quantile_ms", "ms")
 
     def probability_below(
@@ -222,7 +222,7 @@ class FittedModel:
         DataArray, dims of the steps and of `latency_ms`
         """
         threshold = as_threshold(latency_ms)
-        result = self._predictor(max_draws).over_draws(
+        result = self._evaluator(max_draws).over_draws(
             steps, lambda mixture, mean, scale, x: mixture.cdf(mean, scale, x), threshold=threshold
         )
         return _named(result, "probability_below", "1")
@@ -236,7 +236,7 @@ class FittedModel:
         -------
         DataArray, dims (chain, draw, *steps and latency_ms)
         """
-        result = self._predictor(max_draws).per_draw(steps, component_cdf, threshold=as_threshold(latency_ms))
+        result = self._evaluator(max_draws).per_draw(steps, component_cdf, threshold=as_threshold(latency_ms))
         return _named(result, "probability_below", "1")
 
     def sample_latency(
@@ -248,7 +248,7 @@ class FittedModel:
         -------
         DataArray, dims (chain, draw, *steps)
         """
-        return _named(self._predictor(max_draws).sample(steps, seed=seed), "latency_ms", "ms")
+        return _named(self._evaluator(max_draws).sample(steps, seed=seed), "latency_ms", "ms")
 
     def parameter_table(self, *, probability: float = DEFAULT_PROBABILITY) -> pd.DataFrame:
         """Return what is known of each parameter, and of the combinations that data identify.
@@ -307,10 +307,10 @@ class FittedModel:
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
-    def _predictor(self, max_draws: int | None) -> Predictor:
-        if max_draws not in self._predictors:
-            self._predictors[max_draws] = Predictor(self.model, self.posterior, max_draws=max_draws)
-        return self._predictors[max_draws]
+    def _evaluator(self, max_draws: int | None) -> Evaluator:
+        if max_draws not in self._evaluators:
+            self._evaluators[max_draws] = Evaluator(self.model, self.posterior, max_draws=max_draws)
+        return self._evaluators[max_draws]
 
     def _band(self, steps: Steps, quantiles: xr.DataArray, *, kind: str, probability: float) -> xr.Dataset:
         names = ("lower", "median", "upper")

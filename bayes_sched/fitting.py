@@ -20,12 +20,12 @@ from bayes_sched.fitted import FittedModel
 from bayes_sched.metadata import FitMetadata
 from bayes_sched.model import LatencyModel, ModelFile, all_parameters, load_model_file
 from bayes_sched.priors import Priors
+from bayes_sched.settings import SamplerSettings
 from bayes_sched.thinning import DEFAULT_MAX_ROWS, Thinned, thin_steps
 from bayes_sched.trace import Cleaned, Trace, clean_steps
 
 if TYPE_CHECKING:
     from bayes_sched.sampling import Samples
-    from bayes_sched.settings import SamplerSettings
 
 type Progress = Callable[[str, float | None], None]
 """Called with a stage in words and the share of it that is done, None where that is not known."""
@@ -122,7 +122,7 @@ def fit(
     loaded = model if isinstance(model, ModelFile) else load_model_file(model)
     from bayes_sched import sampling  # imports PyMC and nutpie: seconds
 
-    settings = settings or sampling.SamplerSettings()
+    settings = settings or SamplerSettings()
     with _blaming(loaded):
         noise = noise or loaded.model.noises[0]
         all_priors = _all_priors(loaded.model, noise, priors)

@@ -27,8 +27,8 @@ type OverDraws = Callable[[StudentTMixture, Floats, Floats, Floats], Floats]
 """(mixture; mean, scale: draw x cell; threshold: cell) -> ... x cell."""
 
 
-class Predictor:
-    """A model with some draws of its parameters.
+class Evaluator:
+    """A model with some draws of its parameters, evaluated at steps.
 
     Parameters
     ----------

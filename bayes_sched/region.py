@@ -7,12 +7,17 @@ trace of one kind of step a point.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
 TOLERANCE = 0.05
 """How far outside the hull still counts as seen: about 5 % in B or in S."""
@@ -60,6 +65,8 @@ class Region:
     @property
     def hull(self) -> pd.DataFrame:
         """The hull's corners in order, to draw it: ``batch_size``, ``total_tokens``; not closed."""
+        import pandas as pd  # here: a compiled predictor asks for the region without the library
+
         return pd.DataFrame(np.exp(self.corners), columns=["batch_size", "total_tokens"])
 
     @property
@@ -86,11 +93,45 @@ class Region:
         DataArray of bool
             The dims of both.
         """
+        import xarray as xr
+
         batch_size, total_tokens = xr.broadcast(batch_size, total_tokens)
-        points = np.log(
-            np.stack([batch_size.to_numpy(), total_tokens.to_numpy()], axis=-1).astype(np.float64)
+        inside = self.contains_arrays(
+            batch_size.to_numpy().astype(np.float64), total_tokens.to_numpy().astype(np.float64)
         )
-        return batch_size.copy(data=self._distance(points) <= TOLERANCE)
+        return batch_size.copy(data=inside)
+
+    def contains_arrays(self, batch_size: Floats, total_tokens: Floats) -> NDArray[np.bool_]:
+        """Return whether steps lie in the region; arrays of one shape, each value at least 1."""
+        inside: NDArray[np.bool_] = (
+            self._distance(np.log(np.stack([batch_size, total_tokens], axis=-1))) <= TOLERANCE
+        )
+        return inside
+
+    def contains_step(self, batch_size: float, total_tokens: float) -> bool:
+        """Return whether one step lies in the region: the same in plain Python, in a microsecond."""
+        log_b, log_s = math.log(batch_size), math.log(total_tokens)
+        if self._sides:
+            for normal_b, normal_s, limit in self._sides:  # a generator would double the time
+                if normal_b * log_b + normal_s * log_s > limit:
+                    return False
+            return True
+        start_b, start_s, side_b, side_s, length = self._segment
+        log_b, log_s = log_b - start_b, log_s - start_s
+        share = min(max((log_b * side_b + log_s * side_s) / length, 0.0), 1.0) if length else 0.0
+        return math.hypot(log_b - share * side_b, log_s - share * side_s) <= TOLERANCE
+
+    @cached_property
+    def _sides(self) -> list[tuple[float, float, float]]:
+        """Normal and limit of each side, as Python's own numbers."""
+        return [(b, s, TOLERANCE - offset) for b, s, offset in self.equations.tolist()]
+
+    @cached_property
+    def _segment(self) -> tuple[float, float, float, float, float]:
+        """Start, side and squared length of a hull that is a segment, as Python's own numbers."""
+        (start_b, start_s), (end_b, end_s) = self.corners[0].tolist(), self.corners[-1].tolist()
+        side_b, side_s = end_b - start_b, end_s - start_s
+        return start_b, start_s, side_b, side_s, side_b**2 + side_s**2
 
     def _distance(self, points: Floats) -> Floats:
         """Return how far points lie outside, at most 0 inside; dims (..., axis) -> (...)."""

@@ -16,8 +16,17 @@ POSTERIOR = "posterior.nc"
 """The file by which a folder is known as the result of a fit."""
 ANALYSIS = "analysis.json"
 """The file by which a folder is known as the analysis of a trace."""
+COMPARISON = "comparison.nc"
+"""The file by which a folder is known as a comparison of servers."""
+SLA = "sla.json"
+"""The file by which a folder is known as the answer about a promise."""
 
-_KINDS = {POSTERIOR: "fit", ANALYSIS: "analysis of a trace"}
+_KINDS = {
+    POSTERIOR: "fit",
+    ANALYSIS: "analysis of a trace",
+    COMPARISON: "comparison of servers",
+    SLA: "answer about a promise",
+}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -34,8 +43,8 @@ def check_result(results_dir: Path, name: str, *, overwrite: bool, holds: str = 
     overwrite : bool
         Whether an existing result may be replaced.
     holds : str
-        The file by which an existing result of the same kind is known: `POSTERIOR` or `ANALYSIS`. A folder
-        of another kind is never replaced.
+        The file by which an existing result of the same kind is known, such as `POSTERIOR`. A folder of
+        another kind is never replaced.
 
     Returns
     -------

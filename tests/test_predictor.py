@@ -1,0 +1,344 @@
+"""A compiled predictor: as close to its fit as it says, safe from damaged files, and numpy alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bayes_sched import predictor_compilation
+from bayes_sched.errors import InputError
+from bayes_sched.fitted import FittedModel
+from bayes_sched.predictor import Predictor
+from bayes_sched.predictor_compilation import compile_predictor
+from bayes_sched.predictor_trial import accuracy
+from bayes_sched.steps import steps_arrays
+from scripts import compile_predictor as compile_command
+from tests.conftest import ROOT
+from tests.synthetic_fit import synthetic_fit
+
+FIT = synthetic_fit(chains=2, draws=60)
+PREDICTOR = compile_predictor(FIT)
+SHARES = st.floats(0.0, 1.0)
+LEVELS = st.floats(0.001, 0.999)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "predictor.npz"
+    PREDICTOR.save(path)
+    return path
+
+
+def place(share_b: float, share_s: float) -> tuple[float, float]:
+    """A step of the synthetic region: 1 to 64 requests, up to 4,096 tokens."""
+    batch_size = 64.0**share_b
+    return batch_size, min(batch_size * (4096.0 / batch_size) ** share_s, 4096.0)
+
+
+def exact(fit: FittedModel, step: tuple[float, float], q: float) -> float:
+    return float(fit.quantile(steps_arrays(*step), q, max_draws=None)[0])
+
+
+@given(SHARES, SHARES, LEVELS)
+@settings(max_examples=60, deadline=None)
+def test_answers_are_within_a_percent_of_the_fit_all_over_its_region(
+    share_b: float, share_s: float, q: float
+) -> None:
+    step = place(share_b, share_s)
+    mean = float(FIT.mean_latency(steps_arrays(*step), max_draws=None).mean())
+    wanted = exact(FIT, step, q)
+    assert PREDICTOR.mean_latency(*step) == pytest.approx(mean, rel=0.001)
+    assert PREDICTOR.quantile(*step, q) == pytest.approx(wanted, rel=0.01, abs=0.0005 * mean)
+    if wanted > 0.0:
+        assert PREDICTOR.probability_below(*step, wanted) == pytest.approx(q, abs=0.01)
+
+
+@given(SHARES, SHARES, st.lists(LEVELS, min_size=2, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_quantiles_rise_with_the_probability_and_probabilities_with_the_latency(
+    share_b: float, share_s: float, levels: list[float]
+) -> None:
+    step = place(share_b, share_s)
+    quantiles = [PREDICTOR.quantile(*step, q) for q in sorted(levels)]
+    assert quantiles == sorted(quantiles)
+    below = [PREDICTOR.probability_below(*step, x) for x in quantiles]
+    assert below == sorted(below)
+
+
+@given(SHARES, SHARES, LEVELS)
+@settings(max_examples=100, deadline=None)
+def test_one_step_and_an_array_of_steps_get_the_same_answer(share_b: float, share_s: float, q: float) -> None:
+    b, s = place(share_b, share_s)
+    x = PREDICTOR.quantile(b, s, q)
+    assert PREDICTOR.mean_latency([b], [s])[0] == pytest.approx(PREDICTOR.mean_latency(b, s), rel=1e-12)
+    assert PREDICTOR.quantile([b], [s], q)[0] == pytest.approx(x, rel=1e-9, abs=1e-9)
+    one, many = PREDICTOR.probability_below(b, s, x), PREDICTOR.probability_below([b], s, [x])[0]
+    assert many == pytest.approx(one, rel=1e-9)
+
+
+@given(st.floats(1.0, 250.0), st.floats(1.0, 16_000.0))
+@settings(max_examples=100, deadline=None)
+def test_the_region_is_that_of_the_fit(batch_size: float, total_tokens: float) -> None:
+    total_tokens = max(batch_size, total_tokens)
+    wanted = bool(FIT.extrapolation(steps_arrays(batch_size, total_tokens))[0])
+    assert PREDICTOR.extrapolation(batch_size, total_tokens) == wanted
+    assert PREDICTOR.extrapolation([batch_size], [total_tokens])[0] == wanted
+
+
+def test_the_errors_it_states_hold_at_other_steps() -> None:
+    found = accuracy(PREDICTOR, FIT, seed=5, num_steps=200)
+    stated = PREDICTOR.provenance.errors
+    assert found["mean"] <= 1.5 * stated["mean"] < 0.001
+    assert max(found[name] for name in found if name.startswith("q")) <= 1.5 * stated["quantile"] < 0.01
+    assert found["probability"] <= 1.5 * stated["probability"] < 0.015
+
+
+def test_far_tails_follow_the_fit() -> None:
+    step = (16.0, 700.0)
+    for q in (0.0001, 0.9999):
+        x = exact(FIT, step, q)
+        if x > 0.0:
+            tail = PREDICTOR.probability_below(*step, x)
+            assert min(tail, 1.0 - tail) == pytest.approx(0.0001, rel=0.1)
+    assert PREDICTOR.probability_below(*step, -1.0) == 0.0
+    assert PREDICTOR.probability_below(*step, 1e9) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_arrays_broadcast_and_keep_their_shape() -> None:
+    b, s = np.array([[1], [8]]), np.array([8, 64, 512])
+    assert PREDICTOR.quantile(b, s, 0.9).shape == (2, 3)
+    assert PREDICTOR.probability_below(b, 512, [5.0, 10.0, 20.0]).shape == (2, 3)
+    assert PREDICTOR.mean_latency([], []).shape == (0,)
+    assert isinstance(PREDICTOR.mean_latency(np.int64(4), np.int32(9)), float)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda p: p.mean_latency(9, 8), "impossible"),
+        (lambda p: p.mean_latency(0, 8), "impossible"),
+        (lambda p: p.mean_latency(float("nan"), 8), "impossible"),
+        (lambda p: p.mean_latency([1, 9], [8, 8]), "9 requests and 8 tokens"),
+        (lambda p: p.mean_latency([1.0, float("nan")], 8), "impossible"),
+        (lambda p: p.mean_latency(1, 1e6), "256 requests and 16,384 tokens"),
+        (lambda p: p.mean_latency([1, 1], [8, 1e6]), "beyond the tables"),
+        (lambda p: p.mean_latency([1, 2, 3], [8, 8]), "go together"),
+        (lambda p: p.mean_latency("a", 8), "numbers"),
+        (lambda p: p.quantile(1, 8, 1.0), "probability"),
+        (lambda p: p.quantile(1, 8, float("nan")), "probability"),
+        (lambda p: p.probability_below(1, 8, float("nan")), "NaN"),
+        (lambda p: p.probability_below([1], 8, float("nan")), "NaN"),
+        (lambda p: p.observe(9, 8, 5.0), "impossible"),
+        (lambda p: p.observe(1, 8, 0.0), "positive"),
+        (lambda p: p.observe(1, 8, float("nan")), "positive"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(ask: Callable[[Predictor], object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        ask(PREDICTOR)
+
+
+def test_a_file_brings_everything_back(saved: Path) -> None:
+    loaded = Predictor.load(saved)
+    assert loaded.provenance == PREDICTOR.provenance
+    assert loaded.provenance.labels == {"gpu": "H100", "llm": "llama-3-8b"}
+    b, s = np.array([1.0, 7.5, 64.0]), np.array([3.0, 900.0, 4096.0])
+    for q in (0.001, 0.5, 0.999):
+        assert np.array_equal(loaded.quantile(b, s, q), PREDICTOR.quantile(b, s, q))
+    assert np.array_equal(loaded.probability_below(b, s, 9.0), PREDICTOR.probability_below(b, s, 9.0))
+    assert loaded.extrapolation(250, 250)
+    assert not loaded.extrapolation(8, 64)
+
+
+def test_the_same_fit_gives_the_same_file(saved: Path, tmp_path: Path) -> None:
+    compile_predictor(FIT).save(tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == saved.read_bytes()
+
+
+def rewritten(path: Path, **changes: Any) -> Path:
+    """Write the file with some arrays replaced, or left out (...)."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays = {name: value for name, value in (arrays | changes).items() if value is not ...}
+    np.savez(path, **arrays)
+    return path
+
+
+def described(path: Path, **changes: Any) -> np.ndarray[Any, Any]:
+    with np.load(path) as archive:
+        about = json.loads(archive["about"].tobytes())
+    return np.frombuffer(json.dumps(about | changes).encode(), dtype=np.uint8)
+
+
+def npz_of_another_kind(path: Path) -> None:
+    np.savez(path, a=np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: p.unlink(), "no such file"),
+        (lambda p: p.write_bytes(b""), "empty"),
+        (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "not a compiled predictor"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-200]), "damaged"),
+        (lambda p: p.write_bytes(p.read_bytes().replace(b"positions", b"pos1tions")), "damaged"),
+        (npz_of_another_kind, "no compiled predictor"),
+        (lambda p: rewritten(p, about=described(p, format="something")), "no compiled predictor"),
+        (lambda p: rewritten(p, about=described(p, version=2)), "later bayes-sched"),
+        (lambda p: rewritten(p, about=described(p, version="1")), "damaged"),
+        (lambda p: rewritten(p, about=described(p, fit={})), "damaged"),
+        (lambda p: rewritten(p, log_mean=...), "damaged"),
+        (lambda p: rewritten(p, log_mean=np.full((3, 3), np.nan)), "log_mean"),
+        (lambda p: rewritten(p, log_mean=np.ones((3, 3))), "do not go together"),
+        (lambda p: rewritten(p, positions=-np.load(p)["positions"]), "falls"),
+        (lambda p: rewritten(p, region_corners=np.ones(3)), "region"),
+        (lambda p: rewritten(p, ends=np.array([object(), 1], dtype=object)), "damaged"),
+    ],
+)
+def test_a_file_that_is_no_sound_predictor_is_refused_with_its_name(
+    saved: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    damage(saved)
+    with pytest.raises(InputError, match=words) as caught:
+        Predictor.load(saved)
+    assert str(saved) in str(caught.value)
+
+
+def test_a_flipped_bit_anywhere_in_the_tables_is_noticed(saved: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    with zipfile.ZipFile(io.BytesIO(bytes(content))) as archive:
+        entry = archive.getinfo("positions.npy")
+    content[entry.header_offset + 30 + len(entry.filename) + entry.compress_size // 2] ^= 16
+    saved.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        Predictor.load(saved)
+
+
+def test_a_folder_is_refused_with_the_file_in_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"predictor\.npz"):
+        Predictor.load(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write"):
+        PREDICTOR.save(tmp_path / "nowhere" / "predictor.npz")
+
+
+def test_an_unconverged_fit_is_refused_unless_asked_for_and_then_marked() -> None:
+    fit = synthetic_fit(chains=2, draws=20, converged=False, problems=("R-hat 1.3 on tau_S",))
+    with pytest.raises(InputError, match=r"R-hat 1\.3 on tau_S.*allow-unconverged"):
+        compile_predictor(fit)
+    assert not compile_predictor(fit, allow_unconverged=True).converged
+
+
+def test_a_model_of_other_columns_is_refused() -> None:
+    model: Any = SimpleNamespace(
+        **{
+            name: getattr(FIT.model, name)
+            for name in ("name", "title", "parameters", "noises", "noise_parameters")
+        },
+        columns=("batch_size", "total_tokens", "context_tokens"),
+    )
+    with pytest.raises(InputError, match="context_tokens"):
+        compile_predictor(replace(FIT, model=model))
+
+
+def test_it_needs_numpy_alone(saved: Path) -> None:
+    code = (
+        "import sys\nfrom bayes_sched import Predictor\n"
+        f"p = Predictor.load({str(saved)!r})\n"
+        "p.mean_latency(4, 9), p.quantile([4], [9], .9), p.probability_below(4, 9, 5.)\n"
+        "p.extrapolation([4], [9]), p.observe(4, 9, 5.)\n"
+        "heavy = {'pymc', 'pytensor', 'arviz', 'xarray', 'pandas', 'scipy', 'nutpie', 'numba', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    folder = tmp_path / "h100"
+    folder.mkdir()
+    FIT.save(folder / "posterior.nc")
+    return folder
+
+
+def test_the_command_writes_the_file_beside_the_fit_and_says_how_close_it_is(
+    result: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compile_command.main([str(result)]) == 0
+    printed = capsys.readouterr()
+    assert "Largest error inside the region: mean 0.0" in printed.out
+    loaded = Predictor.load(result / "predictor.npz")
+    assert loaded.mean_latency(8, 100) == PREDICTOR.mean_latency(8, 100)
+    assert compile_command.main([str(result)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    monkeypatch.setattr(predictor_compilation, "compile_predictor", lambda fit, **_: PREDICTOR)
+    assert compile_command.main([str(result / "posterior.nc"), "--overwrite", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["errors"] == dict(PREDICTOR.provenance.errors)
+
+
+def test_the_command_refuses_and_marks_unconverged_fits(
+    result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic_fit(chains=2, draws=20, converged=False).save(result / "posterior.nc")
+    assert compile_command.main([str(result)]) == 2
+    assert "--allow-unconverged" in capsys.readouterr().err
+    assert not (result / "predictor.npz").exists()
+    assert compile_command.main([str(result), "--allow-unconverged"]) == 0
+    assert "has not converged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [([], "RESULT"), (["nowhere"], "no such file"), (["--nonsense", "x"], "nonsense")],
+)
+def test_bad_usage_of_the_command_is_one_line_and_status_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compile_command.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert words in printed.err
+
+
+@pytest.mark.parametrize("script", ["compile_predictor", "benchmark_predictor"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--nonsense"]], ids=["help", "usage error"])
+def test_help_and_usage_errors_load_nothing_heavy(script: str, arguments: list[str]) -> None:
+    code = (
+        f"import sys; from scripts.{script} import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "print(sorted({'numpy', 'pandas', 'scipy', 'xarray', 'pymc'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_decode_only_region_works_too() -> None:
+    fit = synthetic_fit(chains=2, draws=20)
+    fit.data["cells"] = fit.data["cells"].to_dataset().isel(cell=slice(0, 7))
+    fit = FittedModel(data=fit.data, model=fit.model, metadata=fit.metadata)
+    predictor = compile_predictor(fit)
+    table = pd.DataFrame({"batch_size": [1.0, 5.0, 64.0, 8.0], "total_tokens": [1.0, 5.0, 64.0, 30.0]})
+    wanted = fit.extrapolation(table).to_numpy().tolist()
+    assert wanted == [False, False, False, True]
+    assert [predictor.extrapolation(*row) for row in table.itertuples(index=False)] == wanted
+    assert predictor.mean_latency(5, 5) == pytest.approx(
+        float(fit.mean_latency(table.iloc[[1]], max_draws=None).mean()), rel=0.001
+    )

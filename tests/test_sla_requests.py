@@ -1,0 +1,221 @@
+"""Requests: their steps, sums of step times against known distributions and simulation, their promises."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from bayes_sched.errors import InputError
+from bayes_sched.fitted import FittedModel
+from bayes_sched.sla import RequestSLA, request_sla
+from bayes_sched.sla.request_steps import RequestSteps
+from bayes_sched.sla.step_sums import SumDistribution, sum_distribution
+from bayes_sched.steps import steps_arrays
+from tests.synthetic_fit import synthetic_fit, synthetic_metadata
+
+Floats = NDArray[np.float64]
+REQUEST: dict[str, Any] = {
+    "prompt_tokens": 1500,
+    "output_tokens": 40,
+    "decodes": 15,
+    "token_budget": 512,
+}
+
+
+@pytest.fixture(scope="module")
+def fit() -> FittedModel:
+    return synthetic_fit()
+
+
+@pytest.fixture(scope="module")
+def sla(fit: FittedModel) -> RequestSLA:
+    return request_sla(fit, **REQUEST, ttft_ms=60.0, tpot_ms=8.0, e2e_ms=300.0)
+
+
+def distribution(mean: Any, scale: Any, nu: float, counts: Any) -> SumDistribution:
+    """The sum for one draw."""
+    return sum_distribution(
+        np.array([mean], dtype=float), np.array([scale], dtype=float), np.array([nu]), np.array(counts)
+    )
+
+
+@pytest.mark.parametrize("nu", [1.2, 2.6, 30.0])
+def test_one_step_is_a_student_t(nu: float) -> None:
+    sum_of_one = distribution([50.0], [1.5], nu, [1])
+    x = np.linspace(30.0, 80.0, 101)
+    np.testing.assert_allclose(
+        sum_of_one.cdf_draws(x)[0], stats.t.cdf((x - 50.0) / 1.5, nu), rtol=0, atol=2e-4
+    )
+    assert sum_of_one.quantile_draws(0.99)[0] == pytest.approx(50.0 + 1.5 * stats.t.ppf(0.99, nu), rel=1e-3)
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [3, 1], [8, 1], [9, 300], [2, 3000], [1, 70000]])
+def test_sums_of_nearly_normal_steps_are_normal(counts: list[int]) -> None:
+    mean, scale, n = np.array([50.0, 20.0]), np.array([2.0, 0.5]), np.array(counts)
+    found = distribution(mean, scale, 1e6, counts)
+    centre, width = float(mean @ n), float(np.sqrt(scale**2 @ n))
+    x = centre + width * np.linspace(-5.0, 5.0, 101)
+    np.testing.assert_allclose(found.cdf_draws(x)[0], stats.norm.cdf((x - centre) / width), rtol=0, atol=1e-3)
+
+
+def test_sums_of_cauchy_steps_are_cauchy() -> None:
+    found = distribution([500.0], [0.3], 1.0, [7])
+    x = 3500.0 + np.linspace(-40.0, 40.0, 81)
+    np.testing.assert_allclose(found.cdf_draws(x)[0], stats.cauchy.cdf((x - 3500.0) / 2.1), rtol=0, atol=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("mean", "scale", "nu", "counts"),
+    [
+        ([50.0, 20.0], [1.5, 0.6], 2.6, [3, 1]),
+        ([20.0], [6.0], 1.7, [30]),
+        ([60.0, 12.0], [20, 6.0], 1.7, [2, 40]),
+    ],
+)
+def test_sums_agree_with_simulation_where_steps_cannot_be_negative(
+    mean: list[float], scale: list[float], nu: float, counts: list[int]
+) -> None:
+    rng = np.random.default_rng(5)
+    num = 40_000
+    total = np.zeros(num)
+    for m, s, n in zip(mean, scale, counts, strict=True):
+        for _ in range(n):
+            total += np.maximum(m + s * rng.standard_t(nu, num), 0.0)
+    levels = np.array([0.1, 0.5, 0.9, 0.99])
+    found = distribution(mean, scale, nu, counts).cdf_draws(np.quantile(total, levels))[0]
+    assert np.all(np.abs(found - levels) < 4.5 * np.sqrt(levels * (1 - levels) / num) + 1e-3)
+
+
+def test_quantiles_invert_probabilities() -> None:
+    found = distribution([50.0, 20.0], [1.5, 0.6], 2.6, [3, 20])
+    for q in (0.01, 0.5, 0.99):
+        assert found.probability_below(found.quantile(q)) == pytest.approx(q, abs=1e-6)
+        assert found.quantile(q) == pytest.approx(found.quantile_draws(q)[0], rel=1e-6)
+    assert found.quantile(1.0 - 1e-12) == np.inf
+    assert found.scaled(0.5).quantile(0.9) == pytest.approx(0.5 * found.quantile(0.9))
+    assert found.probability_below(-1.0) == 0.0
+
+
+def test_chunks_of_a_prompt_fill_what_the_decodes_leave() -> None:
+    steps = RequestSteps(prompt_tokens=900, output_tokens=11, decodes=12, token_budget=512)
+    assert steps.num_prefill_steps == 2
+    assert steps.table.to_numpy().tolist() == [
+        ["prefill", 13, 512, 1],
+        ["prefill", 13, 412, 1],
+        ["decode", 13, 13, 10],
+    ]
+    exact = RequestSteps(prompt_tokens=1000, decodes=12, token_budget=512).table
+    assert exact.to_numpy().tolist() == [["prefill", 13, 512, 2]]
+    rest = RequestSteps(prompt_tokens=1001, decodes=12, token_budget=512).table
+    assert rest[["total_tokens", "count"]].to_numpy().tolist() == [[512, 2], [13, 1]]
+
+
+def simulated(fit: FittedModel, request: RequestSteps, *, num: int, seed: int) -> dict[str, Floats]:
+    """Times of simulated requests: a draw of the parameters each, shared by its steps."""
+    table = request.table
+    steps = steps_arrays(table["batch_size"], table["total_tokens"])
+    mean = fit.mean_latency(steps, max_draws=None)
+    scale = fit.model.scale(fit.posterior, mean).transpose(*mean.dims)
+    rng = np.random.default_rng(seed)
+    draw = rng.integers(0, mean[..., 0].size, num)
+    nu = fit.posterior["nu"].to_numpy().ravel()[draw]
+    flat = [values.to_numpy().reshape(-1, len(table))[draw] for values in (mean, scale)]
+    total = {"prefill": np.zeros(num), "decode": np.zeros(num)}
+    for k, (phase, count) in enumerate(zip(table["phase"], table["count"], strict=True)):
+        for _ in range(count):
+            total[phase] += np.maximum(flat[0][:, k] + flat[1][:, k] * rng.standard_t(nu), 0.0)
+    num_decodes = max(1, request.num_decode_steps)
+    both = total["prefill"] + total["decode"]
+    return {"ttft": total["prefill"], "tpot": total["decode"] / num_decodes, "e2e": both}
+
+
+def test_quantiles_of_requests_hold_for_simulated_requests(fit: FittedModel, sla: RequestSLA) -> None:
+    num = 20_000
+    times = simulated(fit, sla.steps, num=num, seed=1)
+    for time in sla.times:
+        for q in (0.5, 0.9, 0.99):
+            share = float(np.mean(times[time.key] <= time.distribution.quantile(q)))
+            # 400 of 1,000 draws are used: the quantile of the draws themselves is known to a few percent
+            assert abs(share - q) < 4.0 * np.sqrt(q * (1 - q) * (1 / num + 1 / 400))
+
+
+def test_shared_parameters_make_requests_less_certain_than_independent_steps(fit: FittedModel) -> None:
+    sure = request_sla(synthetic_fit(spread=0.002), **REQUEST, max_draws=100).times[2]
+    vague = request_sla(fit, **REQUEST, max_draws=100).times[2]
+
+    def width(time: Any) -> float:
+        return float(time.distribution.quantile(0.95) - time.distribution.quantile(0.05))
+
+    assert width(vague) > 2.0 * width(sure)
+
+
+def test_confidence_is_the_share_of_draws_whose_quantile_keeps_the_limit(sla: RequestSLA) -> None:
+    for time in sla.times:
+        assert time.objective is not None
+        kept = time.distribution.quantile_draws(0.99) <= time.objective.limit_ms
+        assert time.confidence == kept.mean()
+        assert time.is_kept == (kept.mean() >= 0.95)
+        row = time.to_dict()
+        assert 0.0 <= row["lower"] <= row["probability"] <= row["upper"] <= 1.0
+
+
+def test_a_promise_turns_at_the_bound_of_the_quantile(fit: FittedModel, sla: RequestSLA) -> None:
+    bound = np.quantile(sla.times[0].distribution.quantile_draws(0.99), 0.95, method="inverted_cdf")
+    first_token = {**REQUEST, "output_tokens": None}
+    assert request_sla(fit, **first_token, ttft_ms=1.001 * bound).is_promised
+    assert not request_sla(fit, **first_token, ttft_ms=0.999 * bound).is_promised
+
+
+def test_without_output_tokens_only_the_first_token_is_timed(fit: FittedModel) -> None:
+    only = request_sla(fit, prompt_tokens=100, token_budget=512)
+    assert [time.key for time in only.times] == ["ttft"]
+    assert only.is_promised
+    assert "Counted from its first step" in only.text
+
+
+def test_steps_outside_the_data_are_marked_and_not_promised(fit: FittedModel) -> None:
+    far: dict[str, Any] = {"prompt_tokens": 100, "token_budget": 512, "decodes": 300, "ttft_ms": 1e6}
+    refused = request_sla(fit, **far)
+    assert not refused.is_promised
+    assert bool(refused.step_table["extrapolation"].all())
+    assert "EXTRAPOLATION" in refused.text
+    assert request_sla(fit, **far, extrapolate=True).is_promised
+
+
+def test_a_fit_that_has_not_converged_promises_no_request(fit: FittedModel) -> None:
+    bad = replace(fit, metadata=synthetic_metadata(converged=False))
+    assert not request_sla(bad, **REQUEST, ttft_ms=1e6, max_draws=50).is_promised
+    assert request_sla(bad, **REQUEST, ttft_ms=1e6, max_draws=50, accept_unconverged=True).is_promised
+
+
+def test_an_answer_is_plain_values(sla: RequestSLA) -> None:
+    back = json.loads(json.dumps(sla.to_dict(), allow_nan=False))
+    assert [row["key"] for row in back["times"]] == ["ttft", "tpot", "e2e"]
+    assert len(sla.table) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_tokens": 0}, "prompt_tokens = 0: a prompt has at least 1 token"),
+        ({"prompt_tokens": -5}, "prompt_tokens = -5"),
+        ({"output_tokens": 0}, "output_tokens = 0"),
+        ({"decodes": -1}, "decodes = -1"),
+        ({"token_budget": 15}, "a token budget of 15 leaves no token for a prefill beside 15 decodes"),
+        ({"ttft_ms": 0.0}, "a limit of 0 ms"),
+        ({"output_tokens": None, "e2e_ms": 9.0}, "needs the number of output tokens"),
+        ({"output_tokens": 1, "tpot_ms": 9.0}, "needs at least 2 output tokens"),
+        ({"quantile": 0.0}, "quantile = 0"),
+        ({"confidence": 1.0}, "confidence = 1"),
+        ({"probability": 1.0}, "probability = 1"),
+    ],
+)
+def test_bad_input_is_refused(fit: FittedModel, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        request_sla(fit, **{**REQUEST, **changes})
