@@ -11,6 +11,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 unset PYTHONHOME PYTHONPATH VIRTUAL_ENV CONDA_PREFIX
+# As pip does, uv is to trust the certificates that the system trusts; the variable's name depends on its version.
+export UV_NATIVE_TLS=true UV_SYSTEM_CERTS=true
 
 folder=${1:-.venv-vllm}
 torch=2.13.0
