@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import nutpie
 import pandas as pd
 import xarray as xr
 
 from bayes_sched.diagnostics import Convergence, convergence
+from bayes_sched.fitted import FittedModel
 from bayes_sched.model import LatencyModel
 from bayes_sched.priors import Priors
 from bayes_sched.sampling import Sampler
@@ -201,9 +201,54 @@ def counted_warm_up() -> Iterator[list[int]]:
         yield counts
 
 
-def choose_rows(steps: pd.DataFrame, rows: int, *, seed: int) -> pd.DataFrame:
-    """Return a random choice of steps in the order of the trace; all of them if there are not more."""
-    if len(steps) <= rows:
-        return steps.reset_index(drop=True)
-    chosen = np.random.default_rng(seed).choice(len(steps), rows, replace=False)
-    return steps.iloc[np.sort(chosen)].reset_index(drop=True)
+def ratios_to_best(found: pd.DataFrame) -> dict[str, float]:
+    """Return ours over the best of the direct ways, whether that passed the gate or not.
+
+    Parameters
+    ----------
+    found : DataFrame
+        One row of :meth:`Measured.to_dict` a method.
+
+    Returns
+    -------
+    dict of str to float
+        Effective draws for each unit of what they cost.
+    """
+    is_ours = found["method"] == "ours"
+    columns = ("effective_per_1000_gradients", "effective_per_1000_gradients_all", "effective_per_second")
+    return {
+        name: float(found.loc[is_ours, name].iloc[0] / found.loc[~is_ours, name].max()) for name in columns
+    }
+
+
+def fit_account(fit: FittedModel) -> dict[str, Any]:
+    """Return what a finished fit took and what the gate says of it, ready for JSON.
+
+    Parameters
+    ----------
+    fit : FittedModel
+    """
+    gate, stage = fit.convergence, fit.metadata.timings_s
+    table = gate.table
+    posterior = fit.posterior
+    share = float("nan")
+    if {"w_1", "P_max", "tau_S"} <= set(posterior):
+        share = float((posterior["w_1"] / posterior["P_max"] > posterior["tau_S"]).mean())
+    info = fit.metadata.sampler
+    return {
+        "rows": int(fit.cells["count"].sum()),
+        "compile_s": stage["compile"],
+        "pilot_s": stage.get("pilot", 0.0) + stage.get("masses", 0.0),
+        "sampling_s": stage["sampling"],
+        "divergences": gate.num_divergences,
+        "worst_r_hat": gate.worst_r_hat,
+        "min_ess_bulk": float(table["ess_bulk"].min(skipna=False)),
+        "min_ess_tail": float(table["ess_tail"].min(skipna=False)),
+        "leapfrogs_per_draw": gate.num_gradients / gate.num_draws,
+        "effective_per_1000_gradients": gate.ess_per_1000_gradients,
+        "modes": info.get("num_modes"),
+        "parts": info.get("num_parts"),
+        "probability_a_1_above_tau_S": share,
+        "gate_passed": gate.converged,
+        "problems": list(gate.problems),
+    }

@@ -8,16 +8,16 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import secrets
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from bayes_sched.errors import InputError
+from bayes_sched.whole_file import whole_file
 
 DONE, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 2, 3, 130
 """Exit statuses."""
@@ -25,9 +25,20 @@ DONE, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 2, 3, 130
 type Progress = Callable[[str, float | None], None]
 """Called with a stage in words and the share of it that is done, None where that is not known."""
 
+DEFAULT: Final = "(default: %(default)s)"
+"""The end of an option's help."""
+
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `InputError`, one line each."""
+    """An argument parser whose errors are `InputError`, one line each.
+
+    Options are not abbreviated, and the texts of ``--help`` keep their lines, unless asked for.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(*args, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise what the command turns into a line and an exit status."""
@@ -59,6 +70,26 @@ probability = number_option(float, lambda x: 0 < x < 1, "a probability between 0
 def at_least(least: int) -> Callable[[str], Any]:
     """Return a `type` for an option: a whole number that is not less."""
     return number_option(int, lambda x: x >= least, f"a whole number of at least {least}")
+
+
+def add_study_options(parser: argparse.ArgumentParser, *, folder: str) -> None:
+    """Add what every study takes: its folder, ``--resume`` and ``--overwrite``.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+    folder : str
+        The default of ``--results-dir``.
+    """
+    add = parser.add_argument
+    add("--results-dir", type=Path, default=Path(folder), metavar="DIR", help=DEFAULT)
+    add("--resume", action="store_true", help="go on with the study in the folder")
+    add("--overwrite", action="store_true", help="replace the study in the folder")
+
+
+def shown_study(script: str, arguments: Sequence[str]) -> str:
+    """Return the command that makes a study in one go, however often it was interrupted and went on."""
+    return shown_command(script, [text for text in arguments if text not in ("--resume", "--overwrite")], ())
 
 
 def shown_command(script: str, arguments: Sequence[str], traces: Sequence[str]) -> str:
@@ -108,14 +139,8 @@ def write_whole(path: Path, text: str) -> None:
     InputError
         It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with whole_file(path, what="the file") as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def say(program: str, text: str) -> None:

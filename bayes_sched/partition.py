@@ -43,11 +43,6 @@ class Partition:
 
     mixture: GaussianMixture
 
-    @property
-    def num_parts(self) -> int:
-        """Number of parts."""
-        return self.mixture.num_components
-
     def data(self, part: int) -> dict[str, Floats]:
         """Return the values of the part model's data variables that select a part."""
         return {
@@ -62,6 +57,12 @@ class Partition:
         """Map draws of a part, dims (..., dim), to the model's coordinates."""
         points: Floats = self.mixture.means[part] + z @ self.mixture.cholesky[part].T
         return points
+
+    def log_share(self, points: Floats, part: int) -> Floats:
+        """Return the log share q_k / q of a part at points, dims (point,)."""
+        joint = self.mixture.component_logpdf(points)
+        share: Floats = joint[:, part] - logsumexp(joint, axis=1)
+        return share
 
     def masses(self, points: Floats, log_density: Floats) -> Floats:
         """Return the share of each part in the posterior, dims (part,), from draws of the mixture.

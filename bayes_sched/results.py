@@ -20,15 +20,45 @@ COMPARISON = "comparison.nc"
 """The file by which a folder is known as a comparison of servers."""
 SLA = "sla.json"
 """The file by which a folder is known as the answer about a promise."""
+VALIDATION = "validation.csv"
+"""The file by which a folder is known as a validation of models."""
 
 _KINDS = {
     POSTERIOR: "fit",
     ANALYSIS: "analysis of a trace",
     COMPARISON: "comparison of servers",
     SLA: "answer about a promise",
+    VALIDATION: "validation of models",
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def fit_file(path: Path) -> Path:
+    """Return the file of a fit that is named by its folder or by itself.
+
+    Parameters
+    ----------
+    path : Path
+        ``results/NAME``, or the file in it.
+
+    Returns
+    -------
+    Path
+        ``results/NAME/posterior.nc``.
+
+    Raises
+    ------
+    InputError
+        There is no such file.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{path}: no such fit; give a folder such as results/NAME, made by fit_bayes.py")
+        return path
+    if not (path / POSTERIOR).is_file():
+        raise InputError(f"{path}: no fit in this folder (it holds no {POSTERIOR}); fit_bayes.py makes one")
+    return path / POSTERIOR
 
 
 def check_result(results_dir: Path, name: str, *, overwrite: bool, holds: str = POSTERIOR) -> Path:

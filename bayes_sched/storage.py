@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +13,7 @@ import xarray as xr
 from bayes_sched.errors import InputError
 from bayes_sched.metadata import FORMAT_MARKER, FORMAT_NAME, FORMAT_VERSION, FitMetadata
 from bayes_sched.model import LatencyModel, ModelFile, load_model_file, shipped_models
+from bayes_sched.whole_file import whole_file
 
 GROUPS = ("posterior", "prior", "cells")
 """Groups that a file must hold."""
@@ -48,17 +47,8 @@ def write_fit(data: xr.DataTree, path: str | os.PathLike[str], *, attrs: Mapping
         )
     tree = data.copy()
     tree.attrs = dict(attrs)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
+    with whole_file(path, what="the fit") as temporary:
         tree.to_netcdf(temporary, mode="w", encoding=_encoding(tree), engine=_ENGINE)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        msg = f"{path}: cannot write the fit ({error.strerror or error})"
-        raise InputError(msg) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_fit(path: str | os.PathLike[str]) -> xr.DataTree:
@@ -145,16 +135,6 @@ def _encoding(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
         }
         for node in tree.subtree
     }
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        # Not every file system can sync a folder; the rename is atomic all the same.
-        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_file(path: Path) -> None:

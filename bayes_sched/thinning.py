@@ -91,3 +91,11 @@ def _text(num_before: int, num_kept: int, cap: int, max_rows: int) -> str:
     else:
         how = f"one step of {'each' if cap else 'some of the'} (B, S), chosen at random"
     return f"{num_kept:,} of {num_before:,} cleaned steps are used for the fit (--max-rows {max_rows}): {how}"
+
+
+def choose_rows(steps: pd.DataFrame, rows: int, *, seed: int) -> pd.DataFrame:
+    """Return a random choice of steps in the order of the trace; all of them if there are not more."""
+    if len(steps) <= rows:
+        return steps.reset_index(drop=True)
+    chosen = np.random.default_rng(seed).choice(len(steps), rows, replace=False)
+    return steps.iloc[np.sort(chosen)].reset_index(drop=True)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bayes_sched import command
+from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
     from bayes_sched.analysis import Limits, TraceAnalysis
 
 PROGRAM = "analyze_trace"
-DEFAULT = "(default: %(default)s)"
 say = partial(command.say, PROGRAM)
 
 EXAMPLES = """\
@@ -44,8 +44,6 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Say what a scheduler's step trace shows, without any model.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_analyze(commands)
@@ -58,8 +56,6 @@ def _add_analyze(commands: argparse._SubParsersAction[command.Parser]) -> None:
         "analyze",
         help="statistics, findings and figures of a trace",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     add("traces", nargs="+", metavar="TRACE", help="file (.gz, .zst, plain), 'PATTERN', or - for stdin")
@@ -89,8 +85,6 @@ def _add_watch(commands: argparse._SubParsersAction[command.Parser]) -> None:
         description="Follow a growing log: one line of current figures. It survives that the log is rotated, "
         "truncated, deleted or not there yet. Ctrl-C ends it.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     seconds = command.number_option(float, lambda x: 0.05 <= x < 1e6, "a number of seconds of at least 0.05")
     add = made.add_argument

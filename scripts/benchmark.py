@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_sched import command
+from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PROGRAM = "benchmark"
-DEFAULT = "(default: %(default)s)"
 FIT_COMMAND = Path(__file__).resolve().with_name("fit_bayes.py")
 say = partial(command.say, PROGRAM)
 
@@ -42,14 +42,11 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description=__doc__.partition("\n")[0] if __doc__ else None,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     kinds = made.add_subparsers(dest="kind", required=True, metavar="sampling|fits")
-    _add_sampling(
-        kinds.add_parser("sampling", help="our sampler beside the model file as it stands, same rows")
-    )
-    _add_fits(kinds.add_parser("fits", help="time, memory and convergence of whole fits, each a cold start"))
+    add = partial(kinds.add_parser, formatter_class=argparse.HelpFormatter)
+    _add_sampling(add("sampling", help="our sampler beside the model file as it stands, same rows"))
+    _add_fits(add("fits", help="time, memory and convergence of whole fits, each a cold start"))
     return made
 
 
@@ -140,7 +137,9 @@ def run_sampling(options: argparse.Namespace) -> int:
 
     tables = {file: clean_steps(read_trace(file).steps).steps for file in options.files}
     say("loading the libraries")
-    from bayes_sched.benchmarking import choose_rows
+    from bayes_sched.benchmarking import ratios_to_best
+    from bayes_sched.benchmarking_text import sampling_text
+    from bayes_sched.thinning import choose_rows
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
     results = []
@@ -154,7 +153,7 @@ def run_sampling(options: argparse.Namespace) -> int:
                 "rows_of": len(steps),
                 "direct_max_depth": options.max_depth,
                 "methods": found.to_dict(orient="records"),
-                "ratios": ratios(found),
+                "ratios": ratios_to_best(found),
             }
         )
         if not options.json:
@@ -199,46 +198,6 @@ def sample_all(steps: pd.DataFrame, options: argparse.Namespace, *, label: str) 
     return [found.to_dict() for found in (*direct, ours)]
 
 
-def ratios(found: pd.DataFrame) -> dict[str, float]:
-    """Ours over the best of the direct ones, whether that passed the gate or not."""
-    is_ours = found["method"] == "ours"
-    columns = ("effective_per_1000_gradients", "effective_per_1000_gradients_all", "effective_per_second")
-    return {
-        name: float(found.loc[is_ours, name].iloc[0] / found.loc[~is_ours, name].max()) for name in columns
-    }
-
-
-def sampling_text(result: dict[str, Any], found: pd.DataFrame) -> str:
-    ours = found[found["method"] == "ours"].iloc[0]
-    per_gradient = ours["effective_per_1000_gradients"] / found["effective_per_1000_gradients"]
-    per_second = ours["effective_per_second"] / found["effective_per_second"]
-    table = {
-        "method": found["method"],
-        "gate": ["passed" if passed else "failed" for passed in found["gate_passed"]],
-        "divergent": [f"{n:,}" for n in found["divergences"]],
-        "worst R-hat": [f"{x:.3f}" for x in found["worst_r_hat"]],
-        "min bulk ESS": [f"{x:,.0f}" for x in found["min_ess_bulk"]],
-        "ESS/1,000 gradients": [f"{x:.3g}" for x in found["effective_per_1000_gradients"]],
-        "with warm-up*": [f"{x:.3g}" for x in found["effective_per_1000_gradients_all"]],
-        "ESS/s**": [f"{x:.3g}" for x in found["effective_per_second"]],
-        "at max depth": [f"{x:.0%}" for x in found["share_at_max_depth"]],
-        "ours/this per gradient": [f"{x:,.1f}" for x in per_gradient],
-        "per second": [f"{x:,.1f}" for x in per_second],
-    }
-    best = result["ratios"]
-    return (
-        f"{result['trace']}: {result['rows']:,} of {result['rows_of']:,} cleaned steps\n"
-        f"{as_text(table)}\n"
-        "ours over the best direct one: effective draws a gradient "
-        f"x {best['effective_per_1000_gradients']:,.1f}, a second x {best['effective_per_second']:,.1f}\n"
-        f"The direct formulation's trajectories are cut at depth {result['direct_max_depth']} "
-        f"({2 ** result['direct_max_depth'] - 1:,} leapfrog steps): --max-depth. The ESS of chains that fail "
-        "the gate is not to be trusted.\n"
-        "*  gradients of the warm-up and, of ours, all evaluations of the pilot run counted as well\n"
-        "** wall time of warm-up, draws and, of ours, the pilot run; without compiling\n"
-    )
-
-
 def run_fits(options: argparse.Namespace) -> int:
     """Fit everything first: this process stays small, which a child's peak memory could otherwise show."""
     with tempfile.TemporaryDirectory(prefix="bayes_sched_") as folder:
@@ -247,7 +206,11 @@ def run_fits(options: argparse.Namespace) -> int:
             for seed in options.seeds:
                 say(f"{Path(file).name}, seed {seed}")
                 runs.append(fit_once(options, file, seed, Path(folder) / str(len(runs))))
-        rows = [one | read_fit(one.pop("posterior")) for one in runs]
+        from bayes_sched.benchmarking import fit_account
+        from bayes_sched.benchmarking_text import fits_text
+        from bayes_sched.fitted import FittedModel
+
+        rows = [one | fit_account(FittedModel.load(one.pop("posterior"))) for one in runs]
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -288,89 +251,6 @@ def fit_once(options: argparse.Namespace, file: str, seed: int, results: Path) -
         "peak_memory_mb": usage.ru_maxrss * unit / 1e6,
         "posterior": results / "fit" / "posterior.nc",
     }
-
-
-def read_fit(path: Path) -> dict[str, Any]:
-    """The numbers of a finished fit."""
-    from bayes_sched.fitted import FittedModel
-
-    fit = FittedModel.load(path)
-    gate, stage = fit.convergence, fit.metadata.timings_s
-    table = gate.table
-    posterior = fit.posterior
-    share = float("nan")
-    if {"w_1", "P_max", "tau_S"} <= set(posterior):
-        share = float((posterior["w_1"] / posterior["P_max"] > posterior["tau_S"]).mean())
-    info = fit.metadata.sampler
-    return {
-        "rows": int(fit.cells["count"].sum()),
-        "compile_s": stage["compile"],
-        "pilot_s": stage.get("pilot", 0.0) + stage.get("masses", 0.0),
-        "sampling_s": stage["sampling"],
-        "divergences": gate.num_divergences,
-        "worst_r_hat": gate.worst_r_hat,
-        "min_ess_bulk": float(table["ess_bulk"].min(skipna=False)),
-        "min_ess_tail": float(table["ess_tail"].min(skipna=False)),
-        "leapfrogs_per_draw": gate.num_gradients / gate.num_draws,
-        "effective_per_1000_gradients": gate.ess_per_1000_gradients,
-        "modes": info.get("num_modes"),
-        "parts": info.get("num_parts"),
-        "probability_a_1_above_tau_S": share,
-        "gate_passed": gate.converged,
-        "problems": list(gate.problems),
-    }
-
-
-def fits_text(rows: list[dict[str, Any]]) -> str:
-    formats: dict[str, tuple[str, str]] = {
-        "trace": ("trace", "{}"),
-        "seed": ("seed", "{}"),
-        "rows": ("rows", "{:,}"),
-        "compile_s": ("compile s", "{:.1f}"),
-        "pilot_s": ("pilot s", "{:.1f}"),
-        "sampling_s": ("sample s", "{:.1f}"),
-        "total_s": ("total s", "{:.1f}"),
-        "peak_memory_mb": ("peak MB", "{:,.0f}"),
-        "divergences": ("divergent", "{:,}"),
-        "worst_r_hat": ("worst R-hat", "{:.4f}"),
-        "min_ess_bulk": ("bulk ESS", "{:,.0f}"),
-        "min_ess_tail": ("tail ESS", "{:,.0f}"),
-        "leapfrogs_per_draw": ("leapfrogs/draw", "{:.1f}"),
-        "effective_per_1000_gradients": ("ESS/1,000 gradients", "{:.1f}"),
-        "modes": ("modes", "{}"),
-        "parts": ("parts", "{}"),
-        "probability_a_1_above_tau_S": ("P(a_1 > tau_S)", "{:.3f}"),
-        "gate_passed": ("gate", "{}"),
-    }
-    shown = [row | {"gate_passed": "passed" if row["gate_passed"] else "failed"} for row in rows]
-    table = {title: [form.format(row[key]) for row in shown] for key, (title, form) in formats.items()}
-    table["trace"] = [name.removesuffix(".gz").removesuffix(".jsonl") for name in table["trace"]]
-    spread = []
-    for trace in dict.fromkeys(row["trace"] for row in rows):
-        values = [row["probability_a_1_above_tau_S"] for row in rows if row["trace"] == trace]
-        if len(values) > 1:
-            spread.append(
-                f"{trace}: P(a_1 > tau_S) from {min(values):.3f} to {max(values):.3f} over the seeds"
-            )
-    note = (
-        "total: wall time of the whole command from its start; the stages are wall time too. ESS: smallest "
-        "of all parameters and coordinates; gradients: leapfrog steps after warm-up."
-    )
-    return "\n".join([as_text(table), *spread, note])
-
-
-def as_text(table: dict[str, Any]) -> str:
-    """Align columns of text, the first to the left."""
-    columns = [[title, *map(str, cells)] for title, cells in table.items()]
-    widths = [max(map(len, column)) for column in columns]
-    lines = (
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in zip(*columns, strict=True)
-    )
-    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_sched import command
+from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from bayes_sched.predictor import Predictor
 
 PROGRAM = "benchmark_predictor"
-DEFAULT = "(default: %(default)s)"
 ROOT = Path(__file__).resolve().parent.parent
 say = partial(command.say, PROGRAM)
 
@@ -54,8 +54,6 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description=__doc__.partition("\n")[0] if __doc__ else None,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     add("predictor", type=Path, metavar="PREDICTOR", help="a predictor.npz made by compile_predictor.py")
@@ -97,11 +95,9 @@ def prepare(arguments: Sequence[str]) -> argparse.Namespace:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
     if options.fit is not None:
-        from bayes_sched.results import POSTERIOR
+        from bayes_sched.results import fit_file
 
-        options.fit = options.fit / POSTERIOR if options.fit.is_dir() else options.fit
-        if not options.fit.is_file():
-            raise InputError(f"{options.fit}: no such file; give the folder of a fit made by fit_bayes.py")
+        options.fit = fit_file(options.fit)
     return options
 
 

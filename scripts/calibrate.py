@@ -6,9 +6,6 @@ Everything heavy is imported where it is used, after the checks: a slip of the p
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_sched import command
+from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
+from bayes_sched.study import StudyFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,9 +23,7 @@ if TYPE_CHECKING:
     from bayes_sched.simulation_calibration import CalibrationStudy, Simulation
 
 PROGRAM = "calibrate"
-DEFAULT = "(default: %(default)s)"
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "vllm_cpu_12m_sweep.jsonl.gz"
-SIMULATIONS, SETTINGS = "simulations.csv", "study.json"
 say = partial(command.say, PROGRAM)
 
 EPILOG = """\
@@ -44,8 +41,6 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description=__doc__.partition("\n")[0] if __doc__ else None,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     one, zero = command.at_least(1), command.at_least(0)
@@ -66,9 +61,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"tuning draws of each chain, for each part {DEFAULT}",
     )
     add("--chains", type=command.at_least(2), default=2, metavar="N", help=DEFAULT)
-    add("--results-dir", type=Path, default=Path("results/calibration"), metavar="DIR", help=DEFAULT)
-    add("--resume", action="store_true", help="go on with the study in the folder")
-    add("--overwrite", action="store_true", help="replace the study in the folder")
+    command.add_study_options(made, folder="results/calibration")
     return made
 
 
@@ -81,21 +74,9 @@ def prepare(arguments: Sequence[str]) -> argparse.Namespace:
         raise InputError(
             f"{options.chains} chains of {options.draws} draws are too few: 100 are needed in all"
         )
-    folder: Path = options.results_dir
-    if options.resume and options.overwrite:
-        raise InputError("--resume and --overwrite contradict each other")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--results-dir {folder}: not a folder")
-    if options.resume:
-        check_same(folder, options)
-    elif (folder / SIMULATIONS).exists() and not options.overwrite:
-        raise InputError(f"{folder} holds a study: give --resume, --overwrite or another --results-dir")
-    options.command = shlex.join(["python", "scripts/calibrate.py", *without_resume(arguments)])
+    runs_of(options).check(resume=options.resume, overwrite=options.overwrite)
+    options.command = command.shown_study(f"scripts/{PROGRAM}.py", arguments)
     return options
-
-
-def without_resume(arguments: Sequence[str]) -> list[str]:
-    return [text for text in arguments if text not in ("--resume", "--overwrite")]
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -104,32 +85,22 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names} | {"design": options.design.name}
 
 
-def check_same(folder: Path, options: argparse.Namespace) -> None:
-    try:
-        before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--resume: {folder} holds no study ({SETTINGS} cannot be read)") from error
-    for name, value in settings_of(options).items():
-        if before.get(name) != value:
-            raise InputError(f"--resume: the study in {folder} has {name} {before.get(name)}, not {value}")
+def runs_of(options: argparse.Namespace) -> StudyFolder:
+    return StudyFolder(
+        folder=options.results_dir,
+        table="simulations.csv",
+        number="simulation",
+        settings=settings_of(options),
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    folder: Path = options.results_dir
-    study = make_study(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / SIMULATIONS
-    if not options.resume:
-        path.unlink(missing_ok=True)
-        (folder / SETTINGS).write_text(json.dumps(settings_of(options), indent=2) + "\n", encoding="utf-8")
-    import pandas as pd
-
-    done = len(pd.read_csv(path)) if path.exists() else 0
-    for simulation in study.run(range(done, options.simulations)):
-        append(path, simulation)
+    study, runs = make_study(options), runs_of(options)
+    for simulation in study.run(range(runs.begin(resume=options.resume), options.simulations)):
+        runs.append(row_of(simulation))
         if (simulation.number + 1) % 10 == 0:
             say(f"{simulation.number + 1} of {options.simulations} simulations")
-    print(summarise(study, pd.read_csv(path), options))
+    print(summarise(study, runs.read(), options))
     return command.DONE
 
 
@@ -140,38 +111,30 @@ def make_study(options: argparse.Namespace) -> CalibrationStudy:
     say("loading the libraries")
     import logging
 
-    from bayes_sched.benchmarking import choose_rows
-    from bayes_sched.model import all_parameters, load_model
-    from bayes_sched.priors import Priors
+    from bayes_sched.model import load_model
     from bayes_sched.settings import SamplerSettings
     from bayes_sched.simulation_calibration import CalibrationStudy
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
-    model = load_model(options.model)
-    noise = options.noise or model.noises[0]
-    return CalibrationStudy(
-        model,
-        choose_rows(steps, options.rows, seed=options.seed),
-        Priors.from_parameters(all_parameters(model, noise)),
-        noise=noise,
+    return CalibrationStudy.of_design(
+        steps,
+        rows=options.rows,
+        model=load_model(options.model),
+        noise=options.noise,
         settings=SamplerSettings(
             draws=options.draws, tune=options.tune, chains=options.chains, seed=options.seed
         ),
     )
 
 
-def append(path: Path, simulation: Simulation) -> None:
-    """Add a row; a simulation that is in the file is done."""
+def row_of(simulation: Simulation) -> pd.DataFrame:
     import pandas as pd
 
     account = {name: simulation.account.get(name) for name in ACCOUNT}
     row: dict[str, Any] = {"simulation": simulation.number, **account}
     row |= {f"true {name}": value for name, value in simulation.truth.items()}
     row |= {f"rank {name}": simulation.ranks.get(name) for name in simulation.truth}
-    with path.open("a", encoding="utf-8", newline="") as stream:
-        pd.DataFrame([row]).to_csv(stream, header=stream.tell() == 0, index=False, float_format="%.6g")
-        stream.flush()
-        os.fsync(stream.fileno())
+    return pd.DataFrame([row])
 
 
 ACCOUNT = (
@@ -209,7 +172,7 @@ def summarise(study: CalibrationStudy, simulations: pd.DataFrame, options: argpa
     units |= {"a_0": "ms", "a_1": "ms/token", "c": "ms/token", "L_0": "ms"}
     save_figure(simulated_ranks(complete, units=units), folder, "calibration")
     text = summary_text(table, simulations)
-    (folder / "README.md").write_text(readme(text, study, options), encoding="utf-8")
+    command.write_whole(folder / "README.md", readme(text, study, options))
     return text
 
 

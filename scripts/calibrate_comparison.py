@@ -6,8 +6,6 @@ Everything heavy is imported where it is used, after the checks: a slip of the p
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_sched import command
+from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
+from bayes_sched.study import StudyFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from bayes_sched.comparison.pair_study import PairStudy, SimulatedPair
 
 PROGRAM = "calibrate_comparison"
-DEFAULT = "(default: %(default)s)"
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "vllm_cpu_12m_sweep.jsonl.gz"
-PAIRS, SETTINGS = "pairs.csv", "study.json"
 say = partial(command.say, PROGRAM)
 
 EPILOG = """\
@@ -43,8 +41,6 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description=__doc__.partition("\n")[0] if __doc__ else None,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     add("--pairs", type=command.at_least(10), default=100, metavar="N", help=DEFAULT)
@@ -57,15 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--tune", type=command.at_least(1), default=200, metavar="N", help=f"of each chain and part {DEFAULT}"
     )
     add("--chains", type=command.at_least(2), default=2, metavar="N", help=DEFAULT)
-    add(
-        "--results-dir",
-        type=Path,
-        default=Path("results/comparison_calibration"),
-        metavar="DIR",
-        help=DEFAULT,
-    )
-    add("--resume", action="store_true", help="go on with the study in the folder")
-    add("--overwrite", action="store_true", help="replace the study in the folder")
+    command.add_study_options(made, folder="results/comparison_calibration")
     return made
 
 
@@ -74,18 +62,8 @@ def prepare(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser().parse_args(arguments)
     if not options.design.is_file():
         raise InputError(f"--design {options.design}: no such file")
-    folder: Path = options.results_dir
-    if options.resume and options.overwrite:
-        raise InputError("--resume and --overwrite contradict each other")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--results-dir {folder}: not a folder")
-    if options.resume:
-        check_same(folder, options)
-    elif (folder / PAIRS).exists() and not options.overwrite:
-        raise InputError(f"{folder} holds a study: give --resume, --overwrite or another --results-dir")
-    options.command = command.shown_command(
-        f"scripts/{PROGRAM}.py", [text for text in arguments if text not in ("--resume", "--overwrite")], ()
-    )
+    runs_of(options).check(resume=options.resume, overwrite=options.overwrite)
+    options.command = command.shown_study(f"scripts/{PROGRAM}.py", arguments)
     return options
 
 
@@ -95,36 +73,21 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names} | {"design": options.design.name}
 
 
-def check_same(folder: Path, options: argparse.Namespace) -> None:
-    try:
-        before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--resume: {folder} holds no study ({SETTINGS} cannot be read)") from error
-    for name, value in settings_of(options).items():
-        if before.get(name) != value:
-            raise InputError(f"--resume: the study in {folder} has {name} {before.get(name)}, not {value}")
+def runs_of(options: argparse.Namespace) -> StudyFolder:
+    return StudyFolder(
+        folder=options.results_dir, table="pairs.csv", number="pair", settings=settings_of(options)
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    folder: Path = options.results_dir
-    study = make_study(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / PAIRS
-    if not options.resume:
-        path.unlink(missing_ok=True)
-        (folder / SETTINGS).write_text(json.dumps(settings_of(options), indent=2) + "\n", encoding="utf-8")
-    import pandas as pd
-
-    done = int(pd.read_csv(path)["pair"].max()) + 1 if path.exists() else 0
-    failed = 0
-    for pair in study.run(range(done, options.pairs)):
-        append(path, pair)
+    study, runs = make_study(options), runs_of(options)
+    for pair in study.run(range(runs.begin(resume=options.resume), options.pairs)):
+        runs.append(rows_of(pair))
         if "error" in pair.account:
-            failed += 1
             say(f"pair {pair.number}: {pair.account['error']}")
         elif (pair.number + 1) % 10 == 0:
             say(f"{pair.number + 1} of {options.pairs} pairs")
-    print(summarise(pd.read_csv(path), options))
+    print(summarise(runs.read(), options))
     return command.DONE
 
 
@@ -135,21 +98,16 @@ def make_study(options: argparse.Namespace) -> PairStudy:
     say("loading the libraries")
     import logging
 
-    from bayes_sched.benchmarking import choose_rows
     from bayes_sched.comparison.pair_study import PairStudy
-    from bayes_sched.model import all_parameters, load_model
-    from bayes_sched.priors import Priors
+    from bayes_sched.model import load_model
     from bayes_sched.settings import SamplerSettings
     from bayes_sched.simulation_calibration import CalibrationStudy
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
-    model = load_model("saturation")
-    noise = model.noises[0]
-    fits = CalibrationStudy(
-        model,
-        choose_rows(steps, options.rows, seed=options.seed),
-        Priors.from_parameters(all_parameters(model, noise)),
-        noise=noise,
+    fits = CalibrationStudy.of_design(
+        steps,
+        rows=options.rows,
+        model=load_model("saturation"),
         settings=SamplerSettings(
             draws=options.draws, tune=options.tune, chains=options.chains, seed=options.seed
         ),
@@ -157,8 +115,7 @@ def make_study(options: argparse.Namespace) -> PairStudy:
     return PairStudy(fits, probability=options.probability)
 
 
-def append(path: Path, pair: SimulatedPair) -> None:
-    """Add the rows of a pair; a pair that is in the file is done."""
+def rows_of(pair: SimulatedPair) -> pd.DataFrame:
     import pandas as pd
 
     rows = pair.table if len(pair.table) else pd.DataFrame([{"batch_size": None}])
@@ -168,12 +125,7 @@ def append(path: Path, pair: SimulatedPair) -> None:
         seconds=round(pair.account["seconds"], 2),
         error=pair.account.get("error"),
     )
-    columns = ["pair", *COLUMNS, "gates_passed", "seconds", "error"]
-    with path.open("a", encoding="utf-8", newline="") as stream:
-        text = table.reindex(columns=columns)
-        text.to_csv(stream, header=stream.tell() == 0, index=False, float_format="%.6g")
-        stream.flush()
-        os.fsync(stream.fileno())
+    return table.reindex(columns=["pair", *COLUMNS, "gates_passed", "seconds", "error"])
 
 
 COLUMNS = (
@@ -192,7 +144,7 @@ def summarise(pairs: pd.DataFrame, options: argparse.Namespace) -> str:
     folder: Path = options.results_dir
     compared = pairs[pairs["covered"].notna()]
     if compared.empty:
-        raise InputError(f"no pair could be fitted; see the column error of {folder / PAIRS}")
+        raise InputError(f"no pair could be fitted; see the column error of {runs_of(options).path}")
     coverage, chosen = coverage_table(compared), one_step_each(compared)
     reliability = reliability_table(chosen)
     coverage.to_csv(folder / "coverage.csv", index=False, float_format="%.4g")

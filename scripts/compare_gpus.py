@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bayes_sched import command
+from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
     from bayes_sched.comparison import Comparison
 
 PROGRAM = "compare_gpus"
-DEFAULT = "(default: %(default)s)"
 say = partial(command.say, PROGRAM)
 _MAX_NAME = 100
 
@@ -69,11 +69,15 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description=__doc__.partition("\n")[0] if __doc__ else None,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
-    add("fits", nargs="+", metavar="RESULT", help="two or more folders of fits, or their posterior.nc")
+    add(
+        "fits",
+        nargs="+",
+        type=Path,
+        metavar="RESULT",
+        help="two or more folders of fits, or their posterior.nc",
+    )
     add("--model", metavar="FILE", help="the model's .py file, where it is not the project's own; it is run")
     add("--name", help="name of the result (default: compare-A-B)")
     add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=DEFAULT)
@@ -131,7 +135,9 @@ class Job:
 def prepare(arguments: Sequence[str]) -> Job:
     """Check the arguments, cheapest first."""
     options = parser().parse_intermixed_args(arguments)
-    files = [fit_file(text) for text in options.fits]
+    from bayes_sched.results import COMPARISON, check_result, fit_file
+
+    files = [fit_file(path) for path in options.fits]
     if len(files) < 2:
         raise InputError(f"{options.fits[0]}: one fit; a comparison takes two or more")
     resolved = [file.resolve() for file in files]
@@ -143,27 +149,10 @@ def prepare(arguments: Sequence[str]) -> Job:
         if label in prices:
             raise InputError(f"--price {label}: given twice")
         prices[label] = value
-    from bayes_sched.results import COMPARISON, check_result
-
     name = default_name(files) if options.name is None else options.name
     folder = check_result(options.results_dir, name, overwrite=options.overwrite, holds=COMPARISON)
     line = command.shown_command(f"scripts/{PROGRAM}.py", arguments, ())
     return Job(options, tuple(files), prices, folder, line)
-
-
-def fit_file(text: str) -> Path:
-    """Return the file of a fit from its path or that of its folder."""
-    from bayes_sched.results import POSTERIOR
-
-    path = Path(text)
-    file = path / POSTERIOR if path.is_dir() else path
-    if not file.is_file():
-        if path.is_dir():
-            raise InputError(
-                f"{text}: no fit in this folder (it holds no {POSTERIOR}); fit_bayes.py makes one"
-            )
-        raise InputError(f"{text}: no such fit; give a folder such as results/NAME, made by fit_bayes.py")
-    return file
 
 
 def default_name(files: Sequence[Path]) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_sched import command
-from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
     from bayes_sched.predictor import Predictor
@@ -45,8 +44,6 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description=__doc__.partition("\n")[0] if __doc__ else None,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     add("result", type=Path, metavar="RESULT", help="folder of a fit (results/NAME), or its posterior.nc")
@@ -69,11 +66,9 @@ def parser() -> argparse.ArgumentParser:
 def prepare(arguments: Sequence[str]) -> argparse.Namespace:
     """Check the arguments as far as that goes without reading the fit."""
     options = parser().parse_args(arguments)
-    from bayes_sched.results import POSTERIOR
+    from bayes_sched.results import fit_file
 
-    options.posterior = options.result / POSTERIOR if options.result.is_dir() else options.result
-    if not options.posterior.is_file():
-        raise InputError(f"{options.posterior}: no such file; give the folder of a fit made by fit_bayes.py")
+    options.posterior = fit_file(options.result)
     if options.output is None:
         options.output = options.posterior.parent / PREDICTOR
     command.check_output(options.output, inputs=[str(options.posterior)], overwrite=options.overwrite)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_sched import command
+from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
 from bayes_sched.settings import SAMPLERS, SamplerSettings
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "fit_bayes"
 SAMPLING = ("draws", "tune", "chains", "seed", "sampler")
-DEFAULT = "(default: %(default)s)"
 say = partial(command.say, PROGRAM)
 
 EXAMPLES = """\
@@ -47,8 +47,6 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Fit a latency model to the step trace of a vLLM scheduler: posterior and report.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     add("traces", nargs="+", metavar="TRACE", help="file (.gz, .zst, plain), 'PATTERN', or - for stdin")

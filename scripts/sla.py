@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_sched import command
+from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from bayes_sched.sla import RequestSLA, StepSLA
 
 PROGRAM = "sla"
-DEFAULT = "(default: %(default)s)"
 REFUSED = 1
 """Exit status where the promise cannot be made: an answer, not an error."""
 LIMITS = ("ttft_ms", "tpot_ms", "e2e_ms")
@@ -50,8 +50,6 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Say what a fitted server may promise: of its steps, and of requests.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     ms, one, zero, share = command.milliseconds, command.at_least(1), command.at_least(0), command.probability
     add = made.add_argument
@@ -97,14 +95,9 @@ def prepare(arguments: Sequence[str]) -> Job:
     """Check the arguments, cheapest first."""
     options = parser().parse_intermixed_args(arguments)
     check_questions(options)
-    from bayes_sched.results import POSTERIOR, SLA, check_result
+    from bayes_sched.results import SLA, check_result, fit_file
 
-    place: Path = options.fit
-    if not place.exists():
-        raise InputError(f"{place}: there is no such fit; fit_bayes.py makes one, results/NAME")
-    posterior = place / POSTERIOR if place.is_dir() else place
-    if not posterior.is_file():
-        raise InputError(f"{place} is not a fit: it holds no {POSTERIOR}; fit_bayes.py makes one")
+    posterior = fit_file(options.fit)
     if options.name is not None and not options.report:
         raise InputError("--name names the report: give --report too")
     folder = None

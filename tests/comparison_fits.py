@@ -6,12 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from bayes_sched.comparison.members import labels_of
+from bayes_sched.comparison.paired import Servers
 from bayes_sched.fitted import FittedModel
+from bayes_sched.records import records
 from tests.synthetic_fit import synthetic_cells, synthetic_fit
 
+RATIO = 0.8
+"""Latency of the faster of the compared servers over that of the other."""
+SMALL: dict[str, Any] = {"batch_size": [4, 16, 64], "total_tokens": [16, 64, 1024, 4096]}
+"""A small grid."""
 TIMES = ("tau_0", "tau_B", "tau_S")
 
 
@@ -57,3 +65,12 @@ def cells(*, budget: int, max_b: int) -> xr.Dataset:
     b, s = made["batch_size"].to_numpy(), np.minimum(made["total_tokens"].to_numpy(), budget)
     kept = np.flatnonzero((b <= max_b) & (s >= b))
     return made.assign(total_tokens=("cell", s)).isel(cell=kept)
+
+
+def by(table: pd.DataFrame, column: str) -> dict[str, dict[str, Any]]:
+    """The rows of a table by one of its columns."""
+    return {row[column]: row for row in records(table)}
+
+
+def servers_of(fits: list[FittedModel]) -> Servers:
+    return Servers(labels_of(fits), fits, max_draws=4000, seed=0)

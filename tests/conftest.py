@@ -1,12 +1,18 @@
 """Fixtures and small builders that several test modules share."""
 
+from __future__ import annotations
+
 import json
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from bayes_sched.comparison import Comparison
+    from bayes_sched.fitted import FittedModel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +40,45 @@ def write_lines(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run commands where nobody keeps anything."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def stubbed_sampling(in_an_empty_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fits take no time, in an empty folder."""
+    from bayes_sched import sampling
+    from tests.stub_sampling import stub_sample
+
+    monkeypatch.setattr(sampling, "sample", stub_sample)
+
+
+@pytest.fixture
+def short_trace(write_lines: Callable[..., Path]) -> str:
+    """Write a good trace, enough for a fit, into the empty folder; return its name."""
+    from tests.stub_sampling import fit_records
+
+    return write_lines(fit_records()).name
+
+
+@pytest.fixture(scope="session")
+def compared_fits() -> list[FittedModel]:
+    """Fits of two servers: the first takes `comparison_fits.RATIO` of the time of the second."""
+    from tests.comparison_fits import RATIO, server
+
+    return [server(RATIO, name="fast", gpu="X100"), server(name="slow", gpu="Y50")]
+
+
+@pytest.fixture(scope="session")
+def comparison(compared_fits: list[FittedModel]) -> Comparison:
+    """The two servers compared, with prices and a limit on steps."""
+    from bayes_sched.comparison import compare
+
+    return compare(compared_fits, prices={"X100": 2.0, "slow": 1.0}, slo_ms=30.0, slo_quantile=0.9)
 
 
 def as_bytes(line: bytes | str | dict[str, Any]) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -11,7 +13,16 @@ from bayes_sched.nuts import Progress
 from bayes_sched.priors import Priors
 from bayes_sched.sampling import Samples
 from bayes_sched.settings import SamplerSettings
+from tests.conftest import documented_record
 from tests.synthetic_fit import TRUTH, synthetic_fit
+
+QUICK = ["--draws", "300", "--no-report"]
+"""Options of fit_bayes.py that leave out what takes the time."""
+
+
+def fit_records(count: int = 40) -> list[Any]:
+    """Records of steps of different sizes, enough of them for a fit."""
+    return [documented_record(prefill=[16 * i], model_run_duration_ms=4.0 + i) for i in range(1, count + 1)]
 
 
 def stub_sample(

@@ -6,12 +6,9 @@ import inspect
 import io
 import json
 import os
-import pty
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +20,14 @@ from bayes_sched import report
 from bayes_sched.analysis import Limits
 from bayes_sched.trace import read_trace
 from scripts.analyze_trace import main, parser
-from tests.conftest import as_bytes, documented_record
+from tests.conftest import ROOT, as_bytes, documented_record
+from tests.running import fails, full, interrupt, run_python
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "analyze_trace.py"
+
 HEAVY = {"numpy", "pandas", "scipy", "xarray", "pymc", "nutpie", "arviz", "matplotlib", "rich", "msgspec"}
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 def records(count: int = 60) -> list[dict[str, Any]]:
@@ -58,17 +53,6 @@ def trace(write_lines: Callable[..., Path]) -> str:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the figures out, which take the time."""
     monkeypatch.setattr("bayes_sched.report.analysis_writing.analysis_figures", lambda _: ())
-
-
-def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run the command, expect exit status 2 and nothing on standard output; return its last word."""
-    assert main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "Traceback" not in printed.err
-    last = printed.err.splitlines()[-1]
-    assert last.startswith("analyze_trace: ")
-    return last
 
 
 SLIPS: list[tuple[list[str], str]] = [
@@ -132,12 +116,6 @@ def test_a_slip_is_answered_with_one_line_before_anything_is_read(
     assert read_trace(trace).bad_lines.num_bad == 0
 
 
-def run_python(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run this interpreter in the current folder as a person would, without a terminal."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *arguments], input=stdin, capture_output=True, env=environment)
-
-
 def test_slips_about_traces_and_results_load_no_heavy_library(trace: str) -> None:
     lay_traps()
     slips = [arguments for arguments, _ in SLIPS if arguments[:1] == ["analyze"]]
@@ -190,7 +168,7 @@ def test_what_is_no_trace_is_refused(
     content: bytes, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("t.jsonl").write_bytes(content)
-    assert re.search(message, fails(["analyze", "t.jsonl", "--report", "--csv", "x.csv"], capsys))
+    assert re.search(message, fails(main, ["analyze", "t.jsonl", "--report", "--csv", "x.csv"], capsys))
     assert os.listdir() == ["t.jsonl"]
 
 
@@ -198,7 +176,7 @@ def test_too_many_bad_lines_are_refused_and_the_option_accepts_them(
     write_lines: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = write_lines([*["no JSON"] * 10, *records()]).name
-    assert "--max-bad-share 0.15" in fails(["analyze", name], capsys)
+    assert "--max-bad-share 0.15" in fails(main, ["analyze", name], capsys)
     assert main(["analyze", name, "--max-bad-share", "0.15"]) == 0
     printed = capsys.readouterr().out
     assert "10 of 70 lines could not be used" in printed
@@ -277,14 +255,6 @@ def test_an_existing_report_is_replaced_only_when_asked(trace: str) -> None:
     assert os.listdir("results") == ["trace-analysis"]
 
 
-def interrupt(*_args: object, **_options: object) -> None:
-    raise KeyboardInterrupt
-
-
-def full(*_args: object, **_options: object) -> None:
-    raise OSError(28, "No space left on device")
-
-
 @pytest.fixture
 def existing(trace: str, no_figures: None) -> Iterator[str]:
     """A trace whose report exists; it must be the same, and alone, in the end."""
@@ -309,7 +279,7 @@ def test_a_full_disk_costs_no_existing_report(
 ) -> None:
     capsys.readouterr()
     monkeypatch.setattr(report, "write_analysis", full)
-    message = fails(["analyze", existing, "--report", "--overwrite"], capsys)
+    message = fails(main, ["analyze", existing, "--report", "--overwrite"], capsys)
     assert "results/trace-analysis: cannot write the result (No space left on device)" in message
 
 
@@ -317,8 +287,8 @@ def test_a_full_disk_leaves_no_half_a_table(
     trace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "replace", full)
-    assert "cannot write out.csv: No space left on device" in fails(
-        ["analyze", trace, "--csv", "out.csv"], capsys
+    assert "out.csv: cannot write the file (No space left on device)" in fails(
+        main, ["analyze", trace, "--csv", "out.csv"], capsys
     )
     assert os.listdir() == [trace]
 
@@ -357,107 +327,3 @@ def test_a_trace_without_most_columns_is_analysed(
     printed = capsys.readouterr().out
     assert "Missing in the trace: timestamps, the schedule time, the waiting queue" in printed
     assert "schedule time (ms)" not in printed
-
-
-# watch
-
-
-def now(number: int = 0) -> bytes:
-    return as_bytes(documented_record(batch_id=number, timestamp=time.time())) + b"\n"
-
-
-def test_one_look_prints_one_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("log").write_bytes(now() * 5)
-    assert main(["watch", "log", "--once"]) == 0
-    printed = capsys.readouterr()
-    assert re.fullmatch(
-        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S+  5\.0 steps/s  2,585 tokens/s  model run p50 45\.2 p99 45\.2 ms  "
-        r"running 10  waiting 5  KV 75\.0%\n",
-        printed.out,
-    )
-    assert printed.err == ""
-
-
-def test_a_watch_goes_through_everything_that_befalls_a_log(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    log = Path("log")
-
-    def rotate() -> None:
-        log.rename("log.1")
-        log.write_bytes(now() + now()[:40])
-
-    events: Iterator[Callable[[], object]] = iter(
-        [
-            lambda: log.write_bytes(now()),
-            rotate,
-            lambda: os.truncate(log, 0),
-            log.unlink,
-            lambda: log.write_bytes(now()),
-            interrupt,
-        ]
-    )
-    monkeypatch.setattr("bayes_sched.watching.time.sleep", lambda _: next(events)())
-    assert main(["watch", "log"]) == 0
-    printed = capsys.readouterr()
-    assert [line.removeprefix("analyze_trace: ") for line in printed.err.splitlines()] == [
-        "log is there",
-        "log was replaced: going on with the new file",
-        "log was truncated: reading it from its beginning",
-        "log is gone: waiting for it to come back",
-        "log was replaced: going on with the new file",
-    ]
-    lines = printed.out.splitlines()
-    assert len(lines) == 6
-    assert [line.endswith("waiting for log") for line in lines] == [True, False, False, False, True, False]
-    assert [line.endswith("1 bad line") for line in lines] == [False, False, False, True, False, True]
-    assert "running 10" in lines[-1]
-
-
-def test_a_watch_ends_when_its_time_is_over(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["watch", "log", "--interval", "0.1", "--duration", "0.35"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
-
-
-def watched(*, stdout: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "130"}
-    command = [sys.executable, str(SCRIPT), "watch", "log", "--interval", "0.1"]
-    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, env=environment)
-
-
-def test_an_interrupt_ends_the_watch_with_success() -> None:
-    Path("log").write_bytes(now())
-    process = watched(stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert b"steps/s" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
-    assert (process.returncode, said) == (0, b"")
-
-
-def test_on_a_terminal_the_watch_is_one_line_that_changes() -> None:
-    Path("log").write_bytes(now())
-    mine, theirs = pty.openpty()
-    process = watched(stdout=theirs)
-    os.close(theirs)
-    shown = b""
-    while shown.count(b"steps/s") < 4:
-        shown += os.read(mine, 4096)
-    process.send_signal(signal.SIGINT)
-    while True:
-        try:
-            if not (piece := os.read(mine, 4096)):
-                break
-        except OSError:  # the other end is closed
-            break
-        shown += piece
-    os.close(mine)
-    process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert shown.count(b"\x1b[2K") >= 2  # the line is wiped and written again
-    assert shown.count(b"\n") <= 2
-
-
-def test_a_compressed_log_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("log").write_bytes(b"\x1f\x8b\x08\x00")
-    assert "for a finished trace use analyze" in fails(["watch", "log"], capsys)

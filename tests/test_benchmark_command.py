@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 
 from bayes_sched import benchmarking
-from bayes_sched.benchmarking import choose_rows
+from bayes_sched.benchmarking_text import fits_text
+from bayes_sched.study import SETTINGS
+from bayes_sched.thinning import choose_rows
 from scripts import benchmark, calibrate
 from tests.conftest import ROOT, documented_record
 
@@ -140,14 +142,14 @@ def test_the_table_of_fits_shows_every_seed_and_how_far_they_agree() -> None:
         "modes": 2,
         "parts": 1,
     }
-    text = benchmark.fits_text(
+    text = fits_text(
         [
             row | {"seed": 1, "probability_a_1_above_tau_S": 0.41, "gate_passed": True},
             row | {"seed": 2, "probability_a_1_above_tau_S": 0.46, "gate_passed": False},
         ]
     )
     assert "a.jsonl.gz: P(a_1 > tau_S) from 0.410 to 0.460 over the seeds" in text
-    assert [line.split()[-1] for line in text.splitlines()[1:3]] == ["passed", "failed"]
+    assert [line.split()[-1] for line in text.splitlines()[2:4]] == ["passed", "failed"]
 
 
 def test_rows_are_chosen_by_the_seed_and_stay_in_order() -> None:
@@ -187,9 +189,9 @@ def test_bad_input_to_the_calibration_is_one_line_and_status_2(
 def test_a_study_is_neither_replaced_nor_continued_with_other_settings_by_accident(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    (tmp_path / calibrate.SIMULATIONS).write_text("simulation\n0\n")
+    (tmp_path / "simulations.csv").write_text("simulation\n0\n")
     options = calibrate.parser().parse_args([])
-    (tmp_path / calibrate.SETTINGS).write_text(json.dumps(calibrate.settings_of(options)))
+    (tmp_path / SETTINGS).write_text(json.dumps(calibrate.settings_of(options)))
     folder = ["--results-dir", str(tmp_path)]
     assert calibrate.main(folder) == 2
     assert "holds a study" in capsys.readouterr().err

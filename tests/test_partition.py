@@ -49,7 +49,7 @@ def test_nuts_sees_the_density_of_each_part_in_coordinates_that_make_it_nearly_n
     model = part_model(density, ROUGH)
     logp = model.compile_logp()
     rng = np.random.default_rng(4)
-    for part in range(ROUGH.num_parts):
+    for part in range(ROUGH.mixture.num_components):
         for name, value in ROUGH.data(part).items():
             model[name].set_value(value)
         for z in rng.normal(0.0, 1.5, (10, 2)):
@@ -63,8 +63,8 @@ def test_the_parts_with_their_masses_add_up_to_the_posterior(density: Density) -
     model = part_model(density, ROUGH)
     logp = model.compile_logp()
     points = random_points(50, 2)
-    parts = np.empty((ROUGH.num_parts, len(points)))
-    for part in range(ROUGH.num_parts):
+    parts = np.empty((ROUGH.mixture.num_components, len(points)))
+    for part in range(ROUGH.mixture.num_components):
         for name, value in ROUGH.data(part).items():
             model[name].set_value(value)
         factor = ROUGH.mixture.cholesky[part]
@@ -76,7 +76,7 @@ def test_the_parts_with_their_masses_add_up_to_the_posterior(density: Density) -
 
 def test_draws_of_a_part_lie_around_its_component() -> None:
     z = np.random.default_rng(5).standard_normal((2, 4000, 2))
-    for part in range(ROUGH.num_parts):
+    for part in range(ROUGH.mixture.num_components):
         points = ROUGH.to_coordinates(z, part)
         assert points.shape == z.shape
         flat = points.reshape(-1, 2)

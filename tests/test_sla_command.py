@@ -140,8 +140,11 @@ def test_a_report_needs_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixt
             "--prompt-tokens: '0' is not a whole number of at least 1",
         ),
         (["results/good", "--slo-ms", "5", "--output-tokens", "5"], "--output-tokens belongs to a request"),
-        (["results/missing", "--slo-ms", "5"], "results/missing: there is no such fit"),
-        (["results/empty", "--slo-ms", "5"], "results/empty is not a fit: it holds no posterior.nc"),
+        (["results/missing", "--slo-ms", "5"], "results/missing: no such fit"),
+        (
+            ["results/empty", "--slo-ms", "5"],
+            "results/empty: no fit in this folder (it holds no",
+        ),
         (["results/posterior.nc", "--slo-ms", "5"], "results/posterior.nc: not a saved fit"),
         (["results/good", "--slo-ms", "5", "--name", "x"], "--name names the report: give --report too"),
         (["results/good", "--slo-ms", "5", "--report", "--name", "good"], "exists, but is no answer about"),

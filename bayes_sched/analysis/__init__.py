@@ -3,8 +3,9 @@
 `analyze` gives values, never prints. The names are loaded when they are first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from bayes_sched.lazy import loader
 
 if TYPE_CHECKING:
     from bayes_sched.analysis.analyzing import TraceAnalysis, analyze
@@ -25,10 +26,4 @@ _MODULE_OF = {
     "analyze": "analyzing",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(__name__, _MODULE_OF)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import BoundaryNorm
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
@@ -15,16 +16,25 @@ from matplotlib.patches import Patch
 from bayes_sched.comparison import Comparison
 from bayes_sched.comparison.shared_grid import cell_table
 from bayes_sched.comparison.verdicts import UNDECIDED, rope_bounds
-from bayes_sched.plots.points import Floats, sample_steps
-from bayes_sched.plots.style import INK, VEIL, label_outer, log_axis, new_figure, styled
-from bayes_sched.steps import POSSIBLE, steps_grid
+from bayes_sched.plots.maps import (
+    ORDER,
+    X_LABEL,
+    Y_LABEL,
+    draw_seen,
+    draw_veil,
+    has_area,
+    log_axes,
+    veil_handle,
+)
+from bayes_sched.plots.points import Floats
+from bayes_sched.plots.style import INK, AxesGrid, label_outer, new_figure, styled
+from bayes_sched.steps import steps_grid
 
 MAX_PAIRS = 3
 """A figure shows so many pairs of servers; the tables hold all."""
 _NUM_FINE = 140
 _COLOURS = "PuOr_r"
 _PROBABILITIES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-_ORDER = ("total_tokens", "batch_size")
 
 
 @styled
@@ -44,47 +54,25 @@ def ratio_map(comparison: Comparison) -> Figure:
     -------
     Figure
     """
-    pairs = comparison.maps["pair"].to_numpy()[:MAX_PAIRS]
-    figure, axes = new_figure(
-        "Ratio of mean latencies by requests and tokens",
-        height_in=1.7 + 2.9 * len(pairs),
-        rows=len(pairs),
-        sharex=True,
+    pairs, figure, axes = _new_maps(
+        comparison, "Ratio of mean latencies by requests and tokens", head_in=1.7, panel_in=2.9
     )
-    ratios = comparison.maps["ratio_median"].transpose("pair", *_ORDER)
-    covered = ratios.sel(pair=pairs).where(~comparison.grid["extrapolation"])
-    levels = _ratio_levels(covered.to_numpy(), comparison.rope)
-    norm = BoundaryNorm(levels, 256)
+    is_covered = ~comparison.grid["extrapolation"]
+    covered = [one["ratio_median"].where(is_covered).to_numpy() for one in pairs]
+    levels = _ratio_levels(np.concatenate(covered), comparison.rope)
+    fine, cells = _fine_grid(comparison), _cells(comparison)
     drawn: ContourSet | None = None
-    for ax, pair in zip(axes[:, 0], pairs, strict=True):
-        one = comparison.maps.sel(pair=pair)
-        drawn = _surface(ax, ratios.sel(pair=pair), levels, norm)
-        _veil(ax, comparison)
-        _draw_cells(ax, comparison)
-        is_open = (one["verdict"] == UNDECIDED) & ~comparison.grid["extrapolation"]
-        points = is_open.transpose(*_ORDER).to_numpy().nonzero()
-        ax.scatter(
-            comparison.grid["batch_size"].to_numpy()[points[1]],
-            comparison.grid["total_tokens"].to_numpy()[points[0]],
-            marker="x",
-            s=12.0,
-            color=INK,
-            linewidths=0.8,
-        )
+    for ax, one in zip(axes[:, 0], pairs, strict=True):
+        drawn = _surface(ax, one["ratio_median"], levels)
+        draw_veil(ax, fine, fine["is_extrapolation"])
+        draw_seen(ax, cells)
+        _cross(ax, (one["verdict"] == UNDECIDED) & is_covered)
         ax.set_title(f"{one['first'].item()}\nover {one['second'].item()}")
     if drawn is not None:
-        bar = figure.colorbar(
-            drawn,
-            ax=axes[:, 0].tolist(),
-            location="bottom",
-            label="ratio of mean latencies",
-            ticks=levels,
-            aspect=30,
-        )
-        bar.ax.set_xticklabels([f"{level:.2f}" for level in levels])
-    label_outer(axes, xlabel="requests in the step, B", ylabel="tokens in the step, S")
+        texts = [f"{level:.2f}" for level in levels]
+        _bar(figure, axes, drawn, "ratio of mean latencies", texts, aspect=30)
     handles = [
-        Patch(facecolor=VEIL, hatch="////", linewidth=0.0, label="extrapolation"),
+        veil_handle("extrapolation"),
         Line2D([], [], marker="x", linestyle="", color=INK, markersize=4.0, label="undecided"),
         Line2D([], [], marker=".", linestyle="", color="black", markersize=2.5, label="step of a trace"),
         Patch(facecolor="#f7f7f7", edgecolor=INK, linewidth=0.6, label="equivalent"),
@@ -109,88 +97,100 @@ def probability_map(comparison: Comparison) -> Figure:
     -------
     Figure
     """
-    pairs = comparison.maps["pair"].to_numpy()[:MAX_PAIRS]
-    figure, axes = new_figure(
+    pairs, figure, axes = _new_maps(
+        comparison,
         "Probability that one server is faster, on average and in a single step",
-        height_in=1.4 + 2.4 * len(pairs),
-        rows=len(pairs),
+        head_in=1.4,
+        panel_in=2.4,
         columns=2,
-        sharex=True,
-        sharey=True,
     )
-    norm = BoundaryNorm(_PROBABILITIES, 256)
     titles = {"p_faster": "on average", "p_step_faster": "in a single step"}
+    fine = _fine_grid(comparison)
     drawn: ContourSet | None = None
-    for row, pair in zip(axes, pairs, strict=True):
-        one = comparison.maps.sel(pair=pair)
+    for row, one in zip(axes, pairs, strict=True):
         for ax, (name, title) in zip(row, titles.items(), strict=True):
-            surface = 1.0 - one[name].transpose(*_ORDER)  # the colours run as those of the ratio
-            drawn = _surface(ax, surface, np.array(_PROBABILITIES), norm)
-            _veil(ax, comparison)
+            # One less the probability: the colours run as those of the ratio.
+            drawn = _surface(ax, 1.0 - one[name], np.array(_PROBABILITIES))
+            draw_veil(ax, fine, fine["is_extrapolation"])
             ax.set_title(f"{one['first'].item()} faster\n{title}")
     if drawn is not None:
-        bar = figure.colorbar(
-            drawn, ax=axes.ravel().tolist(), location="bottom", label="probability", ticks=_PROBABILITIES
-        )
-        bar.ax.set_xticklabels([f"{1.0 - p:g}" for p in _PROBABILITIES])
+        bar = _bar(figure, axes, drawn, "probability", [f"{1.0 - p:g}" for p in _PROBABILITIES])
         bar.ax.invert_xaxis()
-    label_outer(axes, xlabel="requests in the step, B", ylabel="tokens in the step, S")
     return figure
 
 
-def _surface(ax: Axes, surface: xr.DataArray, levels: Floats, norm: BoundaryNorm) -> ContourSet | None:
-    """Fill a map, dims (total_tokens, batch_size); None where the grid has one B or S only."""
-    log_axis(ax.xaxis)
-    log_axis(ax.yaxis)
-    if min(surface.shape) < 2:
-        ax.text(0.5, 0.5, "the traces hold one B or one S only", transform=ax.transAxes, ha="center")
+def _new_maps(
+    comparison: Comparison, title: str, *, head_in: float, panel_in: float, columns: int = 1
+) -> tuple[list[xr.Dataset], Figure, AxesGrid]:
+    """Return the maps of the pairs that a figure shows, and a figure with a row of axes for each."""
+    names = comparison.maps["pair"].to_numpy()[:MAX_PAIRS]
+    figure, axes = new_figure(
+        title,
+        height_in=head_in + panel_in * len(names),
+        rows=len(names),
+        columns=columns,
+        sharex=True,
+        sharey=columns > 1,
+    )
+    label_outer(axes, xlabel=X_LABEL, ylabel=Y_LABEL)
+    return [comparison.maps.sel(pair=name) for name in names], figure, axes
+
+
+def _bar(
+    figure: Figure,
+    axes: AxesGrid,
+    drawn: ContourSet,
+    label: str,
+    texts: list[str],
+    *,
+    aspect: float = 20,
+) -> Colorbar:
+    """Add the colours' bar under the maps, `texts` at the levels."""
+    bar = figure.colorbar(
+        drawn, ax=axes.ravel().tolist(), location="bottom", label=label, ticks=drawn.levels, aspect=aspect
+    )
+    bar.ax.set_xticklabels(texts)
+    return bar
+
+
+def _surface(ax: Axes, values: xr.DataArray, levels: Floats) -> ContourSet | None:
+    """Fill a map, dims (batch_size, total_tokens); None where the grid has one B or S only."""
+    surface = values.transpose(*ORDER)
+    log_axes(ax)
+    if not has_area(ax, surface, whose="the traces hold"):
         return None
     x, y, z = surface["batch_size"].to_numpy(), surface["total_tokens"].to_numpy(), surface.to_numpy()
     inside = np.clip(z, levels[0], levels[-1])
-    drawn = ax.contourf(x, y, inside, levels=levels, norm=norm, cmap=_COLOURS)
+    drawn = ax.contourf(x, y, inside, levels=levels, norm=BoundaryNorm(levels, 256), cmap=_COLOURS)
     ax.contour(x, y, inside, levels=levels[1:-1], colors=INK, linewidths=0.4)
     return drawn
 
 
-def _veil(ax: Axes, comparison: Comparison) -> None:
-    """Hatch where at least one trace holds no such steps."""
-    grid = comparison.grid
-    axes = {
-        name: np.geomspace(float(grid[name].min()), float(grid[name].max()), _NUM_FINE)
+def _fine_grid(comparison: Comparison) -> xr.Dataset:
+    """Return a fine grid, and ``is_extrapolation``: where at least one trace holds no such steps."""
+    batch_size, total_tokens = (
+        np.geomspace(float(comparison.grid[name].min()), float(comparison.grid[name].max()), _NUM_FINE)
         for name in ("batch_size", "total_tokens")
-    }
-    if any(grid.sizes[name] < 2 for name in axes):
-        return
-    fine = steps_grid(batch_size=axes["batch_size"], total_tokens=axes["total_tokens"])
-    is_hidden = (~comparison.servers.in_regions(fine).all("gpu")).transpose(*_ORDER)
-    hidden = is_hidden.astype(float).where(fine[POSSIBLE].transpose(*_ORDER))
-    if not bool((hidden > 0.5).any()):
-        return
-    veil = ax.contourf(
-        hidden["batch_size"],
-        hidden["total_tokens"],
-        hidden,
-        levels=[0.5, 1.5],
-        colors=[VEIL],
-        alpha=0.6,
-        hatches=["////"],
     )
-    veil.set_linewidth(0.0)
+    fine = steps_grid(batch_size=batch_size, total_tokens=total_tokens)
+    return fine.assign(is_extrapolation=~comparison.servers.in_regions(fine).all("gpu"))
 
 
-def _draw_cells(ax: Axes, comparison: Comparison) -> None:
-    """Dot the (B, S) that any of the traces holds."""
-    tables = [cell_table(member.fit) for member in comparison.members]
-    cells = pd.concat(tables)[["batch_size", "total_tokens"]].drop_duplicates()
-    shown = sample_steps(cells, 1500)
+def _cells(comparison: Comparison) -> pd.DataFrame:
+    """Return the (B, S) that any of the traces holds, in the order of the servers."""
+    return pd.concat([cell_table(member.fit) for member in comparison.members])
+
+
+def _cross(ax: Axes, is_marked: xr.DataArray) -> None:
+    """Mark points of the grid."""
+    tokens, sizes = is_marked.transpose(*ORDER).to_numpy().nonzero()
     ax.scatter(
-        shown["batch_size"],
-        shown["total_tokens"],
-        s=1.5,
-        color="black",
-        alpha=0.6,
-        linewidths=0,
-        rasterized=True,
+        is_marked["batch_size"].to_numpy()[sizes],
+        is_marked["total_tokens"].to_numpy()[tokens],
+        marker="x",
+        s=12.0,
+        color=INK,
+        linewidths=0.8,
     )
 
 

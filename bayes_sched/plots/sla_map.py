@@ -8,11 +8,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from bayes_sched.plots.style import INK, VEIL, VERMILLION, new_figure, styled
+from bayes_sched.plots.maps import ORDER, X_LABEL, Y_LABEL, draw_veil, has_area, veil_handle
+from bayes_sched.plots.style import INK, VERMILLION, new_figure, styled
 from bayes_sched.sla import StepSLA
-from bayes_sched.steps import POSSIBLE, steps_grid
+from bayes_sched.steps import steps_grid
 
 LEVELS = (0.0, 0.01, 0.5, 0.9, 0.99, 0.999, 1.0)
 """Probabilities that the colours tell apart."""
@@ -42,15 +42,17 @@ def promise_map(sla: StepSLA, risk: xr.Dataset) -> Figure:
     objective = sla.objective
     figure, axes = new_figure(f"Share of steps within {objective.limit_ms:g} ms", height_in=4.9)
     ax = axes[0, 0]
-    _draw_probability(figure, ax, risk)
-    _draw_veil(ax, sla, risk)
+    surface = risk["probability"].transpose(*ORDER)
+    if has_area(ax, surface):
+        _draw_probability(figure, ax, surface)
+        fine = _fine_grid(surface)
+        draw_veil(ax, fine, sla.fit.extrapolation(fine))
     _draw_frontiers(ax, sla)
     ax.set_ylim(1.0, _top(sla, float(risk["total_tokens"].max())))
-    ax.set(xlabel="requests in the step, B", ylabel="tokens in the step, S")
+    ax.set(xlabel=X_LABEL, ylabel=Y_LABEL)
     ax.grid(visible=False)
     handles, _ = ax.get_legend_handles_labels()
-    veil = Patch(facecolor=VEIL, hatch="////", linewidth=0.0, label="no such steps in the trace")
-    figure.legend(handles=[*handles, veil], loc="outside lower left")
+    figure.legend(handles=[*handles, veil_handle()], loc="outside lower left")
     return figure
 
 
@@ -60,44 +62,25 @@ def _top(sla: StepSLA, largest: float) -> float:
     return largest if pd.isna(allowed) else min(largest, _HEADROOM * float(allowed))
 
 
-def _draw_probability(figure: Figure, ax: Axes, risk: xr.Dataset) -> None:
-    surface = risk["probability"].transpose("total_tokens", "batch_size")
-    norm = BoundaryNorm(LEVELS, len(_COLOURS))
-    if min(surface.shape) < 2:
-        ax.text(0.5, 0.5, "the trace holds one B or one S only", transform=ax.transAxes, ha="center")
-        return
+def _draw_probability(figure: Figure, ax: Axes, surface: xr.DataArray) -> None:
     filled = ax.contourf(
         surface["batch_size"],
         surface["total_tokens"],
         np.ma.masked_invalid(surface.to_numpy()),
         levels=LEVELS,
         cmap=ListedColormap(_COLOURS),
-        norm=norm,
+        norm=BoundaryNorm(LEVELS, len(_COLOURS)),
     )
     bar = figure.colorbar(filled, ax=ax, ticks=LEVELS, spacing="uniform", shrink=0.9, pad=0.02)
     bar.ax.set_yticklabels([f"{100 * level:g}%" for level in LEVELS])
     bar.set_label("P(step keeps the limit)")
 
 
-def _draw_veil(ax: Axes, sla: StepSLA, risk: xr.Dataset) -> None:
+def _fine_grid(surface: xr.DataArray) -> xr.Dataset:
     sizes, tokens = (
-        np.linspace(1.0, float(risk[name].max()), _NUM_FINE) for name in ("batch_size", "total_tokens")
+        np.linspace(1.0, float(surface[name].max()), _NUM_FINE) for name in ("batch_size", "total_tokens")
     )
-    fine = steps_grid(batch_size=sizes, total_tokens=np.union1d(sizes, tokens))
-    hidden = sla.fit.extrapolation(fine).astype(float).where(fine[POSSIBLE])
-    if not bool((hidden > 0.5).any()) or min(risk["probability"].shape) < 2:
-        return
-    hidden = hidden.transpose("total_tokens", "batch_size")
-    veil = ax.contourf(
-        hidden["batch_size"],
-        hidden["total_tokens"],
-        hidden,
-        levels=[0.5, 1.5],
-        colors=[VEIL],
-        alpha=0.65,
-        hatches=["////"],
-    )
-    veil.set_linewidth(0.0)
+    return steps_grid(batch_size=sizes, total_tokens=np.union1d(sizes, tokens))
 
 
 def _draw_frontiers(ax: Axes, sla: StepSLA) -> None:

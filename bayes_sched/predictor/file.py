@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.predictor.provenance import Provenance
 from bayes_sched.predictor.tables import Tables
 from bayes_sched.region import Region
+from bayes_sched.whole_file import whole_file
 
 FORMAT_NAME = "bayes-sched compiled predictor"
 FORMAT_VERSION = 1
@@ -41,17 +41,8 @@ def write(path: str | os.PathLike[str], tables: Tables, region: Region, provenan
     arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), dtype=np.uint8)
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot write the predictor ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, what="the predictor") as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Tables, Region, Provenance]:

@@ -5,8 +5,9 @@ are loaded when they are first used: a command that checks paths with `bayes_sch
 pandas.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from bayes_sched.lazy import loader
 
 if TYPE_CHECKING:
     from bayes_sched.trace.bad_lines import BadLine, BadLines
@@ -25,10 +26,4 @@ _MODULE_OF = {
     "read_trace": "reading",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(__name__, _MODULE_OF)
