@@ -7,12 +7,22 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from bayes_sched.fitted import FittedModel
-from bayes_sched.plots.points import Floats, log_grid, sample_steps
-from bayes_sched.plots.style import INK, VEIL, log_axis, new_figure, styled
+from bayes_sched.plots.maps import (
+    ORDER,
+    X_LABEL,
+    Y_LABEL,
+    draw_seen,
+    draw_veil,
+    has_area,
+    log_axes,
+    veil_handle,
+)
+from bayes_sched.plots.points import Floats, log_grid
+from bayes_sched.plots.style import INK, new_figure, styled
 from bayes_sched.steps import POSSIBLE, steps_grid
 
 _NUM_GRID = 32
@@ -41,19 +51,21 @@ def latency_contours(fit: FittedModel, steps: pd.DataFrame) -> Figure:
     figure, axes = new_figure(
         "Latency of a step over its requests and tokens", height_in=6.6, rows=2, sharex=True
     )
-    grid = _grid(steps, _NUM_GRID)
-    order = ("total_tokens", "batch_size")
-    quantiles = fit.quantile(grid, list(_QUANTILES)).transpose("quantile", *order)
-    possible = grid[POSSIBLE].transpose(*order).to_numpy()
-    hidden = _extrapolation(fit, steps).transpose(*order)
+    grid, fine = _grid(steps, _NUM_GRID), _grid(steps, _NUM_FINE)
+    quantiles = fit.quantile(fit.completed(grid), list(_QUANTILES)).transpose("quantile", *ORDER)
+    possible = grid[POSSIBLE].transpose(*ORDER).to_numpy()
+    is_extrapolation = fit.extrapolation(fine)
     levels = _levels(quantiles.to_numpy()[:, possible])
     for ax, surface, title in zip(axes[:, 0], quantiles, _QUANTILES.values(), strict=True):
-        _draw(ax, surface, hidden, levels)
-        _draw_cells(ax, steps)
-        ax.set(title=title, ylabel="tokens in the step, S")
-    axes[1, 0].set_xlabel("requests in the step, B")
-    handles = [Patch(facecolor=VEIL, hatch="////", linewidth=0.0, label="no such steps in the trace")]
-    figure.legend(handles=handles, loc="outside lower left")
+        log_axes(ax)
+        if has_area(ax, surface):
+            lines = _draw(ax, surface, levels)
+            draw_veil(ax, fine, is_extrapolation)
+            _label(ax, lines)
+        draw_seen(ax, steps)
+        ax.set(title=title, ylabel=Y_LABEL)
+    axes[1, 0].set_xlabel(X_LABEL)
+    figure.legend(handles=[veil_handle()], loc="outside lower left")
     return figure
 
 
@@ -62,12 +74,6 @@ def _grid(steps: pd.DataFrame, num: int) -> xr.Dataset:
     batch_size = log_grid(1.0, float(steps["batch_size"].max()), num)
     total_tokens = log_grid(1.0, float(steps["total_tokens"].max()), num)
     return steps_grid(batch_size=batch_size, total_tokens=np.union1d(batch_size, total_tokens))
-
-
-def _extrapolation(fit: FittedModel, steps: pd.DataFrame) -> xr.DataArray:
-    """Return where the trace holds no steps (1, else 0; NaN where no step can be) on a fine grid."""
-    fine = _grid(steps, _NUM_FINE)
-    return fit.extrapolation(fine).astype(float).where(fine[POSSIBLE])
 
 
 def _levels(values: Floats) -> Floats:
@@ -80,39 +86,14 @@ def _levels(values: Floats) -> Floats:
     return np.unique(np.concatenate([[low * 0.999], thin, [high * 1.001]]))
 
 
-def _draw(ax: Axes, surface: xr.DataArray, hidden: xr.DataArray, levels: Floats) -> None:
-    log_axis(ax.xaxis)
-    log_axis(ax.yaxis)
-    if min(surface.shape) < 2:
-        ax.text(0.5, 0.5, "the trace holds one B or one S only", transform=ax.transAxes, ha="center")
-        return
+def _draw(ax: Axes, surface: xr.DataArray, levels: Floats) -> ContourSet:
     x, y, z = surface["batch_size"].to_numpy(), surface["total_tokens"].to_numpy(), surface.to_numpy()
     norm = LogNorm(levels[0], levels[-1] * 1.5)
     ax.contourf(x, y, z, levels=levels, norm=norm, cmap="YlGnBu")
-    lines = ax.contour(x, y, z, levels=levels[1:-1], colors=INK, linewidths=0.8)
-    if (hidden > 0.5).any():
-        veil = ax.contourf(
-            hidden["batch_size"],
-            hidden["total_tokens"],
-            hidden,
-            levels=[0.5, 1.5],
-            colors=[VEIL],
-            alpha=0.6,
-            hatches=["////"],
-        )
-        veil.set_linewidth(0.0)
+    return ax.contour(x, y, z, levels=levels[1:-1], colors=INK, linewidths=0.8)
+
+
+def _label(ax: Axes, lines: ContourSet) -> None:
+    """Write the latencies on their lines, over the veil."""
     for label in ax.clabel(lines, fmt="%g", fontsize=7.5):
         label.set_bbox({"facecolor": "white", "alpha": 0.8, "pad": 0.6, "linewidth": 0})
-
-
-def _draw_cells(ax: Axes, steps: pd.DataFrame) -> None:
-    cells = sample_steps(steps[["batch_size", "total_tokens"]].drop_duplicates(), 1500)
-    ax.scatter(
-        cells["batch_size"],
-        cells["total_tokens"],
-        s=1.5,
-        color="black",
-        linewidths=0,
-        rasterized=True,
-        alpha=0.6,
-    )
