@@ -1,0 +1,139 @@
+"""What a scheduler asks: the budget of its next step, and which server should take a request."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bayes_sched.errors import InputError
+from bayes_sched.fitted import FittedModel
+from bayes_sched.planning.next_step import StepBudget, StepBudgets
+from bayes_sched.planning.server_choice import ServerLoad, choose_server
+from bayes_sched.predictor import Predictor
+from bayes_sched.predictor_compilation import compile_predictor
+from bayes_sched.steps import steps_arrays
+from tests.test_sla_steps import server
+
+SLO_MS = 20.0
+
+
+@pytest.fixture(scope="module")
+def fit() -> FittedModel:
+    return server()
+
+
+@pytest.fixture(scope="module")
+def predictor(fit: FittedModel) -> Predictor:
+    return compile_predictor(fit, max_draws=40)
+
+
+@pytest.fixture(scope="module")
+def budgets(predictor: Predictor) -> StepBudgets:
+    return StepBudgets.of_predictor(predictor, quantile=0.95)
+
+
+def test_a_budget_keeps_the_limit_and_one_token_more_would_not(
+    predictor: Predictor, budgets: StepBudgets
+) -> None:
+    found = 0
+    for decodes in range(0, 60, 3):
+        budget = budgets.next_step(slo_ms=SLO_MS, decodes=decodes, waiting_tokens=100_000)
+        if budget.prefill_tokens:
+            found += 1
+            assert predictor.probability_below(decodes + 1, budget.total_tokens, SLO_MS) >= 0.95 - 0.001
+            more = 1.02 * budget.total_tokens + 1
+            assert predictor.probability_below(decodes + 1, more, SLO_MS) < 0.95
+        assert budget.is_kept == bool(budget.prefill_tokens) or decodes > 0
+    assert found > 5
+
+
+def test_a_budget_of_the_fit_is_as_sure_as_asked(fit: FittedModel) -> None:
+    budgets = StepBudgets.of_fit(fit, quantile=0.95, confidence=0.9, max_batch_size=20, max_tokens=1024)
+    for decodes in (0, 5, 15):
+        budget = budgets.next_step(slo_ms=SLO_MS, decodes=decodes, waiting_tokens=5000)
+        steps = steps_arrays(decodes + 1, budget.total_tokens)
+        kept = fit.quantile_draws(steps, 0.95).to_numpy() <= SLO_MS * 1.0005
+        assert kept.mean() >= 0.9 - 0.01
+
+
+def test_a_budget_is_no_larger_than_what_waits(budgets: StepBudgets) -> None:
+    assert budgets.next_step(slo_ms=SLO_MS, decodes=4, waiting_tokens=3) == StepBudget(7, 3, True)
+    assert budgets.next_step(slo_ms=SLO_MS, decodes=4) == StepBudget(4, 0, True)
+
+
+def test_decodes_run_where_nothing_keeps_the_limit(budgets: StepBudgets) -> None:
+    assert budgets.next_step(slo_ms=0.01, decodes=4, waiting_tokens=50) == StepBudget(4, 0, False)
+    assert budgets.next_step(slo_ms=SLO_MS, decodes=10_000) == StepBudget(10_000, 0, False)
+
+
+def test_more_waiting_requests_never_get_more_tokens(budgets: StepBudgets) -> None:
+    totals = [
+        budgets.next_step(slo_ms=SLO_MS, decodes=8, waiting_tokens=9000, prefills=n).total_tokens
+        for n in (1, 2, 4, 8)
+    ]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_a_server_that_has_become_slow_gets_smaller_steps(predictor: Predictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path / "predictor.npz")
+    predictor = Predictor.load(tmp_path / "predictor.npz")
+    budgets = StepBudgets.of_predictor(predictor)
+    asked: dict[str, Any] = {"slo_ms": SLO_MS, "decodes": 8, "waiting_tokens": 9000}
+    before = budgets.next_step(**asked).total_tokens
+    for _ in range(300):
+        predictor.observe(9, 256, 1.5 * predictor.mean_latency(9, 256) / predictor.level)
+    assert budgets.next_step(**asked).total_tokens < before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"decodes": -1}, {"waiting_tokens": -1}, {"decodes": 0}, {"prefills": 0}]
+)
+def test_an_impossible_step_is_refused(budgets: StepBudgets, changes: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="a step of"):
+        budgets.next_step(slo_ms=SLO_MS, **{"decodes": 1, **changes})
+
+
+def test_the_idle_server_is_chosen(predictor: Predictor) -> None:
+    loads = [ServerLoad(predictor, 20, 3000, 512), ServerLoad(predictor, 2, 0, 512)]
+    chosen = choose_server(loads, prompt_tokens=400)
+    assert chosen.number == 1
+    assert chosen.expected_ms[1] < chosen.expected_ms[0]
+    assert chosen.probabilities is None
+
+
+def test_the_server_that_keeps_a_limit_more_surely_is_chosen(fit: FittedModel, predictor: Predictor) -> None:
+    erratic = compile_predictor(server(sigma_rel=4.0), max_draws=40)
+    loads = [ServerLoad(erratic, 3, 0, 512), ServerLoad(predictor, 4, 0, 512)]
+    limit = 1.3 * predictor.mean_latency(5, 404)
+    chosen = choose_server(loads, prompt_tokens=400, limit_ms=limit)
+    assert chosen.probabilities is not None
+    assert chosen.number == 1
+    assert chosen.expected_ms[0] < chosen.expected_ms[1]
+    assert chosen.probabilities[1] == pytest.approx(predictor.probability_below(5, 404, limit))
+
+
+def test_the_time_of_a_request_is_that_of_its_steps(predictor: Predictor) -> None:
+    chosen = choose_server([ServerLoad(predictor, 4, 100, 104)], prompt_tokens=150, output_tokens=3)
+    steps = [(5, 104), (5, 104), (5, 54), (5, 5), (5, 5)]
+    assert chosen.expected_ms[0] == pytest.approx(sum(predictor.mean_latency(b, s) for b, s in steps))
+
+
+def test_a_server_without_room_for_a_prefill_is_not_chosen(predictor: Predictor) -> None:
+    loads = [ServerLoad(predictor, 16, 0, 16), ServerLoad(predictor, 30, 4000, 512)]
+    chosen = choose_server(loads, prompt_tokens=10, limit_ms=1.0)
+    assert chosen.number == 1
+    assert math.isinf(chosen.expected_ms[0])
+    assert np.isfinite(chosen.expected_ms[1])
+
+
+def test_no_server_is_no_choice(predictor: Predictor) -> None:
+    with pytest.raises(InputError, match="no server"):
+        choose_server([], prompt_tokens=1)
+    with pytest.raises(InputError, match="a request of 0 prompt"):
+        choose_server([ServerLoad(predictor, 1, 0, 64)], prompt_tokens=0)
+    with pytest.raises(InputError, match="-1 decodes"):
+        choose_server([ServerLoad(predictor, -1, 0, 64)], prompt_tokens=5)

@@ -1,0 +1,160 @@
+"""Capacity plans: how many servers a workload needs, how sure that is, and when it is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bayes_sched.errors import InputError
+from bayes_sched.fitted import FittedModel
+from bayes_sched.planning.capacity import plan_capacity
+from bayes_sched.planning.capacity_plan import CapacityPlan
+from bayes_sched.planning.scheduler import SchedulerSettings
+from bayes_sched.planning.simulation import FEWEST_DRAWS
+from bayes_sched.planning.workload import Lengths, PoissonWorkload, Workload
+from tests.synthetic_fit import synthetic_fit, synthetic_metadata
+from tests.test_sla_steps import server
+
+SETTINGS = SchedulerSettings(token_budget=512, max_num_seqs=32)
+BUSY = PoissonWorkload(rate_per_s=200.0, prompt=Lengths(300, 2.0), output=Lengths(30), num_requests=300)
+FEW: dict[str, Any] = {"num_draws": 48, "ttft_ms": 300.0, "tpot_ms": 30.0, "quantile": 0.9, "confidence": 0.9}
+
+
+@pytest.fixture(scope="module")
+def fit() -> FittedModel:
+    return server()
+
+
+@pytest.fixture(scope="module")
+def plan(fit: FittedModel) -> CapacityPlan:
+    return plan_capacity(fit, BUSY, SETTINGS, **FEW)
+
+
+def test_the_smallest_number_of_servers_is_found(plan: CapacityPlan) -> None:
+    assert plan.is_promised
+    assert plan.replicas is not None
+    assert plan.replicas > 1
+    by_number = {simulation.replicas: simulation for simulation in plan.simulations}
+    assert by_number[plan.replicas].confidence >= 0.9
+    assert by_number[plan.replicas - 1].confidence < 0.9
+    assert f"{plan.replicas} servers keep every limit" in plan.text
+
+
+def test_more_servers_do_not_hurt(plan: CapacityPlan) -> None:
+    confidences = [simulation.confidence for simulation in plan.simulations]
+    assert confidences == sorted(confidences)
+    medians = [float(np.median(simulation.quantile_draws("e2e")[:, 49])) for simulation in plan.simulations]
+    assert medians == sorted(medians, reverse=True)
+
+
+def test_the_same_seed_gives_the_same_plan(fit: FittedModel) -> None:
+    few = {**FEW, "num_draws": 6, "replicas": 2}
+    numbers = [plan_capacity(fit, BUSY, SETTINGS, **few, seed=seed).table.to_json() for seed in (0, 0, 1)]
+    assert numbers[0] == numbers[1]
+    assert numbers[0] != numbers[2]
+
+
+def test_a_number_that_is_asked_for_is_judged(fit: FittedModel, plan: CapacityPlan) -> None:
+    judged = plan_capacity(fit, BUSY, SETTINGS, **FEW, replicas=1)
+    assert not judged.is_promised
+    assert "1 server does NOT keep every limit" in judged.text
+    assert "OVERLOAD" in judged.text
+    assert plan_capacity(fit, BUSY, SETTINGS, **FEW, replicas=plan.replicas).is_promised
+
+
+def test_a_hopeless_number_is_given_up_early(plan: CapacityPlan) -> None:
+    first = plan.simulations[0]
+    assert first.confidence == 0.0
+    assert len(first.draws) == FEWEST_DRAWS
+    assert len(plan.shown.draws) == 48
+
+
+def test_a_limit_below_what_a_request_takes_alone_needs_no_search(fit: FittedModel) -> None:
+    refused = plan_capacity(fit, BUSY, SETTINGS, **{**FEW, "ttft_ms": 1.0})
+    assert not refused.is_promised
+    assert len(refused.simulations) == 1
+    assert "No number of servers will do" in refused.text
+    assert "time to first token within 1 ms" in refused.text
+
+
+def test_the_search_ends_at_the_most_servers(fit: FittedModel) -> None:
+    refused = plan_capacity(fit, BUSY, SETTINGS, **FEW, max_replicas=2)
+    assert [simulation.replicas for simulation in refused.simulations] == [1, 2]
+    assert "no number up to 2 does" in refused.text
+
+
+def test_without_limits_the_servers_have_to_keep_up(fit: FittedModel) -> None:
+    idle = PoissonWorkload(rate_per_s=1.0, prompt=Lengths(50), output=Lengths(5), num_requests=60)
+    assert plan_capacity(fit, idle, SETTINGS, num_draws=8).replicas == 1
+    flooded = plan_capacity(fit, BUSY, SETTINGS, num_draws=8, replicas=1)
+    assert not flooded.is_promised
+    assert flooded.shown.p_overloaded == 1.0
+
+
+def test_what_is_not_known_of_the_server_widens_the_intervals() -> None:
+    log = BUSY.draw(np.random.default_rng(3))  # the same arrivals in every draw
+
+    def width(spread: float) -> float:
+        found = plan_capacity(server(spread=spread), log, SETTINGS, num_draws=48, replicas=4)
+        return float(np.ptp(np.quantile(found.shown.quantile_draws("tpot")[:, 49], [0.05, 0.95])))
+
+    assert width(0.2) > 2.0 * width(0.01)
+
+
+def test_all_requests_at_once_are_served(fit: FittedModel) -> None:
+    burst = Workload(np.zeros(50), np.full(50, 100), np.full(50, 10))
+    found = plan_capacity(fit, burst, SETTINGS, num_draws=4, replicas=2)
+    assert found.is_promised
+    assert found.shown.values("queue_max").max() <= 25.0
+
+
+def test_steps_beyond_the_data_are_not_promised(fit: FittedModel) -> None:
+    many = SchedulerSettings(token_budget=512, max_num_seqs=500)
+    crowd = Workload(np.zeros(200), np.full(200, 10), np.full(200, 50))
+    refused = plan_capacity(fit, crowd, many, num_draws=4)
+    assert not refused.is_promised
+    assert "more requests or tokens than any of the trace" in refused.text
+    assert plan_capacity(fit, crowd, many, num_draws=4, extrapolate=True).is_promised
+
+
+def test_a_fit_that_has_not_converged_plans_nothing() -> None:
+    bad = synthetic_fit()
+    bad = replace(bad, metadata=synthetic_metadata(converged=False))
+    idle = PoissonWorkload(rate_per_s=1.0, prompt=Lengths(50), output=Lengths(5), num_requests=20)
+    assert not plan_capacity(bad, idle, SETTINGS, num_draws=2).is_promised
+    assert plan_capacity(bad, idle, SETTINGS, num_draws=2, accept_unconverged=True).is_promised
+
+
+def test_progress_is_told(fit: FittedModel) -> None:
+    told: list[tuple[str, float | None]] = []
+    idle = PoissonWorkload(rate_per_s=1.0, prompt=Lengths(50), output=Lengths(5), num_requests=20)
+    plan_capacity(fit, idle, SETTINGS, num_draws=4, progress=lambda stage, share: told.append((stage, share)))
+    assert told[0] == ("tabulating step times", None)
+    assert told[1:] == [("simulating 1 server", share) for share in (0.25, 0.5, 0.75, 1.0)]
+
+
+def test_a_plan_is_plain_values(plan: CapacityPlan) -> None:
+    back = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
+    assert back["replicas"] == plan.replicas
+    assert back["steps_per_second"] > 0
+    assert len(plan.table) == len(plan.simulations)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"replicas": 0}, "replicas = 0"),
+        ({"num_draws": 0}, "num_draws = 0"),
+        ({"max_replicas": -1}, "max_replicas = -1"),
+        ({"ttft_ms": -5.0}, "a limit of -5 ms"),
+        ({"quantile": 1.0}, "quantile = 1"),
+        ({"confidence": 0.0}, "confidence = 0"),
+    ],
+)
+def test_bad_input_is_refused(fit: FittedModel, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_capacity(fit, BUSY, SETTINGS, **{**FEW, **changes})

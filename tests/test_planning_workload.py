@@ -1,0 +1,106 @@
+"""Workloads: drawn from distributions, and read from logs, each slip with its file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bayes_sched.errors import InputError
+from bayes_sched.planning.workload import Lengths, PoissonWorkload, Workload
+from bayes_sched.planning.workload_file import read_workload
+
+HEADER = "arrival_s,prompt_tokens,output_tokens"
+
+type Write = Callable[..., Path]
+
+
+def test_a_csv_is_read_in_the_order_of_arrival(write_lines: Write) -> None:
+    path = write_lines(["user,prompt_tokens,arrival_s,output_tokens", "a,100,12.5,7", "b,200,10,8"], "r.csv")
+    found = read_workload(path)
+    assert found.arrival_s.tolist() == [0.0, 2.5]
+    assert found.prompt_tokens.tolist() == [200, 100]
+    assert found.output_tokens.tolist() == [8, 7]
+
+
+def test_json_lines_are_read_alike(write_lines: Write) -> None:
+    record = {"arrival_s": 3, "prompt_tokens": 5, "output_tokens": 6, "model": "x"}
+    found = read_workload(write_lines([record, "", {**record, "arrival_s": 4.5}], "r.jsonl"))
+    assert found.arrival_s.tolist() == [0.0, 1.5]
+    assert found.num_requests == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("r.csv", [], "r.csv: the file holds no request"),
+        ("r.csv", [HEADER], "r.csv: the file holds no request"),
+        ("r.csv", ["arrival_s,prompt_tokens", "1,2"], "r.csv, line 1: the header names no output_tokens"),
+        ("r.csv", [HEADER, "1,2,3", "2,-4,3"], "r.csv, line 3: prompt_tokens is '-4'"),
+        ("r.csv", [HEADER, "1,2"], "r.csv, line 2: output_tokens is missing"),
+        ("r.csv", [HEADER, "1,,5"], "r.csv, line 2: prompt_tokens is missing"),
+        ("r.csv", [HEADER, "-1,2,3"], "r.csv, line 2: arrival_s is '-1': give seconds"),
+        ("r.csv", [HEADER, "nan,2,3"], "r.csv, line 2: arrival_s is 'nan'"),
+        ("r.csv", [HEADER, "1,2.5,3"], "r.csv, line 2: prompt_tokens is '2.5': give a whole number"),
+        ("r.csv", [HEADER, "1,2,99999999999"], "r.csv, line 2: output_tokens is '99999999999'"),
+        ("r.csv", [b"\xff\xfe\x00"], "r.csv: not a text file of requests"),
+        ("r.jsonl", ["{"], "r.jsonl, line 1: not valid JSON"),
+        ("r.jsonl", ["[1]"], "r.jsonl, line 1: no JSON object"),
+        ("r.jsonl", [{"arrival_s": 1, "prompt_tokens": 1}], "r.jsonl, line 1: output_tokens is missing"),
+        ("r.jsonl", [{"arrival_s": 1, "prompt_tokens": True, "output_tokens": 1}], "prompt_tokens is 'True'"),
+        ("r.jsonl", [{"arrival_s": [], "prompt_tokens": 1, "output_tokens": 1}], "line 1: arrival_s is"),
+        ("r.txt", ["1"], "r.txt: a log of requests is a .csv or a .jsonl file"),
+    ],
+)
+def test_a_slip_is_named_with_its_place(
+    write_lines: Write, name: str, lines: list[object], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        read_workload(write_lines(lines, name))
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_workload(tmp_path / "none.csv")
+
+
+def test_generated_requests_follow_their_distributions() -> None:
+    wanted = PoissonWorkload(
+        rate_per_s=4.0, prompt=Lengths(500, 2.0), output=Lengths(80), num_requests=20_000
+    )
+    found = wanted.draw(np.random.default_rng(2))
+    assert found.rate_per_s == pytest.approx(4.0, rel=0.03)
+    assert np.median(found.prompt_tokens) == pytest.approx(500, rel=0.03)
+    within = (found.prompt_tokens > 250) & (found.prompt_tokens < 1000)
+    assert within.mean() == pytest.approx(0.683, abs=0.02)
+    assert set(found.output_tokens) == {80}
+
+
+def test_round_robin_gives_every_request_to_one_server() -> None:
+    requests = Workload(np.arange(7.0), np.arange(1, 8), np.ones(7, dtype=np.int64))
+    parts = [requests.part(number, 3) for number in range(3)]
+    assert sorted(np.concatenate([part.prompt_tokens for part in parts if part is not None])) == [
+        *range(1, 8)
+    ]
+    assert requests.part(8, 9) is None
+
+
+def test_impossible_workloads_are_refused() -> None:
+    one = np.ones(1, dtype=np.int64)
+    with pytest.raises(InputError, match="holds no request"):
+        Workload(np.empty(0), one[:0], one[:0])
+    with pytest.raises(InputError, match="prompt_tokens of request 0 is 0"):
+        Workload(np.zeros(1), 0 * one, one)
+    with pytest.raises(InputError, match="in order"):
+        Workload(np.array([1.0, 0.0]), np.ones(2, dtype=np.int64), np.ones(2, dtype=np.int64))
+    with pytest.raises(InputError, match=r"a spread of 0\.5"):
+        Lengths(5, 0.5)
+    with pytest.raises(InputError, match="a median of 0"):
+        Lengths(0)
+    with pytest.raises(InputError, match="a rate of 0"):
+        PoissonWorkload(rate_per_s=0.0, prompt=Lengths(1), output=Lengths(1))
+    with pytest.raises(InputError, match="holds no request"):
+        PoissonWorkload(rate_per_s=1.0, prompt=Lengths(1), output=Lengths(1), num_requests=0)
