@@ -34,13 +34,14 @@ which is the logistic function for M = 0. M depends on the saturation rates alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from bayes_sched.equation import inverse_saturation
 from bayes_sched.priors import Priors
@@ -50,6 +51,9 @@ Floats = NDArray[np.float64]
 _MAX_REFERENCE_STEPS = 64
 _MIN_GAIN = 1e-2  # of a curve's projection; positive on any trace that has steps of several sizes
 _MIN_VISIBILITY = 1e-3
+_LEAST_SHARE = 1e-3  # of a latency, that a start gives to each of its terms
+
+type Terms = Callable[[pd.DataFrame], Mapping[str, Floats]]
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,15 @@ class ReferenceSteps:
     width: Floats
 
     @classmethod
-    def from_steps(cls, steps: pd.DataFrame) -> ReferenceSteps:
-        """Summarise the steps (``batch_size``, ``total_tokens``, ``latency_ms``)."""
+    def from_steps(cls, steps: pd.DataFrame, *, departure: float = 0.0) -> ReferenceSteps:
+        """Summarise the steps (``batch_size``, ``total_tokens``, ``latency_ms``).
+
+        Parameters
+        ----------
+        steps : DataFrame
+        departure : float
+            How far latencies may depart from the equation for other reasons than noise, relative to them.
+        """
         cells = steps.groupby(["total_tokens", "batch_size"])["latency_ms"].agg(["size", "median"])
         cells = cells.reset_index().astype(float)
         weight = cells["size"] / cells["median"] ** 2
@@ -105,7 +116,8 @@ class ReferenceSteps:
         relative_scale = max(1.48 * float((residual / steps["latency_ms"]).abs().median()), 1e-3)
         typical = np.array([1.0, *steps[["batch_size", "total_tokens"]].median().to_numpy(float)])
         width = 0.1 * float(steps["latency_ms"].median()) / typical
-        precision = total.to_numpy() / relative_scale**2
+        # Of a group, total is the number of steps over the squared latency.
+        precision = 1.0 / (relative_scale**2 / total.to_numpy() + (departure * latency) ** 2)
         return cls(
             batch_size, total_tokens, terms, precision, projection, np.maximum(fit, 0.1 * width), width
         )
@@ -134,6 +146,7 @@ class LogCoordinates:
         self.scan_mean = np.array([prior.mu for prior in priors.values()])
         self.scan_scale = np.array([2.0 * prior.sigma for prior in priors.values()])
         self.data: dict[str, Any] = {}
+        self.start: dict[str, float] = {}
 
     def adapt(self, steps: pd.DataFrame) -> None:
         """Do nothing: these coordinates are the same for every trace."""
@@ -149,9 +162,9 @@ class LogCoordinates:
 
 
 class SaturationCoordinates:
-    """The bijection of the module's docstring, for the eight documented parameters and any noise parameters.
+    """The bijection of the module's docstring, for the eight documented parameters and any others.
 
-    Noise parameters keep their logarithms as coordinates.
+    Other parameters keep their logarithms as coordinates.
 
     Parameters
     ----------
@@ -159,24 +172,45 @@ class SaturationCoordinates:
         The steps of the fit.
     priors : Priors
         The log-normal priors of P_max, w_0 and w_1 set the distribution of P_max given a_0 and a_1.
-    noise_names : tuple of str
-        Noise parameters.
+    others : tuple of str
+        The other parameters of the model, such as those of its noise.
+    departure : float
+        See :meth:`ReferenceSteps.from_steps`.
+    terms : callable, optional
+        From steps to what each of some parameters is multiplied by in their latency, dims (step,): the terms
+        in which the model is linear, if they come near to all of it. They give :attr:`start`.
+
+    Attributes
+    ----------
+    start : dict of str to float
+        Logarithms of parameters from which to look for the first mode, in place of the priors' medians.
     """
 
-    def __init__(self, steps: pd.DataFrame, priors: Priors, noise_names: tuple[str, ...]) -> None:
-        self.reference = ReferenceSteps.from_steps(steps)
+    def __init__(
+        self,
+        steps: pd.DataFrame,
+        priors: Priors,
+        others: tuple[str, ...],
+        *,
+        departure: float = 0.0,
+        terms: Terms | None = None,
+    ) -> None:
+        self._departure = departure
+        self._terms = terms
+        self.start = linear_start(steps, terms)
+        self.reference = ReferenceSteps.from_steps(steps, departure=departure)
         self._shared: Any = None
-        self.noise_names = noise_names
+        self.others = others
         self.names: tuple[str, ...] = (
             "throughput",
             "log_k_B",
             "log_k_S",
-            "log_slope",
+            "log_slope" if departure == 0.0 else "slope",
             "slope_share",
             "level",
             "level_share",
             "per_request",
-            *(f"log_{name}" for name in noise_names),
+            *(f"log_{name}" for name in others),
         )
         table = np.array([(priors[name].mu, priors[name].sigma ** -2) for name in ("P_max", "w_0", "w_1")])
         # Where to look for modes: the equation is linear in all but the rates, and a share says how much of a
@@ -196,7 +230,8 @@ class SaturationCoordinates:
 
     def adapt(self, steps: pd.DataFrame) -> None:
         """Take the geometry from other steps; what was compiled follows."""
-        self.reference = ReferenceSteps.from_steps(steps)
+        self.start = linear_start(steps, self._terms)
+        self.reference = ReferenceSteps.from_steps(steps, departure=self._departure)
         for key, value in vars(self.reference).items():
             if self._shared is not None:
                 getattr(self._shared, key).set_value(value)
@@ -215,9 +250,10 @@ class SaturationCoordinates:
 
     def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
         """Map coordinates (last axis) to log parameters and the log of |d logs / d coordinates|."""
-        throughput, log_k_B, log_k_S, log_slope, y_slope, level, y_level, per_request = (
+        throughput, log_k_B, log_k_S, slope, y_slope, level, y_level, per_request = (
             coordinates[..., i] for i in range(8)
         )
+        log_slope, jacobian_slope = self._slope(slope, backend)
         width = self._reference_in(backend).width
         fixed, work = self._curves(backend.exp(log_k_B), backend.exp(log_k_S), backend)
 
@@ -241,9 +277,10 @@ class SaturationCoordinates:
             "tau_B": log_own,
             "tau_S": log_slope + log_rest,
         }
-        logs |= {name: coordinates[..., 8 + i] for i, name in enumerate(self.noise_names)}
+        logs |= {name: coordinates[..., 8 + i] for i, name in enumerate(self.others)}
         log_jacobian = (
             np.log(self._throughput_sd)
+            + jacobian_slope
             + jacobian_f
             + jacobian_h
             - (_softplus(-remaining, backend) + log_remaining)
@@ -266,14 +303,30 @@ class SaturationCoordinates:
             (log_P - self._throughput_mean(log_a_0, log_a_1)) / self._throughput_sd,
             logs["k_B"],
             logs["k_S"],
-            np.logaddexp(log_curve, logs["tau_S"]),
+            self._inverse_slope(np.logaddexp(log_curve, logs["tau_S"])),
             _inverse_share(log_curve - logs["tau_S"], work.visibility),
             width[0] * _inverse_softplus(remaining) + a_1 * work.level,
             _inverse_share(log_fixed - logs["tau_0"], fixed.visibility),
             width[1] * _inverse_softplus(own) + added,
-            *(logs[name] for name in self.noise_names),
+            *(logs[name] for name in self.others),
         ]
         return np.stack(np.broadcast_arrays(*coordinates), axis=-1)
+
+    def _slope(self, coordinate: Any, backend: Any) -> tuple[Any, Any]:
+        """Return the log of the slope and of its derivative by the coordinate.
+
+        Where departures blur the slope it is sampled on a scale that is linear above its standard error.
+        """
+        if self._departure == 0.0:
+            return coordinate, 0.0
+        log_multiple = backend.log(_softplus(coordinate, backend))
+        width = self._departure * self._reference_in(backend).fit[2]
+        return log_multiple + backend.log(width), -_softplus(-coordinate, backend) - log_multiple
+
+    def _inverse_slope(self, log_slope: Floats) -> Floats:
+        if self._departure == 0.0:
+            return log_slope
+        return _inverse_softplus(np.exp(log_slope) / (self._departure * self.reference.fit[2]))
 
     def _throughput_mean(self, log_a_0: Any, log_a_1: Any) -> Any:
         """Prior mean of log P_max given a_0 and a_1: a precision-weighted mean of three views of it."""
@@ -297,6 +350,24 @@ class SaturationCoordinates:
         error = backend.sqrt((ref.precision * remainder**2).sum(axis=-1) + crowding**2)
         gain = backend.maximum(projected[summed], _MIN_GAIN)
         return _Curve(gain, projected[0], projected[1], ref.fit[summed] * error / gain + _MIN_VISIBILITY)
+
+
+def linear_start(steps: pd.DataFrame, terms: Terms | None) -> dict[str, float]:
+    """Return logarithms of the parameters of `terms` by non-negative least squares of relative residuals.
+
+    A parameter that comes out as 0 gets a thousandth of the median latency as its typical share.
+    """
+    if terms is None:
+        return {}
+    latency = steps["latency_ms"].to_numpy(float)
+    table = {name: term / latency for name, term in terms(steps).items()}
+    size = {name: float(np.mean(term)) for name, term in table.items()}
+    used = [name for name in table if size[name] > 0.0]
+    values, _ = nnls(np.stack([table[name] / size[name] for name in used], axis=1), np.ones(len(latency)))
+    return {
+        name: float(np.log(max(value, _LEAST_SHARE) / size[name]))
+        for name, value in zip(used, values, strict=True)
+    }
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ class Density:
     Parameters
     ----------
     model : pm.Model
-        Every free variable is a positive scalar that PyMC samples as its logarithm.
+        Every free variable is a positive scalar, which PyMC samples as its logarithm, or an effect's vector
+        of log factors, which it samples as it is.
     coordinates : Coordinates
-        The bijection to these logarithms.
+        The bijection to these values.
     """
 
     def __init__(self, model: pm.Model, coordinates: Coordinates) -> None:

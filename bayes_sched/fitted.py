@@ -13,6 +13,7 @@ import xarray as xr
 
 from bayes_sched import storage
 from bayes_sched.cells import Cells
+from bayes_sched.completion import TypicalLoad, complete
 from bayes_sched.diagnostics import Convergence, convergence
 from bayes_sched.errors import InputError
 from bayes_sched.metadata import FitMetadata
@@ -55,8 +56,8 @@ class FittedModel:
     Parameters
     ----------
     data : DataTree
-        Groups ``posterior`` (chain, draw), ``prior`` (draw) and ``cells`` (cell), and for the convergence
-        gate ``sample_stats`` and ``coordinates`` (chain, draw).
+        Groups ``posterior`` (chain, draw), ``prior`` (draw) and ``cells`` (cell), for the convergence gate
+        ``sample_stats`` and ``coordinates`` (chain, draw), and for models of more than B and S ``typical``.
     model : LatencyModel
     metadata : FitMetadata
     load_warnings : tuple of str
@@ -98,6 +99,31 @@ class FittedModel:
         ``batch_size``, ``total_tokens``, ``count``, ``q05_ms``, ``median_ms``, ``q95_ms``.
         """
         return self.data["cells"].to_dataset()
+
+    @property
+    def typical(self) -> TypicalLoad:
+        """What the requests of the trace's steps typically bring with them, as far as the fit keeps it."""
+        if "typical" not in self.data.children:
+            return TypicalLoad()
+        return TypicalLoad.from_dataset(self.data["typical"].to_dataset())
+
+    def completed(self, steps: Steps) -> xr.Dataset:
+        """Return steps with every column of the model: those that `steps` lacks are typical of the trace.
+
+        A step with more tokens than requests is taken to hold one prefill chunk. Predictions never complete
+        steps by themselves: whoever asks for bands over (B, S) alone does it, and says so with
+        ``fit.typical.text(fit.model.columns)``.
+
+        Returns
+        -------
+        Dataset, dims of the steps
+
+        Raises
+        ------
+        InputError
+            The model needs a column that cannot be completed, or the fit does not keep what is typical.
+        """
+        return complete(steps, columns=self.model.columns, typical=self.typical, model=self.model.name)
 
     @property
     def converged(self) -> bool:

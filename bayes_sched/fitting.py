@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sched.account import open_account, plain
+from bayes_sched.completion import TypicalLoad
 from bayes_sched.errors import InputError
 from bayes_sched.fitted import FittedModel
 from bayes_sched.metadata import FitMetadata
@@ -147,6 +148,7 @@ def fit(
         samples = sampling.sample(
             loaded.model, thinned.steps, all_priors, noise=noise, settings=settings, progress=progress
         )
+        samples.data["typical"] = xr.DataTree(TypicalLoad.of(usable).to_dataset())
         fitted = _fitted(samples, thinned.steps, loaded.model, metadata, start=start)
     return FitResult(
         fit=fitted,

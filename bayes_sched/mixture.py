@@ -29,11 +29,6 @@ class GaussianMixture:
     means: Floats
     covariances: Floats
 
-    @classmethod
-    def standard(cls, dim: int) -> GaussianMixture:
-        """Return the standard normal as a mixture of one component."""
-        return cls(np.ones(1), np.zeros((1, dim)), np.eye(dim)[None])
-
     @property
     def num_components(self) -> int:
         """Number of components."""
@@ -101,6 +96,42 @@ class GaussianMixture:
             other.weights[apart] / other.weights[apart].sum(), other.means[apart], other.covariances[apart]
         )
         return self.merged(missing, float(other.weights[apart].sum()))
+
+    def untangled(self, most: int, *, least_overlap: float = 0.01) -> GaussianMixture:
+        """Return at most so many components that hardly overlap.
+
+        Those that do are merged, and the lightest are left out.
+        """
+        order = np.argsort(-self.weights)
+        found: list[GaussianMixture] = []
+        for k in order:
+            one = GaussianMixture(self.weights[[k]], self.means[[k]], self.covariances[[k]])
+            near = [
+                i
+                for i, other in enumerate(found)
+                if float(bhattacharyya(one, other).min()) < -np.log(least_overlap)
+            ]
+            if near:
+                found[near[0]] = found[near[0]].joined(one)
+            elif len(found) < most:
+                found.append(one)
+        parts = [
+            GaussianMixture(f.weights / f.weights.sum(), f.means, f.covariances).collapsed() for f in found
+        ]
+        weights = np.array([f.weights.sum() for f in found])
+        return GaussianMixture(
+            weights / weights.sum(),
+            np.concatenate([p.means for p in parts]),
+            np.concatenate([p.covariances for p in parts]),
+        )
+
+    def joined(self, other: GaussianMixture) -> GaussianMixture:
+        """Return the components of both, with the weights that they have."""
+        return GaussianMixture(
+            np.concatenate([self.weights, other.weights]),
+            np.concatenate([self.means, other.means]),
+            np.concatenate([self.covariances, other.covariances]),
+        )
 
     def with_background(self, share: float, factor: float) -> GaussianMixture:
         """Return the mixture with a broad component, its own mean and `factor`-fold standard deviations."""

@@ -39,6 +39,8 @@ class Coordinates(Protocol):
     scan_mean, scan_scale : ndarray, dims (coordinate,)
         Where to look for modes: normal with these means and standard deviations. A coordinate whose scale is
         0 is left where the best mode so far has it.
+    start : Mapping of str to float
+        Logarithms of parameters at which to start looking, where the priors' medians are a bad place.
     data : Mapping of str to ndarray
         Values of the shared variables that :meth:`to_logs` puts into PyTensor expressions, by their names.
     """
@@ -46,6 +48,9 @@ class Coordinates(Protocol):
     names: tuple[str, ...]
     scan_mean: NDArray[np.float64]
     scan_scale: NDArray[np.float64]
+
+    @property
+    def start(self) -> Mapping[str, float]: ...  # noqa: D102
 
     @property
     def data(self) -> Mapping[str, Any]: ...  # noqa: D102
@@ -81,6 +86,11 @@ class LatencyModel(Protocol):
         Columns of the steps table that the mean latency needs.
     noises : tuple of str
         Noise options, the default first.
+
+    Notes
+    -----
+    A model may have a further attribute ``effects``, a tuple of :class:`~bayes_sched.effects.Effect`: vectors
+    of log factors that its posterior holds beside the parameters.
     """
 
     name: str
@@ -105,8 +115,8 @@ class LatencyModel(Protocol):
         """Return the mean latency, ms: the dims of `draws` and of `steps`, broadcast."""
         ...
 
-    def scale(self, draws: xr.Dataset, mean: xr.DataArray) -> xr.DataArray:
-        """Return the Student-t scale, ms, at a mean latency in ms."""
+    def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
+        """Return the Student-t scale, ms, of steps with a mean latency in ms."""
         ...
 
     def combinations(self, draws: xr.Dataset) -> xr.Dataset:

@@ -62,6 +62,7 @@ def run_pilot(
     scan_mean: Floats,
     scan_scale: Floats,
     rng: np.random.Generator,
+    wide: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Pilot:
     """Explore a posterior and return a mixture that approximates it.
@@ -75,14 +76,21 @@ def run_pilot(
     scan_mean, scan_scale : ndarray, dims (coordinate,)
         Further starts: normal in the coordinates with a positive scale, at the best mode in the others.
     rng : Generator
+    wide : bool
+        Whether there are too many coordinates for importance sampling: the mixture is then Laplace's, its
+        efficiency 0, and the first climb is in steps that the curvature at `start` sets, because a wide
+        posterior has basins that a bold first step would leap into.
     progress : callable, optional
         Is told of each stage in words.
     """
     before = density.num_evaluations
     say = progress or (lambda text: None)
     say("looking for modes")
-    first, num_modes = _laplace_mixture(density, start, scan_mean, scan_scale, rng)
-    mixture, efficiency = _adapt(density, first, rng, say)
+    first_scale = np.full(density.dim, 0.5)
+    if wide:
+        first_scale = np.minimum(_conditional_scale(density, start, density(start)[0], first_scale), 2.0)
+    first, num_modes = _laplace_mixture(density, start, first_scale, scan_mean, scan_scale, rng)
+    mixture, efficiency = (first, 0.0) if wide else _adapt(density, first, rng, say)
     return Pilot(mixture, num_modes, efficiency, density.num_evaluations - before)
 
 
@@ -150,10 +158,14 @@ def _pooled_weights(stages: list[_Stage], first: GaussianMixture) -> tuple[Float
 
 
 def _laplace_mixture(
-    density: Density, start: Floats, scan_mean: Floats, scan_scale: Floats, rng: np.random.Generator
+    density: Density,
+    start: Floats,
+    scale: Floats,
+    scan_mean: Floats,
+    scan_scale: Floats,
+    rng: np.random.Generator,
 ) -> tuple[GaussianMixture, int]:
     """Climb from many starts; return a widened mixture of Laplace approximations and the number of modes."""
-    scale = np.full(density.dim, 0.5)
     point, height = _climb(density, start, scale)
     scale = np.sqrt(np.diag(_laplace(density, point, height, scale)))
     point, height = _climb(density, point, scale)

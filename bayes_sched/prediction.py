@@ -148,7 +148,7 @@ class Evaluator:
         """Yield location and scale, dims (draw, cell), of consecutive cells."""
         for chunk in cells.chunks(num_draws=len(self._nu)):
             mean = self.model.latency(self._draws, chunk)
-            mean, scale = xr.broadcast(mean, self.model.scale(self._draws, mean))
+            mean, scale = xr.broadcast(mean, self.model.scale(self._draws, mean, chunk))
             dims = ("sample", "cell")
             yield mean.transpose(*dims).to_numpy(), scale.transpose(*dims).to_numpy()
 

@@ -67,10 +67,12 @@ def compile_predictor(
             f"the fit {fit.metadata.name} has not converged ({problems}): fit the trace again, or compile it "
             "all the same with --allow-unconverged (allow_unconverged=True)"
         )
-    if set(fit.model.columns) != {"batch_size", "total_tokens"}:
+    further = [name for name in fit.model.columns if name not in {"batch_size", "total_tokens"}]
+    if further:
         raise InputError(
-            f"the model {fit.model.name} needs {', '.join(fit.model.columns)} of each step; tables exist for "
-            "models of batch_size and total_tokens alone: use the fit itself (FittedModel)"
+            f"the model {fit.model.name} of {fit.metadata.name} needs {', '.join(further)} of every step: a "
+            "predictor's tables are over requests and tokens alone; fit the trace with --model saturation to "
+            "compile one, or ask the fit itself (FittedModel)"
         )
     source = _Source(Evaluator(fit.model, fit.posterior, max_draws=max_draws))
     checks = _Checks.of(fit, source)

@@ -12,7 +12,9 @@ import numpy as np
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
+from bayes_sched.bridge import log_mass
 from bayes_sched.density import Density
+from bayes_sched.effects import effects_of, with_effects
 from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
 from bayes_sched.model import LatencyModel, all_parameters
 from bayes_sched.nuts import SAMPLE_STATS, PartSampler, Progress
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 _PRIOR_DRAWS = 4000
 _WANDERING = (500, 2000)  # draws a chain of NUTS in two rounds, where the pilot's mixture is bad
+_SETTLING = (300, 700)  # draws a chain of NUTS in each mode in two rounds, where there are many coordinates
+_MOST_MODES = 3  # of a wide posterior
+_WIDE = 24  # coordinates from which importance sampling is hopeless, and a mode is one part
 _MASS_BATCH, _MAX_MASS_BATCHES = 1000, 20  # draws of the mixture for a chain's estimate of the parts' masses
 _MASS_EFFECTIVE = 800.0  # effective ones among them that are enough
 _NEGLIGIBLE_MASS = 2e-3  # a part of less posterior mass than this is left out
@@ -79,7 +84,7 @@ class Sampler:
 
     def __init__(self, model: LatencyModel, steps: pd.DataFrame, priors: Priors, *, noise: str) -> None:
         self.clock = _Clock()
-        self.priors = priors
+        self.steps, self.priors, self.effects = steps, priors, effects_of(model)
         self.parameters = [p.name for p in all_parameters(model, noise)]
         with self.clock("compile"):
             self.pymc_model = model.build(steps, priors, noise=noise)
@@ -98,7 +103,8 @@ class Sampler:
 
     def explore(self, rng: np.random.Generator, progress: Progress | None = None) -> Pilot:
         """Run the pilot."""
-        start = self.coordinates.from_logs({name: np.float64(p.mu) for name, p in self.priors.items()})
+        medians = {name: np.float64(p.mu) for name, p in self.priors.items()}
+        start = self.coordinates.from_logs(medians | dict(self.coordinates.start))
         with self.clock("pilot"):
             return run_pilot(
                 self.density,
@@ -106,8 +112,14 @@ class Sampler:
                 scan_mean=self.coordinates.scan_mean,
                 scan_scale=self.coordinates.scan_scale,
                 rng=rng,
+                wide=self.is_wide,
                 progress=None if progress is None else lambda text: progress(text, None),
             )
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether there are so many coordinates that each mode is one part."""
+        return self.density.dim >= _WIDE
 
     def wander(
         self,
@@ -130,6 +142,48 @@ class Sampler:
                 equal = np.full(len(points), 1.0 / len(points))
                 visited = fit_mixture(points, equal, num_components=NUM_COMPONENTS, rng=rng)
         return visited.completed(mixture)
+
+    def settle(
+        self,
+        mixture: GaussianMixture,
+        rng: np.random.Generator,
+        settings: SamplerSettings,
+        progress: Progress | None = None,
+    ) -> GaussianMixture:
+        """Return a mixture of one Gaussian for each mode, fitted to where NUTS went in the mode's part."""
+        for number, draws in enumerate(_SETTLING):
+            partition = Partition(mixture)
+            paced = replace(settings, tune=_SETTLING[0], seed=settings.seed + number)
+            found = []
+            for part in range(mixture.num_components):
+                with self.clock("pilot"):
+                    points = self.nuts.draw(partition, part, draws, paced, progress)[0]
+                points = points.reshape(-1, self.density.dim)
+                equal = np.full(len(points), 1.0 / len(points))
+                found.append(fit_mixture(points, equal, num_components=1, rng=rng))
+            means, covariances = (
+                np.concatenate([getattr(f, a) for f in found]) for a in ("means", "covariances")
+            )
+            mixture = GaussianMixture(mixture.weights, means, covariances)
+        return mixture
+
+    def bridged_masses(
+        self, partition: Partition, parts: list[tuple[Floats, xr.Dataset]], rng: np.random.Generator
+    ) -> Floats:
+        """Return each chain's own estimate of the mass of the parts from its draws, dims (chain, part)."""
+
+        def log_mass_of(part: int, points: Floats) -> float:
+            return log_mass(lambda x: self.density.values(x) + partition.log_share(x, part), points, rng)
+
+        chains = range(len(parts[0][0]))
+        if len(parts) == 1:
+            return np.ones((len(chains), 1))
+        with self.clock("masses"):
+            found = np.array(
+                [[log_mass_of(k, points[c]) for k, (points, _) in enumerate(parts)] for c in chains]
+            )
+        mass: Floats = np.exp(found - found.max(axis=1, keepdims=True))
+        return mass / mass.sum(axis=1, keepdims=True)
 
     def masses(self, partition: Partition, chains: int, rng: np.random.Generator) -> tuple[Floats, float]:
         """Return each chain's own estimate of the mass of the parts, dims (chain, part), and its efficiency.
@@ -167,19 +221,27 @@ class Sampler:
         if settings.sampler == "nutpie":
             with self.clock("compile"):
                 self.nuts.compile(Partition(mixture))
-        if pilot.efficiency < GOOD_EFFICIENCY:
+        if self.is_wide:
+            mixture = self.settle(mixture.untangled(_MOST_MODES), rng, settings, progress)
+        elif pilot.efficiency < GOOD_EFFICIENCY:
             mixture = self.wander(mixture, rng, settings, progress)
         partition = Partition(mixture.inflated(_INFLATION))
-        masses, efficiency = self.masses(partition, settings.chains, rng)
+        if self.is_wide:  # the parts' own draws tell their masses
+            every = np.full(mixture.num_components, settings.draws)
+            parts = self._draw_parts(partition, every, settings, progress)
+            masses, efficiency = self.bridged_masses(partition, parts, rng), 0.0
+        else:
+            parts = []
+            masses, efficiency = self.masses(partition, settings.chains, rng)
         kept = np.flatnonzero(masses.mean(axis=0) >= _NEGLIGIBLE_MASS)
         neglected = 1.0 - float(masses.mean(axis=0)[kept].sum())
         counts = _allocate(masses[:, kept], settings.draws)
-        parts = []
-        for i, part in enumerate(kept):
-            draws = max(int(counts[:, i].max()), settings.chains)
-            told = None if progress is None else _portion(progress, i, len(kept))
-            with self.clock("sampling"):
-                parts.append(self.nuts.draw_carefully(partition, int(part), draws, settings, told))
+        if parts:
+            parts = [parts[part] for part in kept]
+        else:
+            wanted = np.zeros(mixture.num_components, dtype=np.int64)
+            wanted[kept] = np.maximum(counts.max(axis=0), settings.chains)
+            parts = self._draw_parts(partition, wanted, settings, progress)
         coordinates, stats = _interleave(parts, counts)
         info = {
             "num_modes": pilot.num_modes,
@@ -194,10 +256,26 @@ class Sampler:
         data = self._tree(coordinates, stats, rng)
         return Samples(data, dict(self.clock.seconds), info)
 
+    def _draw_parts(
+        self, partition: Partition, draws: Any, settings: SamplerSettings, progress: Progress | None
+    ) -> list[tuple[Floats, xr.Dataset]]:
+        """Sample the parts that are to have draws, dims (part,), in their order."""
+        wanted = np.flatnonzero(draws)
+        parts = []
+        for i, part in enumerate(wanted):
+            told = None if progress is None else _portion(progress, i, len(wanted))
+            with self.clock("sampling"):
+                found = self.nuts.draw_carefully(partition, int(part), int(draws[part]), settings, told)
+            parts.append(found)
+        return parts
+
     def _tree(self, coordinates: Floats, stats: xr.Dataset, rng: np.random.Generator) -> xr.DataTree:
         logs, _ = self.coordinates.to_logs(coordinates, np)
         posterior = xr.Dataset({name: (("chain", "draw"), np.exp(logs[name])) for name in self.parameters})
         posterior = posterior.assign_coords(chain=stats["chain"], draw=stats["draw"])
+        posterior = with_effects(posterior, self.effects, rng)  # right for the levels without data
+        for effect in self.effects:
+            posterior[effect.name][..., effect.seen(self.steps)] = logs[effect.name]
         value = xr.DataArray(
             coordinates,
             dims=("chain", "draw", "coordinate"),
@@ -213,6 +291,7 @@ class Sampler:
                 for name, prior in self.priors.items()
             }
         )
+        prior = with_effects(prior, self.effects, rng)
         return xr.DataTree.from_dict(
             {
                 "posterior": posterior,

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from bayes_sched.diagnostics import convergence
-from bayes_sched.model import LatencyModel
+from bayes_sched.effects import effects_of, with_effects
+from bayes_sched.model import LatencyModel, all_parameters
 from bayes_sched.priors import Priors
+from bayes_sched.thinning import choose_rows
 
 if TYPE_CHECKING:
     from bayes_sched.sampling import Sampler
@@ -88,6 +90,34 @@ class CalibrationStudy:
         self.steps = steps[list(model.columns)].reset_index(drop=True)
         self._sampler: Sampler | None = None
 
+    @classmethod
+    def of_design(
+        cls,
+        steps: pd.DataFrame,
+        *,
+        rows: int,
+        model: LatencyModel,
+        noise: str | None = None,
+        settings: SamplerSettings,
+    ) -> CalibrationStudy:
+        """Return the study of a model under its documented priors, with the (B, S) of a real trace.
+
+        Parameters
+        ----------
+        steps : DataFrame
+            Cleaned steps.
+        rows : int
+            How many of them are chosen, at random.
+        model : LatencyModel
+        noise : str, optional
+            By default the model's first.
+        settings : SamplerSettings
+        """
+        noise = noise or model.noises[0]
+        design = choose_rows(steps, rows, seed=settings.seed)
+        priors = Priors.from_parameters(all_parameters(model, noise))
+        return cls(model, design, priors, noise=noise, settings=settings)
+
     @property
     def sampler(self) -> Sampler:
         """The sampler, made at its first use."""
@@ -102,7 +132,7 @@ class CalibrationStudy:
         """Return simulated latencies of the design, ms, dims (step,)."""
         design = xr.Dataset({name: ("step", self.steps[name].to_numpy(float)) for name in self.steps})
         mean = self.model.latency(parameters, design)
-        scale = self.model.scale(parameters, mean)
+        scale = self.model.scale(parameters, mean, design)
         noise = rng.standard_t(float(parameters["nu"]), size=len(self.steps))
         return np.asarray(mean + scale * noise, dtype=np.float64)
 
@@ -116,8 +146,9 @@ class CalibrationStudy:
         rng = np.random.default_rng([self.settings.seed, number])
         logs = {name: rng.normal(prior.mu, prior.sigma) for name, prior in self.priors.items()}
         drawn = {name: float(np.exp(log)) for name, log in logs.items()}
-        truth = self._quantities(xr.Dataset(drawn))
-        observed = self.simulate(truth, rng)
+        parameters = with_effects(xr.Dataset(drawn), effects_of(self.model), rng)
+        observed = self.simulate(parameters, rng)
+        truth = self._quantities(parameters)
         account: dict[str, Any] = {"median_latency_ms": float(np.median(observed))}
         ranks: dict[str, int] = {}
         try:
@@ -130,7 +161,15 @@ class CalibrationStudy:
         return Simulation(number=number, truth=values, ranks=ranks, account=account)
 
     def _quantities(self, draws: xr.Dataset) -> xr.Dataset:
-        return draws.merge(self.model.combinations(draws))
+        """Return the parameters, their combinations, and of each effect the level with most steps."""
+        found = draws[list(self.priors)].merge(self.model.combinations(draws))
+        for effect in effects_of(self.model):
+            acted = self.steps[effect.acts_on(self.steps)]
+            level = int(np.bincount(effect.level(acted[effect.column])).argmax())
+            found[f"{effect.name}[{effect.labels[level]}]"] = draws[effect.name][..., level].drop_vars(
+                effect.dim
+            )
+        return found
 
     def _fit(
         self, truth: xr.Dataset, observed: Floats, *, seed: int
@@ -142,7 +181,7 @@ class CalibrationStudy:
         self.sampler.coordinates.adapt(self.steps.assign(latency_ms=observed))
         samples = self.sampler.run(replace(self.settings, seed=seed))
         gate = convergence(samples.data)
-        draws = self._quantities(samples.data["posterior"].to_dataset()[list(self.priors)])
+        draws = self._quantities(samples.data["posterior"].to_dataset())
         below = {str(name): rank_among(float(truth[name]), draws[name]) for name in truth}
         account = {
             "gate_passed": gate.converged,

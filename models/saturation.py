@@ -32,17 +32,13 @@ Noise, by the option ``noise``:
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pandas as pd
 import pymc as pm
-import pytensor.tensor as pt
 import xarray as xr
 
 from bayes_sched.coordinates import SaturationCoordinates
 from bayes_sched.equation import PARAMETERS, Parameter, latency_ms
-from bayes_sched.model import all_parameters
+from bayes_sched.likelihood import student_t_model
 from bayes_sched.priors import Priors
 
 _NU = Parameter("nu", r"\nu", "degrees of freedom of the noise (small: long tails)", "1", 1.0, 30.0)
@@ -70,10 +66,7 @@ class Saturation:
         return _NOISE[noise]
 
     def build(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> pm.Model:
-        """Return the PyMC model.
-
-        Traces repeat themselves, so the equation is evaluated once for each distinct (B, S), a *cell*, and
-        the steps refer to their cells.
+        """Return the PyMC model: log-normal priors, Student-t observations around :meth:`latency`.
 
         Parameters
         ----------
@@ -84,24 +77,7 @@ class Saturation:
         noise : str
             One of :attr:`noises`.
         """
-        columns = list(self.columns)
-        cells, cell_of_step = np.unique(steps[columns].to_numpy(float), axis=0, return_inverse=True)
-        with pm.Model(coords={"step": np.arange(len(steps)), "cell": np.arange(len(cells))}) as model:
-            batch_size = pm.Data("batch_size", cells[:, 0], dims="cell")
-            total_tokens = pm.Data("total_tokens", cells[:, 1], dims="cell")
-            cell = pm.Data("cell_of_step", cell_of_step.astype(np.int64), dims="step")
-            observed = pm.Data("observed_ms", steps["latency_ms"].to_numpy(float), dims="step")
-
-            theta = {
-                p.name: pm.LogNormal(p.name, priors[p.name].mu, priors[p.name].sigma)
-                for p in all_parameters(self, noise)
-            }
-            mean = latency_ms(batch_size, total_tokens, **{p.name: theta[p.name] for p in PARAMETERS})
-            scale = _scale(theta, mean, pt.sqrt) * pt.ones_like(mean)
-            pm.StudentT(
-                "latency_ms", nu=theta["nu"], mu=mean[cell], sigma=scale[cell], observed=observed, dims="step"
-            )
-        return model
+        return student_t_model(self, steps, priors, noise=noise)
 
     def coordinates(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> SaturationCoordinates:
         """Return the coordinates that NUTS samples: what a trace identifies, and what it leaves open."""
@@ -114,9 +90,11 @@ class Saturation:
         )
         return mean
 
-    def scale(self, draws: xr.Dataset, mean: xr.DataArray) -> xr.DataArray:
+    def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
         """Return the scale of the noise in ms."""
-        scale: xr.DataArray = _scale(draws, mean, np.sqrt)
+        if "sigma" in draws:
+            return draws["sigma"]
+        scale: xr.DataArray = (draws["sigma_floor"] ** 2 + (draws["sigma_rel"] * mean) ** 2) ** 0.5
         return scale
 
     def combinations(self, draws: xr.Dataset) -> xr.Dataset:
@@ -132,12 +110,6 @@ class Saturation:
         return xr.Dataset(
             {name: da.assign_attrs(meaning=meaning, unit=unit) for name, (da, meaning, unit) in table.items()}
         )
-
-
-def _scale(theta: Any, mean: Any, sqrt: Any) -> Any:
-    if "sigma" in theta:
-        return theta["sigma"]
-    return sqrt(theta["sigma_floor"] ** 2 + (theta["sigma_rel"] * mean) ** 2)
 
 
 MODEL = Saturation()

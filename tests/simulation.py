@@ -68,7 +68,7 @@ class KnownPosterior:
     def latency(self, draws: xr.Dataset, steps: xr.Dataset) -> xr.DataArray:
         raise NotImplementedError
 
-    def scale(self, draws: xr.Dataset, mean: xr.DataArray) -> xr.DataArray:
+    def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
         raise NotImplementedError
 
     def combinations(self, draws: xr.Dataset) -> xr.Dataset:

@@ -126,7 +126,8 @@ def simulated_steps(num_steps: int, *, seed: int) -> pd.DataFrame:
     steps = pd.DataFrame({"batch_size": batch_size, "total_tokens": total_tokens})
     model = load_model_file("saturation").model
     draws = xr.Dataset(TRUTH)
-    mean = model.latency(draws, xr.Dataset({name: ("step", steps[name]) for name in steps}))
-    scale = model.scale(draws, mean)
+    table = xr.Dataset({name: ("step", steps[name]) for name in steps})
+    mean = model.latency(draws, table)
+    scale = model.scale(draws, mean, table)
     steps["latency_ms"] = mean.to_numpy() + scale.to_numpy() * rng.standard_t(TRUTH["nu"], num_steps)
     return steps

@@ -20,10 +20,7 @@ from bayes_sched.simulation_calibration import CalibrationStudy
 from scripts import calibrate_comparison
 from scripts.calibrate_comparison import main
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 def made_study(rows: int = 40) -> PairStudy:

@@ -199,7 +199,7 @@ def test_a_foreign_model_is_named_by_its_file(steps: pd.DataFrame, tmp_path: Pat
 def test_an_error_in_a_foreign_model_names_its_file_and_line(
     steps: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = foreign_model(tmp_path, "columns = list(self.columns)", "columns = 1 / 0")
+    model = foreign_model(tmp_path, "return student_t_model(self", "return student_t_model(1 / 0")
 
     def build_only(*args: object, **kwargs: object) -> None:
         load_model(model).build(steps, Priors([]), noise="proportional")

@@ -24,10 +24,11 @@ def test_a_public_name_is_that_of_its_module(name: str) -> None:
 
 def test_the_names_are_listed_once_for_people_types_and_loading() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    for_types = next(node for node in tree.body if isinstance(node, ast.If))
     imports = [
         (alias.name, node.module)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("bayes_sched.")
+        for node in for_types.body
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
     ]
     assert {name: f"bayes_sched.{module}" for name, module in bayes_sched._MODULE_OF.items()} == dict(imports)

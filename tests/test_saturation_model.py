@@ -114,7 +114,7 @@ def test_the_mean_and_scale_of_draws_are_those_of_the_model(noise: str) -> None:
         one = {name: factor * values[name] for name in names}
         expected = independent_mean(one, STEPS)
         assert mean.isel(draw=draw).to_numpy() == pytest.approx(expected, rel=1e-12)
-        scale = MODEL.scale(draws, mean).isel(draw=draw)
+        scale = MODEL.scale(draws, mean, steps).isel(draw=draw)
         broadcast = np.broadcast_to(scale.to_numpy(), expected.shape)
         assert broadcast == pytest.approx(independent_scale(one, expected), rel=1e-12)
 

@@ -106,13 +106,14 @@ def servers() -> Servers:
     rng = np.random.default_rng(8)
     batch_size = rng.integers(4, 33, NUM_STEPS)
     tokens = np.maximum(batch_size, np.exp(rng.uniform(2.0, 7.5, NUM_STEPS)).astype(int))
-    seen = fit.mean_latency(steps_arrays(batch_size, tokens), max_draws=None)
+    steps = steps_arrays(batch_size, tokens)
+    seen = fit.mean_latency(steps, max_draws=None)
     return Servers(
         fit,
         flat(fit.quantile_draws(budgets, OBJECTIVE.quantile, max_draws=None)),
         flat(fit.mean_latency(budgets, max_draws=None)),
         flat(seen),
-        flat(fit.model.scale(fit.posterior, seen)),
+        flat(fit.model.scale(fit.posterior, seen, steps)),
         fit.posterior["nu"].to_numpy().reshape(-1, 1),
     )
 

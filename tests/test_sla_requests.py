@@ -121,7 +121,7 @@ def simulated(fit: FittedModel, request: RequestSteps, *, num: int, seed: int) -
     table = request.table
     steps = steps_arrays(table["batch_size"], table["total_tokens"])
     mean = fit.mean_latency(steps, max_draws=None)
-    scale = fit.model.scale(fit.posterior, mean).transpose(*mean.dims)
+    scale = fit.model.scale(fit.posterior, mean, steps).transpose(*mean.dims)
     rng = np.random.default_rng(seed)
     draw = rng.integers(0, mean[..., 0].size, num)
     nu = fit.posterior["nu"].to_numpy().ravel()[draw]

@@ -96,7 +96,7 @@ def _check_pair(label_a: str, a: FittedModel, label_b: str, b: FittedModel) -> N
         if others:
             raise InputError(
                 f"{label}: its model {fit.model.name} asks for {', '.join(others)} besides requests and "
-                "tokens; a comparison is over these two alone"
+                "tokens: a comparison is over these two alone; fit the traces with --model saturation for one"
             )
     shapes = [[(p.name, p.unit) for p in fit.model.parameters] for fit in (a, b)]
     if shapes[0] != shapes[1]:

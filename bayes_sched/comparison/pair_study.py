@@ -111,7 +111,7 @@ class PairStudy:
     def _simulate(self, truth: xr.Dataset, factor: float, rng: np.random.Generator) -> Floats:
         """Return latencies of the design, ms, dims (step,), on a server that takes `factor` times as long."""
         mean = factor * self.study.model.latency(truth, self.design)
-        scale = self.study.model.scale(truth, mean)
+        scale = self.study.model.scale(truth, mean, self.design)
         noise = rng.standard_t(float(truth["nu"]), size=mean.sizes["step"])
         return np.asarray(mean + scale * noise, dtype=np.float64)
 

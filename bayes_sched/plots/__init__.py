@@ -4,8 +4,9 @@ None of them fits or samples again, and none touches the state of ``matplotlib.p
 they are first used: the figures of a trace need nothing of what a fit needs.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from bayes_sched.lazy import loader
 
 if TYPE_CHECKING:
     from bayes_sched.plots.calibration import Calibration, calibrate, posterior_predictive_check
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from bayes_sched.plots.comparison_latency import comparison_bands
     from bayes_sched.plots.comparison_maps import probability_map, ratio_map
     from bayes_sched.plots.contours import latency_contours
+    from bayes_sched.plots.effects import effect_factors, effect_table
     from bayes_sched.plots.latency import latency_by_batch, latency_by_tokens
     from bayes_sched.plots.pairs import combination_pairs
     from bayes_sched.plots.parameters import prior_posterior
@@ -26,13 +28,22 @@ if TYPE_CHECKING:
     from bayes_sched.plots.trace_distributions import request_distributions, time_histogram
     from bayes_sched.plots.trace_load import queue_and_cache, tokens_over_time
     from bayes_sched.plots.trace_times import schedule_against_model_run, times_over_time
+    from bayes_sched.plots.validation_calibration import band_calibration
+    from bayes_sched.plots.validation_errors import error_by_size
+    from bayes_sched.plots.validation_extrapolation import extrapolation_bands
+    from bayes_sched.plots.validation_scores import score_overview
 
 __all__ = [
     "Calibration",
+    "band_calibration",
     "calibrate",
     "combination_pairs",
     "comparison_bands",
     "decode_promise",
+    "effect_factors",
+    "effect_table",
+    "error_by_size",
+    "extrapolation_bands",
     "latency_by_batch",
     "latency_by_tokens",
     "latency_contours",
@@ -50,18 +61,23 @@ __all__ = [
     "residuals",
     "save_figure",
     "schedule_against_model_run",
+    "score_overview",
     "time_histogram",
     "times_over_time",
     "tokens_over_time",
 ]
 
-# A name must not be that of a module of the package: importing the module would replace it.
 _MODULE_OF = {
     "Calibration": "calibration",
+    "band_calibration": "validation_calibration",
     "calibrate": "calibration",
     "combination_pairs": "pairs",
     "comparison_bands": "comparison_latency",
     "decode_promise": "sla_decode",
+    "effect_factors": "effects",
+    "effect_table": "effects",
+    "error_by_size": "validation_errors",
+    "extrapolation_bands": "validation_extrapolation",
     "latency_by_batch": "latency",
     "latency_by_tokens": "latency",
     "latency_contours": "contours",
@@ -79,15 +95,10 @@ _MODULE_OF = {
     "residuals": "residual_panels",
     "save_figure": "style",
     "schedule_against_model_run": "trace_times",
+    "score_overview": "validation_scores",
     "time_histogram": "trace_distributions",
     "times_over_time": "trace_times",
     "tokens_over_time": "trace_load",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(__name__, _MODULE_OF)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import kstwo, rankdata
 
+from bayes_sched.effects import effects_of
 from bayes_sched.fitted import FittedModel
 from bayes_sched.plots.draws import parameters_of
 from bayes_sched.plots.points import Floats
@@ -17,6 +18,7 @@ from bayes_sched.plots.style import BAND, CYCLE, INK, figure_legend, label_outer
 
 _BAND = 0.99
 _COLUMNS = 3
+_MAX_LEVELS = 6
 
 
 @styled
@@ -65,9 +67,19 @@ def _panels(fit: FittedModel) -> dict[str, tuple[xr.DataArray, float]]:
     panels = {
         f"${p.symbol}$": (fit.posterior[p.name], ess_bulk["parameter"][p.name]) for p in parameters_of(fit)
     }
-    for name, ess in ess_bulk.get("coordinate", {}).items():
-        panels[str(name)] = (_coordinate(fit, str(name)), ess)
+    for name in _shown_coordinates(fit):
+        panels[name] = (_coordinate(fit, name), ess_bulk["coordinate"][name])
     return panels
+
+
+def _shown_coordinates(fit: FittedModel) -> list[str]:
+    """Return the sampled coordinates; of the levels of effects, which are many, those that agree least."""
+    table = fit.convergence.table
+    table = table[table["kind"] == "coordinate"]
+    effects = [effect.name for effect in effects_of(fit.model)]
+    is_level = table.index.str.partition("[").get_level_values(0).isin(effects)
+    worst = table[is_level].nlargest(_MAX_LEVELS, "r_hat")
+    return [str(name) for name in (*table.index[~is_level], *worst.index)]
 
 
 def _coordinate(fit: FittedModel, name: str) -> xr.DataArray:

@@ -146,7 +146,7 @@ def _bands(
     fit: FittedModel, batch_size: float | Floats, total_tokens: Floats, probability: float
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Return the predictive band and the mean band, dims (step,)."""
-    steps = steps_arrays(batch_size, total_tokens)
+    steps = fit.completed(steps_arrays(batch_size, total_tokens))
     predictive = fit.predictive_band(steps, probability=probability)
     mean = fit.mean_band(steps, probability=probability)
     return predictive.assign(total_tokens=steps["total_tokens"]), mean

@@ -61,7 +61,7 @@ def prior_latency(fit: FittedModel, steps: xr.Dataset) -> Floats:
     """
     draws = thin(fit.prior, _MAX_DRAWS)
     mean = fit.model.latency(draws, steps).transpose("draw", "step")
-    scale = fit.model.scale(draws, mean).broadcast_like(mean).transpose("draw", "step").to_numpy()
+    scale = fit.model.scale(draws, mean, steps).broadcast_like(mean).transpose("draw", "step").to_numpy()
     noise = student_t.rvs(
         draws["nu"].to_numpy()[:, None], size=mean.shape, random_state=np.random.default_rng(_SEED)
     )
@@ -74,7 +74,7 @@ def _draw_bands(ax: Axes, fit: FittedModel, steps: pd.DataFrame) -> None:
     tokens = log_grid(batch_size, float(steps["total_tokens"].max()), _NUM_GRID)
     if len(tokens) == 1:
         tokens = np.array([tokens[0], tokens[0] * 1.2])
-    allowed = prior_latency(fit, steps_arrays(batch_size, tokens))
+    allowed = prior_latency(fit, fit.completed(steps_arrays(batch_size, tokens)))
     for probability, alpha in _BANDS.items():
         low, high = np.quantile(allowed, [0.5 - probability / 2, 0.5 + probability / 2], axis=0)
         label = f"{probability:.0%} of prior latencies, B = {batch_size}"

@@ -38,8 +38,9 @@ def residual_table(fit: FittedModel, steps: pd.DataFrame) -> pd.DataFrame:
     columns = list(fit.model.columns)
     cells = steps[columns].drop_duplicates().reset_index(drop=True)
     draws = thin(fit.posterior, _MAX_DRAWS)
-    mean = fit.model.latency(draws, xr.Dataset({c: ("cell", cells[c].to_numpy(float)) for c in columns}))
-    scale = fit.model.scale(draws, mean).broadcast_like(mean)
+    table = xr.Dataset({c: ("cell", cells[c].to_numpy(float)) for c in columns})
+    mean = fit.model.latency(draws, table)
+    scale = fit.model.scale(draws, mean, table).broadcast_like(mean)
     over = [dim for dim in mean.dims if dim != "cell"]
     cells = cells.assign(mean_ms=mean.mean(over).to_numpy(), scale_ms=scale.mean(over).to_numpy())
     joined = steps[columns].merge(cells, on=columns, how="left")

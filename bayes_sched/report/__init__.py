@@ -3,8 +3,9 @@
 The names are loaded when they are first used: the report of a trace needs nothing of what a fit needs.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from bayes_sched.lazy import loader
 
 if TYPE_CHECKING:
     from bayes_sched.report.analysis_writing import write_analysis
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from bayes_sched.report.files import ReportPaths
     from bayes_sched.report.fit_summary import Summary, summary
     from bayes_sched.report.sla_writing import write_sla
+    from bayes_sched.report.validation_writing import write_validation
     from bayes_sched.report.writing import write_report
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "write_comparison",
     "write_report",
     "write_sla",
+    "write_validation",
 ]
 
 _MODULE_OF = {
@@ -32,12 +35,7 @@ _MODULE_OF = {
     "write_comparison": "comparison_writing",
     "write_report": "writing",
     "write_sla": "sla_writing",
+    "write_validation": "validation_writing",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(__name__, _MODULE_OF)

@@ -24,20 +24,21 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
     p = summary.probability
     share = percent(p)
     calibration = summary.calibration
-    return (
+    load = f" {summary.typical_load}" if summary.typical_load else ""
+    figures = (
         ReportFigure(
             "latency_by_tokens",
             "Latency against tokens",
             f"The light band is where {share} of the steps fall; the dark one is where the mean latency "
             f"lies, with {share} certainty. Dots are observed steps with about that many requests. Hatched "
-            "parts are extrapolation.",
+            f"parts are extrapolation.{load}",
             lambda: plots.latency_by_tokens(fit, steps, probability=p),
         ),
         ReportFigure(
             "latency_by_batch",
             "Latency of decode-only steps",
             "Every request of these steps decodes one token, so B = S. The slope is what one more "
-            "decoding request costs all of them. Bands and dots as above.",
+            f"decoding request costs all of them. Bands and dots as above.{load}",
             lambda: plots.latency_by_batch(fit, steps, probability=p),
         ),
         ReportFigure(
@@ -45,7 +46,7 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
             "Latency over requests and tokens",
             "Steps along a line take equally long. To keep a promise, stay on the near side of its line "
             "in the lower panel. Dots are steps of the trace; hatched parts are extrapolation. A step "
-            "cannot hold fewer tokens than requests.",
+            f"cannot hold fewer tokens than requests.{load}",
             lambda: plots.latency_contours(fit, steps),
         ),
         ReportFigure(
@@ -63,6 +64,15 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
             "zero; the band holds the middle 90% of the steps. Left in ms, right in units of the "
             "predicted noise, where the band should be equally wide everywhere.",
             lambda: plots.residuals(fit, steps),
+        ),
+        ReportFigure(
+            "effect_factors",
+            "How far latencies depart from the equation",
+            "A factor of 1.1 makes the part of the latency that it multiplies 10% longer than the equation "
+            "says; the model's documentation names that part. A level is as wide as the values it holds. "
+            "Blue ones have steps in the trace; of grey ones nothing was seen, and how far they may depart "
+            "is what other levels were seen to do. Mind that each panel has its own scale.",
+            lambda: plots.effect_factors(fit, steps, probability=p),
         ),
         ReportFigure(
             "prior_posterior",
@@ -95,3 +105,4 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
             lambda: plots.prior_predictive(fit, steps),
         ),
     )
+    return tuple(f for f in figures if f.name != "effect_factors" or not summary.effects.empty)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from bayes_sched.errors import InputError
 from bayes_sched.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.metadata import FitMetadata
+from bayes_sched.misfit import Misfit, estimate_misfit
 from bayes_sched.plots.calibration import Calibration, calibrate
+from bayes_sched.plots.effects import effect_table
 from bayes_sched.records import records
 from bayes_sched.report.text import notes, paragraph
 from bayes_sched.report.typical import cost_table, step_table, typical_steps
@@ -44,6 +48,12 @@ class Summary:
         One row a variable: ``variable``, ``kind``, ``r_hat``, ``ess_bulk``, ``ess_tail``, ``passed``.
     gate : dict
         ``num_divergences``, ``e_bfmi`` (a list, one a chain), ``num_draws``, ``num_gradients``.
+    effects : DataFrame
+        :func:`bayes_sched.plots.effect_table`; empty where the model has no effects.
+    misfit : Misfit or None
+        How much of the error a richer model would explain; None where there is no richer one.
+    typical_load : str
+        For what context the bands over (B, S) alone are, a sentence; empty where B and S say it all.
     sentences : tuple of str
         The plain-language paragraph.
     notes : tuple of str
@@ -62,6 +72,9 @@ class Summary:
     parameters: pd.DataFrame
     convergence: pd.DataFrame
     gate: dict[str, Any]
+    effects: pd.DataFrame
+    misfit: Misfit | None
+    typical_load: str
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
     calibration: Calibration
@@ -78,8 +91,9 @@ class Summary:
         ``rows``, ``cleaning``, ``bad_lines``, ``priors``, ``sampler``, ``timings_s``, ``package_versions``,
         ``bayes_sched_version``, ``command``, ``created_at`` as in :class:`~bayes_sched.metadata.FitMetadata`;
         ``probability``, ``converged``, ``problems``, ``text``, ``warnings``; ``typical_steps``, ``costs``,
-        ``coverage``, ``parameters``, ``convergence``: lists with one mapping a row of the tables above;
-        ``gate``.
+        ``coverage``, ``parameters``, ``convergence``, ``effects``: lists with one mapping a row of the tables
+        above; ``gate``; ``misfit``: the fields of :class:`~bayes_sched.misfit.Misfit`, or None;
+        ``typical_load``.
         """
         metadata = self.metadata.to_attrs()
         described = {key: json.loads(str(metadata[key])) for key in metadata if key in _METADATA_KEYS}
@@ -97,6 +111,9 @@ class Summary:
             "parameters": records(self.parameters),
             "convergence": records(self.convergence),
             "gate": self.gate,
+            "effects": records(self.effects),
+            "misfit": None if self.misfit is None else dataclasses.asdict(self.misfit),
+            "typical_load": self.typical_load,
         }
 
 
@@ -127,20 +144,30 @@ def summary(fit: FittedModel, steps: pd.DataFrame, *, probability: float = DEFAU
     ----------
     fit : FittedModel
     steps : DataFrame
-        The cleaned steps: ``batch_size``, ``total_tokens``, ``latency_ms`` (ms).
+        The cleaned steps, as :func:`~bayes_sched.report.write_report` takes them.
     probability : float
         Of every interval and band, between 0 and 1.
 
     Returns
     -------
     Summary
+
+    Raises
+    ------
+    InputError
+        There are no steps, they lack a column of the model, or the probability is not between 0 and 1.
     """
+    steps = reported_steps(fit, steps)
     typical = typical_steps(steps)
     calibration = calibrate(fit, steps)
     parameters = fit.parameter_table(probability=probability)
     gate = fit.convergence
     table = step_table(fit, typical, probability=probability)
     costs = cost_table(fit, typical, probability=probability)
+    unexplained = estimate_misfit(fit, steps)
+    typical_load = fit.typical.text(fit.model.columns)
+    spoken = paragraph(fit, table, costs, parameters, calibration, probability=probability)
+    advice = unexplained.advice if unexplained is not None and fit.converged else ""
     return Summary(
         metadata=fit.metadata,
         probability=probability,
@@ -157,7 +184,30 @@ def summary(fit: FittedModel, steps: pd.DataFrame, *, probability: float = DEFAU
             "num_draws": gate.num_draws,
             "num_gradients": gate.num_gradients,
         },
-        sentences=paragraph(fit, table, costs, parameters, calibration, probability=probability),
+        effects=effect_table(fit, steps, probability=probability),
+        misfit=unexplained,
+        typical_load=typical_load,
+        sentences=tuple(filter(None, (*spoken, typical_load, advice))),
         notes=notes(fit, table, calibration),
         calibration=calibration,
     )
+
+
+def reported_steps(fit: FittedModel, steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the steps that a report is on: those that hold every column of the model.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or there are no steps.
+    """
+    missing = [name for name in fit.model.columns if name not in steps]
+    if missing:
+        raise InputError(
+            f"the steps have no {', '.join(missing)}: a report on a fit of the model {fit.model.name} is "
+            "made from steps with every column that it needs"
+        )
+    steps = steps.dropna(subset=[*fit.model.columns])
+    if steps.empty:
+        raise InputError("there are no steps to report on")
+    return steps

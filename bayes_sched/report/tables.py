@@ -39,7 +39,7 @@ def latency_grid(fit: FittedModel, steps: pd.DataFrame, *, probability: float) -
     batch_size, total_tokens = (_doubling(steps[name]) for name in ("batch_size", "total_tokens"))
     pairs = [(b, s) for b in batch_size for s in total_tokens if s >= b]
     grid = pd.DataFrame(pairs, columns=["batch_size", "total_tokens"])
-    points = steps_arrays(grid["batch_size"], grid["total_tokens"])
+    points = fit.completed(steps_arrays(grid["batch_size"], grid["total_tokens"]))
     return grid.join(band_table(fit, points, probability=probability))
 
 
@@ -108,9 +108,33 @@ def parameter_page(summary: Summary, *, combinations: bool) -> PageTable:
     )
 
 
+def effect_page(summary: Summary) -> PageTable:
+    """Return the table of the effects' levels that have steps."""
+    if summary.effects.empty:
+        return page_table([])
+    return page_table(
+        [
+            {
+                "steps": str(row["meaning"]).removeprefix("log factors "),
+                "level": row["level"],
+                "number of steps": row["num_steps"],
+                "factor": row["median"],
+                f"{percent(summary.probability)} interval": span(row["lower"], row["upper"]),
+            }
+            for row in records(summary.effects[summary.effects["num_steps"] > 0])
+        ]
+    )
+
+
 def convergence_page(summary: Summary) -> PageTable:
-    """Return the convergence table; variables that fail the gate are marked."""
+    """Return the convergence table; variables that fail the gate are marked.
+
+    Of the levels of effects, which are many, only those that fail are shown.
+    """
     table = summary.convergence
+    names = set() if summary.effects.empty else set(summary.effects["effect"])
+    is_level = table["variable"].str.partition("[")[0].isin(names)
+    table = table[~is_level | ~table["passed"].astype(bool)]
     return page_table(
         [
             {

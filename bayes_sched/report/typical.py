@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from bayes_sched.effects import effects_of
 from bayes_sched.fitted import FittedModel
 from bayes_sched.plots.points import decode_only
 from bayes_sched.steps import steps_arrays
@@ -86,7 +87,7 @@ def step_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
         [(t.name, t.batch_size, t.total_tokens) for t in typical],
         columns=["step", "batch_size", "total_tokens"],
     )
-    points = steps_arrays(names["batch_size"], names["total_tokens"])
+    points = fit.completed(steps_arrays(names["batch_size"], names["total_tokens"]))
     return names.join(band_table(fit, points, probability=probability).reset_index(drop=True))
 
 
@@ -113,7 +114,9 @@ def cost_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
 
     Differences of the mean latency between neighbouring steps, which data identify well even where single
     parameters stay open: a decoding request more at the median decode step, and the average over the upper
-    half of the tokens of a full prefill step.
+    half of the tokens of a full prefill step. Where the model has departures by level, one request more may
+    lead from one level to the next: the average from half to twice the median decode step, as far as the
+    trace goes, stands instead.
 
     Parameters
     ----------
@@ -131,9 +134,9 @@ def cost_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
     by_name = {step.name: step for step in typical}
     rows = []
     if decode := by_name.get(MEDIAN_DECODE):
-        b = decode.batch_size
-        draws = _difference(fit, (b, b), (b + 1, b + 1))
-        rows.append((PER_REQUEST, f"decode-only steps, from {b} to {b + 1} requests", "ms/request", draws))
+        few, many = _requests_between(fit, decode.batch_size)
+        draws = _difference(fit, (few, few), (many, many)) / (many - few)
+        rows.append((PER_REQUEST, f"decode-only steps, from {few} to {many} requests", "ms/request", draws))
     if full := by_name.get(FULL_PREFILL):
         b, high = full.batch_size, full.total_tokens
         low = max(b, high // 2)
@@ -149,9 +152,19 @@ def cost_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
     )
 
 
+def _requests_between(fit: FittedModel, median: int) -> tuple[int, int]:
+    """Return the requests between which the cost of one more is averaged."""
+    if not effects_of(fit.model):
+        return median, median + 1
+    cells = fit.cells
+    seen = cells["batch_size"].to_numpy()[(cells["batch_size"] == cells["total_tokens"]).to_numpy()]
+    few = max(median // 2, int(seen.min(initial=median)))
+    return few, max(min(2 * median, int(seen.max(initial=median))), few + 1)
+
+
 def _difference(
     fit: FittedModel, start: tuple[int, int], end: tuple[int, int]
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Return draws of the mean latency at `end` minus that at `start` (B, S), ms."""
-    mean = fit.mean_latency(steps_arrays([start[0], end[0]], [start[1], end[1]]))
+    mean = fit.mean_latency(fit.completed(steps_arrays([start[0], end[0]], [start[1], end[1]])))
     return np.ravel((mean.isel(step=1) - mean.isel(step=0)).to_numpy())

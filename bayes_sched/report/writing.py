@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from bayes_sched.errors import InputError
 from bayes_sched.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.report.figures import report_figures
 from bayes_sched.report.files import ReportPaths, write_figures, write_json, write_tables
-from bayes_sched.report.fit_summary import Summary, summary
+from bayes_sched.report.fit_summary import Summary, reported_steps, summary
 from bayes_sched.report.page import render_page
 from bayes_sched.report.tables import latency_grid
 
@@ -31,7 +30,8 @@ def write_report(
     ----------
     fit : FittedModel
     steps : DataFrame
-        The cleaned steps in the order of the trace: ``batch_size``, ``total_tokens``, ``latency_ms`` (ms).
+        The cleaned steps in the order of the trace: ``latency_ms`` (ms) and the model's columns; steps that
+        lack one of them are left out. Further columns tell whether a richer model would predict better.
     folder : str or Path
         Made if it does not exist. Files of the same names are overwritten, others left alone.
     probability : float
@@ -44,10 +44,9 @@ def write_report(
     Raises
     ------
     InputError
-        There are no steps, or the probability is not between 0 and 1.
+        There are no steps, they lack a column of the model, or the probability is not between 0 and 1.
     """
-    if steps.empty:
-        raise InputError("there are no steps to report on")
+    steps = reported_steps(fit, steps)
     folder = Path(folder)
     found = summary(fit, steps, probability=probability)
     tables = write_tables(_tables(fit, steps, found), folder / "tables")
@@ -59,7 +58,7 @@ def write_report(
 
 
 def _tables(fit: FittedModel, steps: pd.DataFrame, found: Summary) -> dict[str, pd.DataFrame]:
-    return {
+    tables = {
         "parameters": found.parameters,
         "convergence": found.convergence,
         "typical_steps": found.table,
@@ -67,3 +66,4 @@ def _tables(fit: FittedModel, steps: pd.DataFrame, found: Summary) -> dict[str, 
         "coverage": found.coverage,
         "latency_grid": latency_grid(fit, steps, probability=found.probability),
     }
+    return tables if found.effects.empty else {**tables, "effects": found.effects}

@@ -19,9 +19,9 @@ def check_columns(fit: FittedModel) -> None:
     further = [name for name in fit.model.columns if name not in COLUMNS]
     if further:
         raise InputError(
-            f"the model {fit.model.name} of {fit.metadata.name} needs {', '.join(further)} of every step: a "
-            "promise over requests and tokens alone cannot be made with it; fit the trace with --model "
-            "saturation"
+            f"the model {fit.model.name} of {fit.metadata.name} needs {', '.join(further)} of every step: "
+            "what follows from requests and tokens alone cannot be said with it; fit the trace with --model "
+            "saturation for that"
         )
 
 

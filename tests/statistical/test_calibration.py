@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_sched.benchmarking import choose_rows
 from bayes_sched.model import all_parameters, load_model
 from bayes_sched.priors import Prior, Priors
 from bayes_sched.settings import SamplerSettings
 from bayes_sched.simulation_calibration import CalibrationStudy, evenness_table
+from bayes_sched.thinning import choose_rows
 from bayes_sched.trace import clean_steps, read_trace
 from tests.conftest import ROOT
 

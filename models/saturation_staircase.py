@@ -1,0 +1,121 @@
+r"""The saturation equation with attention and a staircase: departures level by level of S.
+
+Latency is a staircase in S, because kernels work in tiles: on one GPU a step of 260 tokens takes twice as
+long as one of 250. The documented equation is smooth. Here it is taken at the tokens with their padding to
+whole tiles, and for each level of S a factor multiplies it in steps with prefill:
+
+.. math::
+
+    \mu = \begin{cases} T_{sat}(B, S) + \tau_C C & \text{decode only} \\
+    T_{sat}(B, S')\, e^{p} + \tau_P + \tau_M C + \tau_Q Q & \text{with prefill,} \end{cases}
+
+with :math:`S' = S + \varphi\, (64 \lceil S / 64 \rceil - S)`, a log factor p for each level of S, and the
+rest as in ``saturation_context``. The factors come from a population whose spread is learned, :math:`p \sim
+\mathrm{Normal}(0, s_p)`. Where a level has no data its factor is drawn from the population: the equation
+extrapolates, and the band says how far levels were seen to depart from it.
+
+=====  =================================================================  ====  ===========================
+name   meaning                                                            unit  prior: log-normal, 95 % in
+=====  =================================================================  ====  ===========================
+phi    what a token of padding costs, relative to a token                 1     0.05 - 2
+s_p    spread of the log factors by tokens, with prefill                  1     0.005 - 0.3
+=====  =================================================================  ====  ===========================
+
+and the parameters, the priors and the noise options of ``saturation_context``.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pymc as pm
+import xarray as xr
+
+from bayes_sched.coordinates import SaturationCoordinates
+from bayes_sched.effects import Effect, EffectCoordinates
+from bayes_sched.equation import PARAMETERS, Parameter, latency_ms
+from bayes_sched.likelihood import student_t_model
+from bayes_sched.model import load_model
+from bayes_sched.priors import Priors
+
+SATURATION = load_model("saturation")
+CONTEXT: Any = load_model("saturation_context")
+
+
+def _every(*stretches: tuple[int, int]) -> tuple[float, ...]:
+    """Return the upper ends of levels: (up to, width) for each stretch."""
+    starts = (0, *(top for top, _ in stretches[:-1]))
+    ranges = (
+        range(below + width, top + 1, width) for below, (top, width) in zip(starts, stretches, strict=True)
+    )
+    return tuple(float(top) for top in chain(*ranges))
+
+
+TILE = 64
+"""Tokens that kernels work on together."""
+PHI = Parameter("phi", r"\varphi", "what a token of padding costs, relative to a token", "1", 0.05, 2.0)
+FACTOR = Effect(
+    "prefill_factor",
+    "log factors by tokens, with prefill",
+    Parameter("s_p", "s_p", "spread of the log factors by tokens, with prefill", "1", 0.005, 0.3),
+    "total_tokens",
+    _every((32, 16), (512, 32), (1024, 64), (2048, 128), (4096, 256), (8192, 512)),
+    prefill=True,
+)
+
+
+class SaturationStaircase:
+    """The equation, attention and a staircase; see the module's docstring for the mathematics."""
+
+    name = "saturation_staircase"
+    title = "saturation equation with attention and a staircase, Student-t noise"
+    parameters = (*CONTEXT.parameters, PHI, FACTOR.scale)
+    columns: tuple[str, ...] = CONTEXT.columns
+    noises: tuple[str, ...] = CONTEXT.noises
+    effects = (FACTOR,)
+
+    def noise_parameters(self, noise: str) -> tuple[Parameter, ...]:
+        """Return the parameters of a noise option."""
+        parameters: tuple[Parameter, ...] = CONTEXT.noise_parameters(noise)
+        return parameters
+
+    def build(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> pm.Model:
+        """Return the PyMC model: the priors, the factors of levels with data, Student-t observations."""
+        return student_t_model(self, steps, priors, noise=noise)
+
+    def coordinates(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> EffectCoordinates:
+        """Return the coordinates that NUTS samples: those of ``saturation_context``, and of the factors."""
+        others = (*self.parameters[len(SATURATION.parameters) :], *self.noise_parameters(noise))
+        names = tuple(p.name for p in others)
+        base = SaturationCoordinates(steps, priors, names, departure=0.2, terms=CONTEXT.terms)
+        return EffectCoordinates(base, (FACTOR,), steps, self.split)
+
+    def latency(self, draws: xr.Dataset, steps: xr.Dataset) -> xr.DataArray:
+        """Return the mean latency in ms."""
+        work, rest = self.split(draws, steps)
+        latency: xr.DataArray = work * np.exp(FACTOR.at(draws, steps)) + rest
+        return latency
+
+    def split(self, draws: Any, steps: Any) -> tuple[Any, Any]:
+        """Return what the factors multiply and what they do not, both in ms."""
+        has_prefill = steps["num_prefill_reqs"] > 0
+        tokens = steps["total_tokens"]
+        padding = -(-tokens // TILE) * TILE - tokens
+        padded = tokens + has_prefill * draws["phi"] * padding
+        equation = latency_ms(steps["batch_size"], padded, **{p.name: draws[p.name] for p in PARAMETERS})
+        return equation, CONTEXT.attention(draws, steps)
+
+    def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
+        """Return the scale of the noise in ms."""
+        scale: xr.DataArray = CONTEXT.scale(draws, mean, steps)
+        return scale
+
+    def combinations(self, draws: xr.Dataset) -> xr.Dataset:
+        """Return what the data see of the parameters, whatever single ones they leave open."""
+        return SATURATION.combinations(draws)
+
+
+MODEL = SaturationStaircase()
