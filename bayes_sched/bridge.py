@@ -5,8 +5,8 @@ For draws x of the density f and y of a normalised g,
 .. math::  \int f = \frac{E_g[f h]}{E_f[g h]}
 
 for any bridge h; the optimal one, :math:`h = 1 / (s_f f / \int f + s_g g)`, is found by iteration. Meng and
-Wong (1996), Statistica Sinica 6. Where importance sampling needs g to cover all of f, this needs only that they
-overlap, which is what many coordinates leave.
+Wong (1996), Statistica Sinica 6. Where importance sampling needs g to cover all of f, this needs only that
+they overlap, which is what many coordinates leave.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ SLA = "sla.json"
 """The file by which a folder is known as the answer about a promise."""
 VALIDATION = "validation.csv"
 """The file by which a folder is known as a validation of models."""
+PLAN = "plan.json"
+"""The file by which a folder is known as a plan."""
 
 _KINDS = {
     POSTERIOR: "fit",
@@ -29,6 +31,7 @@ _KINDS = {
     COMPARISON: "comparison of servers",
     SLA: "answer about a promise",
     VALIDATION: "validation of models",
+    PLAN: "plan",
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -66,8 +66,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_model_options(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("model").add_argument
     add("--model", default="saturation", help=f"name of a model, or a .py file, which is run {DEFAULT}")
-    noises = ("proportional", "constant")
-    add("--noise", choices=noises, help="scale of the noise (default: the model's first)")
+    add("--noise", metavar="OPTION", help="noise option of the model, such as constant (default: its first)")
     add("--priors", type=Path, metavar="FILE.toml", help="prior overrides, as in examples/priors.toml")
     add("--probability", type=command.probability, default=0.9, metavar="P", help=f"of intervals {DEFAULT}")
 

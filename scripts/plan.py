@@ -209,10 +209,10 @@ def report_folder(options: argparse.Namespace, posterior: Path) -> Path | None:
         raise InputError("--name names the report: give --report too")
     if not options.report:
         return None
-    from bayes_sched.report.planning_files import check_plan
+    from bayes_sched.results import PLAN, check_result
 
     name = f"{posterior.resolve().parent.name}-{options.kind}" if options.name is None else options.name
-    return check_plan(options.results_dir, name, overwrite=options.overwrite)
+    return check_result(options.results_dir, name, overwrite=options.overwrite, holds=PLAN)
 
 
 def run(job: Job) -> int:
@@ -343,9 +343,8 @@ def write(job: Job, plan: Optimum | CapacityPlan, show: command.Progress) -> dic
     """Write the report where one is wanted; return its files by what they are."""
     if job.folder is None:
         return {}
-    from bayes_sched.report.planning_files import PLAN
     from bayes_sched.report.planning_writing import write_plan
-    from bayes_sched.results import result_folder
+    from bayes_sched.results import PLAN, result_folder
 
     show("writing the report", None)
     with result_folder(job.folder, overwrite=job.options.overwrite, holds=PLAN) as folder:

@@ -39,7 +39,6 @@ pytestmark = pytest.mark.usefixtures("stubbed_sampling")
         (["t", "--seed", "-1"], "--seed"),
         (["t", "--max-rows", "19"], "--max-rows: '19' is not a whole number of at least 20"),
         (["t", "--sampler", "stan"], "--sampler: invalid choice: 'stan'"),
-        (["t", "--noise", "loud"], "--noise: invalid choice: 'loud'"),
         (["t", "--min-latency-ms", "0"], "--min-latency-ms: '0' is not a positive number of milliseconds"),
         (["t", "--max-latency-ms", "inf"], "--max-latency-ms: 'inf'"),
         (["t", "--max-latency-ms", "0.5"], "--min-latency-ms 1 is not below --max-latency-ms 0.5"),
@@ -132,7 +131,6 @@ def test_defaults_of_the_command_are_those_of_the_library() -> None:
 
 def test_choices_of_the_command_are_those_of_the_library() -> None:
     actions = parser()._option_string_actions
-    assert actions["--noise"].choices == load_model("saturation").noises
     assert actions["--sampler"].choices == settings.SAMPLERS
 
 

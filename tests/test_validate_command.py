@@ -43,7 +43,7 @@ SLIPS: list[tuple[list[str], str]] = [
     ([], "the following arguments are required: TRACE"),
     (["none.jsonl"], "no such file: none.jsonl"),
     (["t.jsonl", "--nonsense"], "unrecognized arguments: --nonsense"),
-    (["t.jsonl", "--splits", "fold"], "--splits fold: no such split; give some of random, time"),
+    (["t.jsonl", "--splits", "fold"], "--splits fold: no such split; give some of random, blocks"),
     (["t.jsonl", "--splits", "time,time"], "--splits time: given twice"),
     (["t.jsonl", "--splits", ","], "',' names nothing"),
     (["t.jsonl", "--models", "xgboost"], "--models xgboost: no such contender; give some of line"),

@@ -210,7 +210,7 @@ def test_nothing_to_score_is_an_error_that_says_why() -> None:
 
 
 def test_a_split_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--splits fold: give some of random, time"):
+    with pytest.raises(InputError, match=r"--splits fold: give some of random, blocks"):
         StudySettings(splits=("random", "fold"))
 
 

@@ -10,9 +10,9 @@ from bayes_sched.planning.capacity_plan import CapacityPlan
 from bayes_sched.planning.optimum import Optimum
 from bayes_sched.report.files import ReportPaths, write_figures, write_json, write_tables
 from bayes_sched.report.planning_figures import plan_figures
-from bayes_sched.report.planning_files import PLAN
 from bayes_sched.report.planning_tables import plan_frames, plan_pages
 from bayes_sched.report.templates import date, render
+from bayes_sched.results import PLAN
 
 
 def write_plan(plan: Optimum | CapacityPlan, folder: str | Path, *, command: str = "") -> ReportPaths:
