@@ -117,3 +117,17 @@ def test_a_start_is_kept_and_missing_components_are_added_where_it_is_bad() -> N
     assert fitted.weights[order] == pytest.approx(KNOWN.weights, abs=4 * np.sqrt(0.21 / 4000))
     enough = fit_mixture(points, np.ones(4000), num_components=1, rng=rng, start=KNOWN)
     assert enough.num_components == 2
+
+
+def test_components_that_overlap_are_merged_and_the_lightest_left_out() -> None:
+    mixture = GaussianMixture(
+        np.array([0.4, 0.2, 0.3, 0.1]),
+        np.array([[0.0, 0.0], [0.5, 0.0], [20.0, 0.0], [0.0, 50.0]]),
+        np.stack([np.eye(2)] * 4),
+    )
+    found = mixture.untangled(2)
+    assert found.weights == pytest.approx([0.6 / 0.9, 0.3 / 0.9])
+    assert found.means == pytest.approx(np.array([[0.5 * 0.2 / 0.6, 0.0], [20.0, 0.0]]))
+    # The merged one has the mean covariance and that of the means.
+    assert found.covariances[0, 0, 0] == pytest.approx(1.0 + 0.25 * (1 / 3) * (2 / 3))
+    assert mixture.untangled(9).num_components == 3
