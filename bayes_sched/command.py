@@ -67,6 +67,14 @@ share = number_option(float, lambda x: 0 <= x <= 1, "a share between 0 and 1")
 probability = number_option(float, lambda x: 0 < x < 1, "a probability between 0 and 1")
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Read names with commas between them."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return found
+
+
 def at_least(least: int) -> Callable[[str], Any]:
     """Return a `type` for an option: a whole number that is not less."""
     return number_option(int, lambda x: x >= least, f"a whole number of at least {least}")

@@ -34,101 +34,22 @@ which is the logistic function for M = 0. M depends on the saturation rates alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from bayes_sched.equation import inverse_saturation
 from bayes_sched.priors import Priors
+from bayes_sched.reference_steps import ReferenceSteps, Terms, linear_start
 
 Floats = NDArray[np.float64]
 
-_MAX_REFERENCE_STEPS = 64
 _MIN_GAIN = 1e-2  # of a curve's projection; positive on any trace that has steps of several sizes
 _MIN_VISIBILITY = 1e-3
-_LEAST_SHARE = 1e-3  # of a latency, that a start gives to each of its terms
-
-type Terms = Callable[[pd.DataFrame], Mapping[str, Floats]]
-
-
-@dataclass(frozen=True)
-class ReferenceSteps:
-    """A few weighted steps that stand for a trace.
-
-    Attributes
-    ----------
-    batch_size, total_tokens : ndarray, dims (reference,)
-    terms : ndarray, dims (term, reference)
-        1, B and S of the reference steps.
-    precision : ndarray, dims (reference,)
-        Inverse of the squared standard error of each reference step's typical latency, 1/ms^2.
-    projection : ndarray, dims (term, reference)
-        Weighted least-squares projection of a curve over the reference steps on the terms.
-    fit : ndarray, dims (term,)
-        Projection of the observed latencies: ms, ms/request, ms/token, each at least a hundredth of the
-        median latency.
-    width : ndarray, dims (term,)
-        A tenth of the median latency, as a level, per request and per token.
-    """
-
-    batch_size: Floats
-    total_tokens: Floats
-    terms: Floats
-    precision: Floats
-    projection: Floats
-    fit: Floats
-    width: Floats
-
-    @classmethod
-    def from_steps(cls, steps: pd.DataFrame, *, departure: float = 0.0) -> ReferenceSteps:
-        """Summarise the steps (``batch_size``, ``total_tokens``, ``latency_ms``).
-
-        Parameters
-        ----------
-        steps : DataFrame
-        departure : float
-            How far latencies may depart from the equation for other reasons than noise, relative to them.
-        """
-        cells = steps.groupby(["total_tokens", "batch_size"])["latency_ms"].agg(["size", "median"])
-        cells = cells.reset_index().astype(float)
-        weight = cells["size"] / cells["median"] ** 2
-        group = _groups(np.sqrt(weight.to_numpy()))
-        total = weight.groupby(group).sum()
-        mean = cells[["batch_size", "total_tokens", "median"]].mul(weight, axis=0).groupby(group).sum()
-        batch_size, total_tokens, latency = mean.div(total, axis=0).to_numpy().T
-
-        terms = np.stack([np.ones_like(batch_size), batch_size, total_tokens])
-        gram = (terms * total.to_numpy()) @ terms.T
-        gram += 1e-6 * np.diag(np.diag(gram))  # steps of one size only leave the three terms collinear
-        projection = np.linalg.solve(gram, terms * total.to_numpy())
-        fit = projection @ latency
-
-        residual = steps["latency_ms"] - fit @ [
-            np.ones(len(steps)),
-            steps["batch_size"].to_numpy(float),
-            steps["total_tokens"].to_numpy(float),
-        ]
-        relative_scale = max(1.48 * float((residual / steps["latency_ms"]).abs().median()), 1e-3)
-        typical = np.array([1.0, *steps[["batch_size", "total_tokens"]].median().to_numpy(float)])
-        width = 0.1 * float(steps["latency_ms"].median()) / typical
-        # Of a group, total is the number of steps over the squared latency.
-        precision = 1.0 / (relative_scale**2 / total.to_numpy() + (departure * latency) ** 2)
-        return cls(
-            batch_size, total_tokens, terms, precision, projection, np.maximum(fit, 0.1 * width), width
-        )
-
-
-def _groups(weight: Floats) -> NDArray[np.int64]:
-    """Assign consecutive cells to at most `_MAX_REFERENCE_STEPS` groups of about one weight."""
-    if len(weight) <= _MAX_REFERENCE_STEPS:
-        return np.arange(len(weight))
-    position = np.cumsum(weight) / weight.sum() * _MAX_REFERENCE_STEPS
-    return np.minimum(position, _MAX_REFERENCE_STEPS - 1).astype(np.int64)
 
 
 class LogCoordinates:
@@ -261,11 +182,11 @@ class SaturationCoordinates:
         log_a_1 = log_slope + log_f - backend.log(work.gain)
         a_1 = backend.exp(log_a_1)
         remaining = (level - a_1 * work.level) / width[0]
-        log_remaining = backend.log(_softplus(remaining, backend)) + backend.log(width[0])
+        log_remaining = backend.log(softplus(remaining, backend)) + backend.log(width[0])
         log_h, log_fixed, jacobian_h = _share(y_level, fixed.visibility, backend)
         log_a_0 = log_remaining + log_h - backend.log(fixed.gain)
         own = (per_request - a_1 * work.per_request - backend.exp(log_a_0) * fixed.per_request) / width[1]
-        log_own = backend.log(_softplus(own, backend)) + backend.log(width[1])
+        log_own = backend.log(softplus(own, backend)) + backend.log(width[1])
         log_P = self._throughput_mean(log_a_0, log_a_1) + self._throughput_sd * throughput
         logs = {
             "P_max": log_P,
@@ -283,8 +204,8 @@ class SaturationCoordinates:
             + jacobian_slope
             + jacobian_f
             + jacobian_h
-            - (_softplus(-remaining, backend) + log_remaining)
-            - (_softplus(-own, backend) + log_own)
+            - (softplus(-remaining, backend) + log_remaining)
+            - (softplus(-own, backend) + log_own)
         )
         return logs, log_jacobian
 
@@ -305,9 +226,9 @@ class SaturationCoordinates:
             logs["k_S"],
             self._inverse_slope(np.logaddexp(log_curve, logs["tau_S"])),
             _inverse_share(log_curve - logs["tau_S"], work.visibility),
-            width[0] * _inverse_softplus(remaining) + a_1 * work.level,
+            width[0] * _inversesoftplus(remaining) + a_1 * work.level,
             _inverse_share(log_fixed - logs["tau_0"], fixed.visibility),
-            width[1] * _inverse_softplus(own) + added,
+            width[1] * _inversesoftplus(own) + added,
             *(logs[name] for name in self.others),
         ]
         return np.stack(np.broadcast_arrays(*coordinates), axis=-1)
@@ -319,14 +240,14 @@ class SaturationCoordinates:
         """
         if self._departure == 0.0:
             return coordinate, 0.0
-        log_multiple = backend.log(_softplus(coordinate, backend))
+        log_multiple = backend.log(softplus(coordinate, backend))
         width = self._departure * self._reference_in(backend).fit[2]
-        return log_multiple + backend.log(width), -_softplus(-coordinate, backend) - log_multiple
+        return log_multiple + backend.log(width), -softplus(-coordinate, backend) - log_multiple
 
     def _inverse_slope(self, log_slope: Floats) -> Floats:
         if self._departure == 0.0:
             return log_slope
-        return _inverse_softplus(np.exp(log_slope) / (self._departure * self.reference.fit[2]))
+        return _inversesoftplus(np.exp(log_slope) / (self._departure * self.reference.fit[2]))
 
     def _throughput_mean(self, log_a_0: Any, log_a_1: Any) -> Any:
         """Prior mean of log P_max given a_0 and a_1: a precision-weighted mean of three views of it."""
@@ -352,24 +273,6 @@ class SaturationCoordinates:
         return _Curve(gain, projected[0], projected[1], ref.fit[summed] * error / gain + _MIN_VISIBILITY)
 
 
-def linear_start(steps: pd.DataFrame, terms: Terms | None) -> dict[str, float]:
-    """Return logarithms of the parameters of `terms` by non-negative least squares of relative residuals.
-
-    A parameter that comes out as 0 gets a thousandth of the median latency as its typical share.
-    """
-    if terms is None:
-        return {}
-    latency = steps["latency_ms"].to_numpy(float)
-    table = {name: term / latency for name, term in terms(steps).items()}
-    size = {name: float(np.mean(term)) for name, term in table.items()}
-    used = [name for name in table if size[name] > 0.0]
-    values, _ = nnls(np.stack([table[name] / size[name] for name in used], axis=1), np.ones(len(latency)))
-    return {
-        name: float(np.log(max(value, _LEAST_SHARE) / size[name]))
-        for name, value in zip(used, values, strict=True)
-    }
-
-
 @dataclass(frozen=True)
 class _Curve:
     """A curve over a trace: its part in the sum it belongs to, its level and per-request projections, M."""
@@ -384,9 +287,9 @@ def _share(y: Any, visibility: Any, backend: Any) -> tuple[Any, Any, Any]:
     """Return log f(y), log (1 - f(y)) and log of d logit f / dy, accurate in both tails."""
     log_m = backend.log(visibility)
     log_complement = backend.log(-backend.expm1(-visibility))  # log (1 - e^-M)
-    above, below = _softplus(y - visibility, backend), _softplus(-y, backend)
-    log_f = backend.log(_softplus(y + log_complement - above, backend)) - log_m
-    log_rest = backend.log(_softplus(visibility - y + log_complement - below, backend)) - log_m
+    above, below = softplus(y - visibility, backend), softplus(-y, backend)
+    log_f = backend.log(softplus(y + log_complement - above, backend)) - log_m
+    log_rest = backend.log(softplus(visibility - y + log_complement - below, backend)) - log_m
     return log_f, log_rest, log_complement - log_m - above - below - log_f - log_rest
 
 
@@ -397,9 +300,10 @@ def _inverse_share(logit: Floats, visibility: Floats) -> Floats:
     return seen + np.log(-np.expm1(-seen)) - np.log(-np.expm1(-rest))
 
 
-def _softplus(x: Any, backend: Any) -> Any:
+def softplus(x: Any, backend: Any) -> Any:
+    """Return log(1 + e^x)."""
     return np.logaddexp(0.0, x) if backend is np else backend.softplus(x)
 
 
-def _inverse_softplus(y: Floats) -> Floats:
+def _inversesoftplus(y: Floats) -> Floats:
     return y + np.log(-np.expm1(-y))

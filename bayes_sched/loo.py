@@ -26,11 +26,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
-from scipy import special
 
 from bayes_sched.errors import InputError
 from bayes_sched.fitted import FittedModel
 from bayes_sched.prediction import Evaluator, as_threshold
+from bayes_sched.predictive import component_log_density
 
 type Floats = NDArray[np.float64]
 
@@ -231,14 +231,6 @@ def log_likelihoods(
         observed_ms = as_threshold(chunk["latency_ms"])
         found = evaluator.per_draw(chunk, component_log_density, threshold=observed_ms)
         yield found.assign_coords(step=np.arange(start, start + len(chunk))).rename("log_likelihood")
-
-
-def component_log_density(mean: Floats, scale: Floats, nu: Floats, x: Floats) -> Floats:
-    """Return the log density of single Student-t distributions, 1/ms; the arguments (ms) broadcast."""
-    half = 0.5 * (nu + 1.0)
-    constant = special.gammaln(half) - special.gammaln(0.5 * nu) - 0.5 * np.log(np.pi * nu)
-    density: Floats = constant - np.log(scale) - half * np.log1p(((x - mean) / scale) ** 2 / nu)
-    return density
 
 
 def _finite(log_likelihood: xr.DataArray, fit: FittedModel) -> Floats:

@@ -86,9 +86,7 @@ class Misfit:
             parts.append(f"the steps' context explains about {percent(self.context_share)}")
         if round(self.staircase_share, 2) > 0.0:
             more = "another" if parts else "explains about"
-            parts.append(
-                f"the staircase of latencies by requests and tokens {more} {percent(self.staircase_share)}"
-            )
+            parts.append(f"the staircase of latencies {more} {percent(self.staircase_share)}")
         return (
             f"Of the error left by this model ({number(self.error_ms)} ms a step on average), "
             f"{listed(parts)}: fit it with --model {self.richer}."

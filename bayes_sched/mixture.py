@@ -72,11 +72,8 @@ class GaussianMixture:
 
     def merged(self, other: GaussianMixture, share: float) -> GaussianMixture:
         """Return a mixture of this one and another, which gets `share` of the weight."""
-        return GaussianMixture(
-            np.concatenate([(1.0 - share) * self.weights, share * other.weights]),
-            np.concatenate([self.means, other.means]),
-            np.concatenate([self.covariances, other.covariances]),
-        )
+        own = GaussianMixture((1.0 - share) * self.weights, self.means, self.covariances)
+        return own.joined(GaussianMixture(share * other.weights, other.means, other.covariances))
 
     def collapsed(self) -> GaussianMixture:
         """Return one Gaussian of the mixture's mean and covariance."""

@@ -168,6 +168,14 @@ def component_cdf(mean: Floats, scale: Floats, nu: Floats, x: Floats) -> Floats:
     return cast("Floats", np.where(x < 0.0, 0.0, special.stdtr(nu, (x - mean) / scale)))
 
 
+def component_log_density(mean: Floats, scale: Floats, nu: Floats, x: Floats) -> Floats:
+    """Return the log density of single Student-t distributions, 1/ms; the arguments (ms) broadcast."""
+    half = 0.5 * (nu + 1.0)
+    constant = special.gammaln(half) - special.gammaln(0.5 * nu) - 0.5 * np.log(np.pi * nu)
+    density: Floats = constant - np.log(scale) - half * np.log1p(((x - mean) / scale) ** 2 / nu)
+    return density
+
+
 def check_probability(value: float, *, name: str = "q") -> float:
     """Return a probability strictly between 0 and 1.
 

@@ -15,9 +15,10 @@ from threadpoolctl import threadpool_limits
 from bayes_sched.bridge import log_mass
 from bayes_sched.density import Density
 from bayes_sched.effects import effects_of, with_effects
+from bayes_sched.interleaving import allocate, interleave
 from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
 from bayes_sched.model import LatencyModel, all_parameters
-from bayes_sched.nuts import SAMPLE_STATS, PartSampler, Progress
+from bayes_sched.nuts import PartSampler, Progress
 from bayes_sched.partition import Partition
 from bayes_sched.pilot import GOOD_EFFICIENCY, NUM_COMPONENTS, Pilot, effective_number, run_pilot
 from bayes_sched.settings import SamplerSettings
@@ -235,14 +236,14 @@ class Sampler:
             masses, efficiency = self.masses(partition, settings.chains, rng)
         kept = np.flatnonzero(masses.mean(axis=0) >= _NEGLIGIBLE_MASS)
         neglected = 1.0 - float(masses.mean(axis=0)[kept].sum())
-        counts = _allocate(masses[:, kept], settings.draws)
+        counts = allocate(masses[:, kept], settings.draws)
         if parts:
             parts = [parts[part] for part in kept]
         else:
             wanted = np.zeros(mixture.num_components, dtype=np.int64)
             wanted[kept] = np.maximum(counts.max(axis=0), settings.chains)
             parts = self._draw_parts(partition, wanted, settings, progress)
-        coordinates, stats = _interleave(parts, counts)
+        coordinates, stats = interleave(parts, counts)
         info = {
             "num_modes": pilot.num_modes,
             "num_parts": len(kept),
@@ -305,39 +306,6 @@ class Sampler:
 def _portion(progress: Progress, number: int, total: int) -> Progress:
     """Return a progress whose shares are those of one of `total` equal stretches."""
     return lambda text, share: progress(text, None if share is None else (number + share) / total)
-
-
-def _allocate(masses: Floats, draws: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the draws a chain gets of each part, dims (chain, part): largest remainders, `draws` in all."""
-    exact = masses / masses.sum(axis=1, keepdims=True) * draws
-    counts = np.floor(exact).astype(np.int64)
-    for row, remainder in zip(counts, exact - counts, strict=True):
-        row[np.argsort(-remainder)[: draws - row.sum()]] += 1
-    return counts
-
-
-def _interleave(parts: list[tuple[Floats, xr.Dataset]], counts: Any) -> tuple[Floats, xr.Dataset]:
-    """Merge the parts of each chain evenly, each in its own order, so that autocorrelation stays visible."""
-    chains = []
-    for chain, count in enumerate(counts):
-        position = np.concatenate([(np.arange(n) + 0.5) / n for n in count if n])
-        part = np.repeat(np.arange(len(parts)), count)
-        order = np.argsort(position, kind="stable")
-        x = np.concatenate([values[chain, :n] for (values, _), n in zip(parts, count, strict=True)])[order]
-        stats = {
-            name: np.concatenate(
-                [stats[name].to_numpy()[chain, :n] for (_, stats), n in zip(parts, count, strict=True)]
-            )[order]
-            for name in SAMPLE_STATS
-        }
-        chains.append((x, {**stats, "part": part[order]}))
-    names = [*SAMPLE_STATS, "part"]
-    draws = len(chains[0][0])
-    merged = xr.Dataset(
-        {name: (("chain", "draw"), np.stack([stats[name] for _, stats in chains])) for name in names},
-        coords={"chain": np.arange(len(chains)), "draw": np.arange(draws)},
-    )
-    return np.stack([x for x, _ in chains]), merged
 
 
 def sample(

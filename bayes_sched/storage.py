@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import xarray as xr
 
 from bayes_sched.errors import InputError
+from bayes_sched.file_version import check_version
 from bayes_sched.metadata import FORMAT_MARKER, FORMAT_NAME, FORMAT_VERSION, FitMetadata
 from bayes_sched.model import LatencyModel, ModelFile, load_model_file, shipped_models
 from bayes_sched.whole_file import whole_file
@@ -160,14 +160,7 @@ def _check_file(path: Path) -> None:
 def _check_format(path: Path, attrs: Mapping[Any, Any]) -> None:
     if attrs.get(FORMAT_MARKER) != FORMAT_NAME:
         raise InputError(f"{path}: a netCDF file, but no saved fit; give a posterior.nc made by fit_bayes.py")
-    version = attrs.get("format_version")
-    if not isinstance(version, int | np.integer):
-        raise InputError(f"{path}: the file is damaged (no format version); fit the trace again")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: written by a later bayes-sched (format {version}; this one reads up to "
-            f"{FORMAT_VERSION}): upgrade with pip install --upgrade bayes-sched"
-        )
+    check_version(path, attrs.get("format_version"), known=FORMAT_VERSION, again="fit the trace again")
 
 
 def _check_content(path: Path, tree: xr.DataTree) -> None:

@@ -35,7 +35,8 @@ import pymc as pm
 import xarray as xr
 
 from bayes_sched.coordinates import SaturationCoordinates
-from bayes_sched.effects import Effect, EffectCoordinates
+from bayes_sched.effect_coordinates import EffectCoordinates
+from bayes_sched.effects import Effect
 from bayes_sched.equation import PARAMETERS, Parameter, latency_ms
 from bayes_sched.likelihood import student_t_model
 from bayes_sched.model import load_model

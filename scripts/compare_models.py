@@ -44,14 +44,6 @@ exit status: 0 done; 2 bad input or usage; 3 a fit has not converged (its row is
 """
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Read names with commas between them."""
-    found = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
-    return found
-
-
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = command.Parser(
@@ -60,7 +52,12 @@ def parser() -> argparse.ArgumentParser:
     one, zero, ms = command.at_least(1), command.at_least(0), command.milliseconds
     add = made.add_argument
     add("traces", nargs="+", metavar="TRACE", help="file (.gz, .zst, plain), 'PATTERN', or - for stdin")
-    add("--models", type=names, metavar="A,B", help="what is compared (default: all of the project's models)")
+    add(
+        "--models",
+        type=command.names,
+        metavar="A,B",
+        help="what is compared (default: all of the project's models)",
+    )
     add("--json", action="store_true", help="print one JSON document in place of the tables")
     add("--csv", type=Path, metavar="FILE", help="write the comparison as a table, too")
     add("--figure", type=Path, metavar="FILE.png", help="draw the differences with their intervals, too")

@@ -45,14 +45,6 @@ was.
 """
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Read names with commas between them."""
-    found = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
-    return found
-
-
 def parser() -> argparse.ArgumentParser:
     """The options; their defaults are those of the library, which a test holds them to."""
     made = command.Parser(
@@ -69,9 +61,13 @@ def parser() -> argparse.ArgumentParser:
     add("--no-report", action="store_true", help="write numbers and tables alone")
     add("--json", action="store_true", help="print one JSON document in place of the tables")
     add = made.add_argument_group("what is compared").add_argument
-    add("--models", type=names, metavar="A,B", help="contenders (default: all, see below)")
+    add("--models", type=command.names, metavar="A,B", help="contenders (default: all, see below)")
     add(
-        "--splits", type=names, default=SPLITS, metavar="A,B", help="ways of holding steps out (default: all)"
+        "--splits",
+        type=command.names,
+        default=SPLITS,
+        metavar="A,B",
+        help="ways of holding steps out (default: all)",
     )
     add("--repeats", type=one, default=1, metavar="N", help=f"of the random splits {DEFAULT}")
     add("--seed", type=zero, default=0, metavar="N", help=f"of everything random {DEFAULT}")

@@ -1,12 +1,10 @@
 """The documented least-squares estimator."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from bayes_sched import InputError, ThroughputSaturationModel, clean_steps, latency_ms, read_trace
@@ -14,41 +12,14 @@ from bayes_sched.baseline import least_squares
 from bayes_sched.baseline.least_squares import NAMES, initial_values
 from bayes_sched.baseline.uncertainty import QUANTITIES, at_bound, covariance
 from bayes_sched.equation import PARAMETERS
-
-TRUTH = {
-    "P_max": 40.0,
-    "k_B": 0.8,
-    "k_S": 0.02,
-    "w_0": 10.0,
-    "w_1": 2.0,
-    "tau_0": 5.0,
-    "tau_B": 0.1,
-    "tau_S": 0.004,
-}
-RATIOS_TOO = TRUTH | {"a_0": TRUTH["w_0"] / TRUTH["P_max"], "a_1": TRUTH["w_1"] / TRUTH["P_max"]}
-IDENTIFIED = ("k_B", "k_S", "tau_0", "tau_B", "tau_S", "a_0", "a_1")
-
-
-def simulated(
-    num_steps: int = 1500, *, seed: int = 1, noise_ms: float = 0.5, relative: float = 0.0, **changes: float
-) -> pd.DataFrame:
-    """Steps of a known server with Gaussian noise."""
-    rng = np.random.default_rng(seed)
-    batch_size = np.rint(np.exp(rng.uniform(0.0, np.log(64.0), num_steps)))
-    total_tokens = np.rint(batch_size * np.exp(rng.uniform(0.0, np.log(2048.0 / batch_size))))
-    mean = latency_ms(batch_size, total_tokens, **(TRUTH | changes))
-    noise = np.hypot(noise_ms, relative * mean) * rng.standard_normal(num_steps)
-    return pd.DataFrame(
-        {"batch_size": batch_size, "total_tokens": total_tokens, "latency_ms": np.maximum(mean + noise, 1.0)}
-    )
-
-
-def truth_ms(steps: pd.DataFrame) -> Any:
-    return latency_ms(steps["batch_size"].to_numpy(), steps["total_tokens"].to_numpy(), **TRUTH)
-
-
-def predicted_ms(model: ThroughputSaturationModel, steps: pd.DataFrame) -> Any:
-    return model.predict(steps["batch_size"].to_numpy(), steps["total_tokens"].to_numpy())
+from tests.baseline_server import (
+    IDENTIFIED,
+    RATIOS_TOO,
+    TRUTH,
+    predicted_ms,
+    simulated,
+    truth_ms,
+)
 
 
 @pytest.fixture(scope="module")
@@ -310,133 +281,6 @@ def test_settings_are_those_it_was_made_with() -> None:
     twin = ThroughputSaturationModel(**model.get_params())
     assert repr(twin) == repr(model)
     assert "max_latency_ms=800.0" in repr(model)
-
-
-def test_scores_are_what_their_names_say(fitted: ThroughputSaturationModel) -> None:
-    steps = simulated(300, seed=8)
-    observed, predicted = steps["latency_ms"].to_numpy(), predicted_ms(fitted, steps)
-    scores = fitted.metrics(steps)
-    error = predicted - observed
-    assert scores.rmse_ms == pytest.approx(np.sqrt((error**2).mean()))
-    assert scores.mae_ms == pytest.approx(np.abs(error).mean())
-    assert scores.mape == pytest.approx((np.abs(error) / observed).mean())
-    assert scores.r2 == pytest.approx(1.0 - (error**2).sum() / ((observed - observed.mean()) ** 2).sum())
-    assert fitted.score(steps) == scores.r2
-    assert "Over 300 steps" in scores.text
-    assert scores.table["num_steps"].item() == 300
-
-
-def test_idle_steps_cannot_be_scored(fitted: ThroughputSaturationModel) -> None:
-    steps = simulated(60)
-    steps.loc[3, ["batch_size", "total_tokens"]] = 0.0
-    with pytest.raises(InputError, match="clean_steps removes idle steps"):
-        fitted.score(steps)
-
-
-def test_residuals_of_the_right_model_are_unremarkable(fitted: ThroughputSaturationModel) -> None:
-    found = fitted.residuals(simulated(seed=9))
-    assert len(found.residual_ms) == 1500
-    assert found.table.groupby("by")["num_steps"].sum().tolist() == [1500, 1500]
-    # Each class has 200 steps or more: its mean residual is known to 0.5 / sqrt(200) = 0.035 ms.
-    assert found.table["mean_ms"].abs().max() < 0.15
-    assert found.jarque_bera_p > 0.001
-    assert found.ljung_box_p > 0.001
-    assert abs(found.skewness) < 0.3
-    assert "standard errors are too small" not in found.text
-
-
-def test_residuals_show_what_the_model_does_not_know(fitted: ThroughputSaturationModel) -> None:
-    steps = simulated(seed=9)
-    drift = 3.0 * np.sin(np.arange(len(steps)) / 50.0)
-    slow = np.where(steps["total_tokens"] > 1000, 6.0, 0.0)
-    found = fitted.residuals(steps.assign(latency_ms=steps["latency_ms"] + drift + slow))
-    assert found.autocorrelation.loc[1] > 0.4
-    assert found.ljung_box_p < 1e-6
-    assert "standard errors are too small" in found.text
-    worst = found.table.iloc[int(np.argmax(found.table["mean_ms"].to_numpy(float)))]
-    assert worst["by"] == "total_tokens"
-    assert worst["high"] == steps["total_tokens"].max()
-
-
-def test_a_saved_model_predicts_the_same_to_the_last_digit(tmp_path: Path) -> None:
-    steps = simulated(tau_B=0.0)
-    model = ThroughputSaturationModel(loss="huber", max_latency_ms=900.0).fit(steps)
-    model.save(tmp_path / "baseline.json")
-    again = ThroughputSaturationModel.load(tmp_path / "baseline.json")
-    np.testing.assert_array_equal(predicted_ms(again, steps), predicted_ms(model, steps))
-    assert repr(again) == repr(model)
-    assert again.at_bound_ == model.at_bound_
-    assert again.metrics_ == model.metrics_
-    assert again.warnings_ == model.warnings_
-    assert again.huber_ms_ == model.huber_ms_
-    np.testing.assert_array_equal(again.covariance_, model.covariance_)
-    np.testing.assert_allclose(again.region_.corners, model.region_.corners)
-    pd.testing.assert_frame_equal(again.parameter_table(), model.parameter_table())
-
-
-def test_a_failed_save_leaves_the_file_before(
-    fitted: ThroughputSaturationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "baseline.json"
-    fitted.save(path)
-    before = path.read_bytes()
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(InputError, match="No space left"):
-        fitted.save(path)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["baseline.json"]
-
-
-def _changed(**changes: Any) -> Any:
-    return lambda saved: json.dumps(saved | changes)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda saved: "", "the file is empty"),
-        (lambda saved: json.dumps(saved)[:400], "damaged, perhaps cut short"),
-        (lambda saved: "T = 4 S", "not JSON"),
-        (lambda saved: "[1, 2]", "a JSON file, but no saved baseline"),
-        (lambda saved: json.dumps({"format": "something else"}), "no saved baseline"),
-        (_changed(version=99), "upgrade with pip"),
-        (_changed(version="one"), "no format version"),
-        (_changed(parameters={"P_max": 1.0}), "parameters are not"),
-        (_changed(parameters=TRUTH | {"k_B": 0.0}), "parameters: k_B is 0"),
-        (_changed(parameters=TRUTH | {"k_B": -1.0}), "parameters: k_B is -1"),
-        (_changed(parameters=TRUTH | {"k_B": "fast"}), "damaged"),
-        (_changed(settings={"loss": "cubic"}), "damaged"),
-        (_changed(covariance=[[1.0]]), "the covariance is not 10 by 10"),
-        (_changed(scores={"r2": 1.0}), "the scores are not those of a fit"),
-        (_changed(region=[]), "the region makes no sense"),
-        (_changed(at_bound={"q": "0"}), "at_bound names"),
-    ],
-)
-def test_a_damaged_or_foreign_file_is_refused_in_one_line(
-    fitted: ThroughputSaturationModel, tmp_path: Path, damage: Any, message: str
-) -> None:
-    path = tmp_path / "baseline.json"
-    fitted.save(path)
-    path.write_text(damage(json.loads(path.read_text("utf-8"))), encoding="utf-8")
-    with pytest.raises(InputError, match=message) as caught:
-        ThroughputSaturationModel.load(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_place_that_holds_no_file_is_refused(fitted: ThroughputSaturationModel, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
-        ThroughputSaturationModel.load(tmp_path / "none.json")
-    with pytest.raises(InputError, match="is a folder"):
-        ThroughputSaturationModel.load(tmp_path)
-    with pytest.raises(InputError, match="is a folder"):
-        fitted.save(tmp_path)
-    with pytest.raises(InputError, match="cannot write"):
-        fitted.save(tmp_path / "missing" / "baseline.json")
 
 
 def test_contours_have_units_and_mark_what_was_not_seen(fitted: ThroughputSaturationModel) -> None:

@@ -6,9 +6,10 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 
-from bayes_sched.coordinates import Floats, LogCoordinates, ReferenceSteps, SaturationCoordinates
+from bayes_sched.coordinates import Floats, LogCoordinates, SaturationCoordinates
 from bayes_sched.model import all_parameters, load_model
 from bayes_sched.priors import Prior, Priors
+from bayes_sched.reference_steps import ReferenceSteps
 from tests.simulation import INTERPRETED
 from tests.synthetic_fit import simulated_steps
 

@@ -19,13 +19,13 @@ from bayes_sched.fitted import FittedModel
 from bayes_sched.loo import (
     CAVEAT,
     LeaveOneOut,
-    component_log_density,
     leave_one_out,
     log_likelihoods,
 )
 from bayes_sched.loo_comparison import comparable_steps, compare_models
 from bayes_sched.model import load_model
 from bayes_sched.plots.model_differences import model_differences
+from bayes_sched.predictive import component_log_density
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit, synthetic_metadata
 
 FLOORS_MS = np.linspace(0.5, 6.0, 2001)

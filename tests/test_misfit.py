@@ -131,7 +131,7 @@ def test_the_advice_reads_as_a_sentence() -> None:
     found = Misfit(error_ms=1.234, context_share=0.55, staircase_share=0.2, richer=STAIRCASE)
     assert found.advice == (
         "Of the error left by this model (1.23 ms a step on average), the steps' context explains about 55% "
-        "and the staircase of latencies by requests and tokens another 20%: fit it with --model "
+        "and the staircase of latencies another 20%: fit it with --model "
         "saturation_staircase."
     )
     assert found.share == pytest.approx(0.75)

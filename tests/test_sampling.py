@@ -8,9 +8,10 @@ import pytest
 import xarray as xr
 
 from bayes_sched.errors import InputError
+from bayes_sched.interleaving import allocate, interleave
 from bayes_sched.model import all_parameters, load_model
 from bayes_sched.priors import Priors
-from bayes_sched.sampling import Sampler, Samples, _allocate, _interleave
+from bayes_sched.sampling import Sampler, Samples
 from bayes_sched.settings import SamplerSettings
 from tests.simulation import (
     BENT_WEIGHT,
@@ -173,16 +174,16 @@ def test_wrong_settings_are_refused_with_their_numbers(wrong: dict[str, Any], me
 
 def test_draws_are_allocated_in_proportion_and_none_is_lost() -> None:
     masses = np.array([[0.301, 0.699], [0.25, 0.75], [0.999, 0.001]])
-    counts = _allocate(masses, 10)
+    counts = allocate(masses, 10)
     np.testing.assert_array_equal(counts[[0, 2]], [[3, 7], [10, 0]])
     assert counts[1].tolist() in ([2, 8], [3, 7])  # a tie
     rng = np.random.default_rng(0)
     many = rng.dirichlet(np.ones(5), size=50)
-    allocated = _allocate(many, 1000)
+    allocated = allocate(many, 1000)
     assert (allocated.sum(axis=1) == 1000).all()
     assert np.abs(allocated - 1000 * many).max() < 1.0
     # Masses of parts that are left out do not sum to one.
-    assert (_allocate(0.9 * many, 1000) == allocated).all()
+    assert (allocate(0.9 * many, 1000) == allocated).all()
 
 
 def _part(number: int, draws: int) -> tuple[np.ndarray[Any, np.dtype[np.float64]], xr.Dataset]:
@@ -195,7 +196,7 @@ def _part(number: int, draws: int) -> tuple[np.ndarray[Any, np.dtype[np.float64]
 
 def test_parts_are_interleaved_evenly_and_each_keeps_its_order() -> None:
     counts = np.array([[30, 70], [50, 50]])
-    merged, stats = _interleave([_part(0, 50), _part(1, 70)], counts)
+    merged, stats = interleave([_part(0, 50), _part(1, 70)], counts)
     assert merged.shape == (2, 100, 3)
     for chain in range(2):
         assert (merged[chain, :, 1] == chain).all()
@@ -211,7 +212,7 @@ def test_parts_are_interleaved_evenly_and_each_keeps_its_order() -> None:
 
 
 def test_a_chain_without_draws_of_a_part_is_the_other_part() -> None:
-    merged, _ = _interleave([_part(0, 4), _part(1, 4)], np.array([[4, 0], [0, 4]]))
+    merged, _ = interleave([_part(0, 4), _part(1, 4)], np.array([[4, 0], [0, 4]]))
     assert (merged[0, :, 0] == 0).all()
     assert (merged[1, :, 0] == 1).all()
     np.testing.assert_array_equal(merged[:, :, 2], [[0, 1, 2, 3]] * 2)

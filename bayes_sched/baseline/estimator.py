@@ -11,7 +11,6 @@ residuals least, or Huber's sum, in which outliers count less.
 from __future__ import annotations
 
 import os
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -239,15 +238,14 @@ class ThroughputSaturationModel:
                 raise InputError(f"{name} is {low:g} to {high:g}: give two numbers, 1 or more, rising")
         if batch_range[0] >= token_range[1]:
             raise InputError("no step is possible: batch_range begins where token_range ends, or above")
-        # Figures lie above fits in the map of the library; here alone, as estimators do, a fit asks for one.
-        plots = import_module("bayes_sched.plots.point_contours")
-        figure: Figure = plots.point_contours(
+        from bayes_sched.plots.point_contours import point_contours  # imports matplotlib
+
+        return point_contours(
             lambda batch_size, total_tokens: latency_ms(batch_size, total_tokens, **self.parameters_),
             region=solution.region,
             batch_range=batch_range,
             token_range=token_range,
         )
-        return figure
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to a JSON file, atomically; an existing file is replaced.

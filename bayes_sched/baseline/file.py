@@ -18,6 +18,7 @@ from bayes_sched.baseline.scores import Scores
 from bayes_sched.baseline.solution import Solution
 from bayes_sched.baseline.uncertainty import INFINITY, QUANTITIES
 from bayes_sched.errors import InputError
+from bayes_sched.file_version import check_version
 from bayes_sched.region import Region
 from bayes_sched.whole_file import whole_file
 
@@ -151,14 +152,7 @@ def _check_format(path: Path, content: bytes) -> None:
         raise InputError(f"{path}: not a saved baseline (not JSON); {_GIVE}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT_NAME:
         raise InputError(f"{path}: a JSON file, but no saved baseline; {_GIVE}")
-    version = found.get("version")
-    if not isinstance(version, int):
-        raise InputError(f"{path}: the file is damaged (no format version); {_AGAIN}")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: written by a later bayes-sched (format {version}; this one reads up to "
-            f"{FORMAT_VERSION}): upgrade with pip install --upgrade bayes-sched"
-        )
+    check_version(path, found.get("version"), known=FORMAT_VERSION, again=_AGAIN)
 
 
 def _problem(document: _Document) -> str:

@@ -12,7 +12,7 @@ from scipy import special
 from bayes_sched.fitting import fit
 from bayes_sched.model import ModelFile
 from bayes_sched.prediction import Evaluator, as_threshold
-from bayes_sched.predictive import StudentTMixture
+from bayes_sched.predictive import StudentTMixture, component_log_density
 from bayes_sched.scoring import LEVELS, Floats
 from bayes_sched.settings import SamplerSettings
 from bayes_sched.validation.contender import Predict
@@ -97,9 +97,6 @@ def log_density(mixture: StudentTMixture, mean: Floats, scale: Floats, x: Floats
     x : ndarray, dims (cell,)
         ms.
     """
-    nu = mixture.nu[:, None]
-    half = 0.5 * (nu + 1.0)
-    constant = special.gammaln(half) - special.gammaln(0.5 * nu) - 0.5 * np.log(np.pi * nu)
-    each = constant - np.log(scale) - half * np.log1p(((x - mean) / scale) ** 2 / nu)
+    each = component_log_density(mean, scale, mixture.nu[:, None], x)
     total: Floats = special.logsumexp(each, axis=0) - np.log(len(mixture.nu))
     return total

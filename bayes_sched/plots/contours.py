@@ -55,13 +55,13 @@ def latency_contours(fit: FittedModel, steps: pd.DataFrame) -> Figure:
     quantiles = fit.quantile(fit.completed(grid), list(_QUANTILES)).transpose("quantile", *ORDER)
     possible = grid[POSSIBLE].transpose(*ORDER).to_numpy()
     is_extrapolation = fit.extrapolation(fine)
-    levels = _levels(quantiles.to_numpy()[:, possible])
+    levels = round_levels(quantiles.to_numpy()[:, possible])
     for ax, surface, title in zip(axes[:, 0], quantiles, _QUANTILES.values(), strict=True):
         log_axes(ax)
         if has_area(ax, surface):
-            lines = _draw(ax, surface, levels)
+            lines = draw_contours(ax, surface, levels)
             draw_veil(ax, fine, is_extrapolation)
-            _label(ax, lines)
+            label_contours(ax, lines)
         draw_seen(ax, steps)
         ax.set(title=title, ylabel=Y_LABEL)
     axes[1, 0].set_xlabel(X_LABEL)
@@ -76,7 +76,7 @@ def _grid(steps: pd.DataFrame, num: int) -> xr.Dataset:
     return steps_grid(batch_size=batch_size, total_tokens=np.union1d(batch_size, total_tokens))
 
 
-def _levels(values: Floats) -> Floats:
+def round_levels(values: Floats) -> Floats:
     """Return round latencies, evenly spread on a logarithmic scale, over the range of the values."""
     low, high = float(values.min()), float(values.max())
     steps = np.array([1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0])
@@ -86,14 +86,15 @@ def _levels(values: Floats) -> Floats:
     return np.unique(np.concatenate([[low * 0.999], thin, [high * 1.001]]))
 
 
-def _draw(ax: Axes, surface: xr.DataArray, levels: Floats) -> ContourSet:
+def draw_contours(ax: Axes, surface: xr.DataArray, levels: Floats) -> ContourSet:
+    """Fill a surface over (B, S) and draw its lines; return the lines."""
     x, y, z = surface["batch_size"].to_numpy(), surface["total_tokens"].to_numpy(), surface.to_numpy()
     norm = LogNorm(levels[0], levels[-1] * 1.5)
     ax.contourf(x, y, z, levels=levels, norm=norm, cmap="YlGnBu")
     return ax.contour(x, y, z, levels=levels[1:-1], colors=INK, linewidths=0.8)
 
 
-def _label(ax: Axes, lines: ContourSet) -> None:
+def label_contours(ax: Axes, lines: ContourSet) -> None:
     """Write the latencies on their lines, over the veil."""
     for label in ax.clabel(lines, fmt="%g", fontsize=7.5):
         label.set_bbox({"facecolor": "white", "alpha": 0.8, "pad": 0.6, "linewidth": 0})

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from bayes_sched.plots.contours import _draw, _label, _levels
+from bayes_sched.plots.contours import draw_contours, label_contours, round_levels
 from bayes_sched.plots.maps import ORDER, X_LABEL, Y_LABEL, draw_veil, log_axes, veil_handle
 from bayes_sched.plots.points import log_grid
 from bayes_sched.plots.style import new_figure, styled
@@ -53,9 +53,9 @@ def point_contours(
     possible = grid[POSSIBLE].transpose(*ORDER)
     surface = latency(grid["batch_size"], grid["total_tokens"]).transpose(*ORDER).where(possible)
     log_axes(ax)
-    lines = _draw(ax, surface, _levels(surface.to_numpy()[possible.to_numpy()]))
+    lines = draw_contours(ax, surface, round_levels(surface.to_numpy()[possible.to_numpy()]))
     draw_veil(ax, grid, ~region.contains(grid["batch_size"], grid["total_tokens"]))
-    _label(ax, lines)
+    label_contours(ax, lines)
     for label in ax.texts:  # at the edge of the axes a number would lose a digit, and read as another one
         label.set_clip_on(False)
     ax.set(title="Latency (ms)", xlabel=X_LABEL, ylabel=Y_LABEL)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayes_sched.errors import InputError
+from bayes_sched.file_version import check_version
 from bayes_sched.predictor.provenance import Provenance
 from bayes_sched.predictor.tables import Tables
 from bayes_sched.region import Region
@@ -95,14 +96,7 @@ def _content(path: Path) -> bytes:
 def _check_format(path: Path, about: object) -> None:
     if not isinstance(about, dict) or about.get("format") != FORMAT_NAME:
         raise InputError(f"{path}: an archive of arrays, but no compiled predictor; {_MAKE_ONE}")
-    version = about.get("version")
-    if not isinstance(version, int):
-        raise InputError(f"{path}: the file is damaged (no format version); compile the fit again")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: written by a later bayes-sched (format {version}; this one reads up to "
-            f"{FORMAT_VERSION}): upgrade with pip install --upgrade bayes-sched, or compile the fit again"
-        )
+    check_version(path, about.get("version"), known=FORMAT_VERSION, again="compile the fit again")
 
 
 def _region_problem(region: Region) -> str:
