@@ -55,8 +55,10 @@ def plan_capacity(
     keeps each limit, and the queue does not grow without end. The smallest such number is found by doubling
     and halving, as more servers do not make requests slower; both it and one less are simulated.
 
-    Simplifications, beside those of the fit: scheduling is synchronous, the prefix cache is empty, all
-    servers are of the same posterior draw, and the noise of steps is independent.
+    Scheduling is vLLM 0.32's (``scripts/check_simulator.py`` holds it against a real one): a waiting request
+    is admitted when the free KV blocks hold all of its tokens (``scheduler_reserve_full_isl``), though only the
+    first chunk is allocated. Simplifications, beside those of the fit: scheduling is synchronous, the prefix
+    cache is empty, all servers are of the same posterior draw, and the noise of steps is independent.
 
     Parameters
     ----------

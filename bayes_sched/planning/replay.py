@@ -9,12 +9,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bayes_sched.errors import InputError
-from bayes_sched.planning.replay_kernel import LOG_COLUMNS, Arrivals, Limits, State, StepTable, replay_steps
+from bayes_sched.planning.replay_kernel import (
+    LOG_COLUMNS,
+    Arrivals,
+    Given,
+    Limits,
+    State,
+    StepTable,
+    replay_steps,
+)
 from bayes_sched.planning.scheduler import SchedulerSettings
 from bayes_sched.planning.workload import Workload
 
 type Floats = NDArray[np.float64]
 type Ints = NDArray[np.int64]
+
+NOTHING_GIVEN = Given(np.empty(0), np.empty(0, dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,6 +80,7 @@ def replay(
     table: StepTable,
     *,
     rng: np.random.Generator,
+    given: Given | None = None,
     time_at: Floats | None = None,
     num_logged: int = 0,
 ) -> Replay:
@@ -82,6 +93,8 @@ def replay(
     table : StepTable
         Reaches to the settings' token budget and number of sequences.
     rng : Generator
+    given : Given, optional
+        What is taken from a trace: when steps end, or who is there.
     time_at : ndarray, optional, dims (node_b, node_s)
         The time of the steps is added to it, by the nodes of the table.
     num_logged : int
@@ -100,6 +113,7 @@ def replay(
         Arrivals(arrival_ms, workload.prompt_tokens, workload.output_tokens),
         Limits(settings.token_budget, settings.max_num_seqs, settings.num_blocks, settings.block_tokens),
         table,
+        NOTHING_GIVEN if given is None else given,
         state,
         rng,
         np.zeros(table.mean.shape) if time_at is None else time_at,

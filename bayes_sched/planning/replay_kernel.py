@@ -3,9 +3,11 @@
 A request needs ``prompt + generated - computed`` tokens of work: the rest of its prompt while that is
 prefilled, one token while it decodes, and all of it again after it was preempted. A step gives running
 requests their tokens in the order of their admission, then admits waiting ones in the order of their arrival,
-as far as the token budget, the number of sequences and the blocks of the KV cache go. Where a running request
-finds no block, the newest running one loses all of its blocks and waits in front of all others (in vLLM, too,
-its tokens are computed anew), and that step admits nobody.
+as far as the token budget, the number of sequences and the blocks of the KV cache go: one is admitted where
+the cache has room for all of its tokens so far, though it takes the blocks of its first chunk alone (vLLM's
+``scheduler_reserve_full_isl``, its default). Where a running request finds no block, the newest running one
+loses all of its blocks and waits in front of all others (in vLLM, too, its tokens are computed anew), and
+that step admits nobody.
 
 Waiting requests are always newer than running ones, so that a stack of the preempted and a pointer into the
 arrivals are the whole queue.
@@ -68,6 +70,17 @@ class StepTable(NamedTuple):
     overhead_ms: float
 
 
+class Given(NamedTuple):
+    """What a replay takes from a trace instead of computing it; empty: nothing.
+
+    `ends_ms`, dims (step,), ascending: every step ends at the next of these times. `present`, dims (step,):
+    requests that wait or run in each step; they come when the trace says, not at their times of arrival.
+    """
+
+    ends_ms: Floats
+    present: Ints
+
+
 class State(NamedTuple):
     """What is known of each request, dims (request,), and the running and preempted ones, dims (place,)."""
 
@@ -88,6 +101,7 @@ def replay_steps(
     arrivals: Arrivals,
     limits: Limits,
     table: StepTable,
+    given: Given,
     state: State,
     rng: np.random.Generator,
     time_at: Floats,
@@ -101,6 +115,7 @@ def replay_steps(
     limits : Limits
         Every request fits into the blocks on its own.
     table : StepTable
+    given : Given
     state : State
         Empty; filled in.
     rng : Generator
@@ -115,12 +130,14 @@ def replay_steps(
         Steps, and the time during which one was running, ms.
     """
     num_requests = arrivals.arrival_ms.size
-    running = preempted = admitted = arrived = finished = steps = 0
+    running = preempted = admitted = arrived = finished = steps = upcoming = 0
     free = limits.num_blocks
     now, busy_ms = 0.0, 0.0
     while finished < num_requests:
         while arrived < num_requests and arrivals.arrival_ms[arrived] <= now:
             arrived += 1
+        if steps < given.present.size:
+            arrived = max(arrived, min(num_requests, finished + given.present[steps]))
         if running + preempted == 0 and admitted == arrived:
             now = arrivals.arrival_ms[arrived]
             continue
@@ -134,7 +151,11 @@ def replay_steps(
         if scheduled == 0:  # a request that cannot fit: excluded by the caller
             break
         tokens, context, pairs, prefills = _columns(arrivals, state, scheduled)
-        duration = _duration(table, scheduled, tokens, rng)
+        upcoming = _upcoming(given.ends_ms, upcoming, now)
+        if upcoming < given.ends_ms.size:
+            duration = given.ends_ms[upcoming] - now
+        else:
+            duration = _duration(table, scheduled, tokens, rng)
         time_at[table.left_b[scheduled], table.left_s[tokens]] += duration
         if steps < log.shape[0]:
             row = log[steps]
@@ -196,10 +217,11 @@ def _admit(
     """Admit waiting requests, the oldest first, with as much of their work as fits."""
     while left > 0 and running < limits.max_num_seqs and preempted + arrived > admitted:
         r = state.preempted[preempted - 1] if preempted > 0 else admitted
-        tokens = min(arrivals.prompt[r] + state.generated[r], left)
-        need = -(tokens // -limits.block_tokens)
-        if need > free:
+        whole = arrivals.prompt[r] + state.generated[r]
+        if -(whole // -limits.block_tokens) > free:
             break
+        tokens = min(whole, left)
+        need = -(tokens // -limits.block_tokens)
         if preempted > 0:
             preempted -= 1
         else:
@@ -232,6 +254,14 @@ def _columns(arrivals: Arrivals, state: State, scheduled: int) -> tuple[int, int
             prefills += 1
             pairs += float(chunk) * before + 0.5 * chunk * (chunk + 1)
     return tokens, context, pairs, prefills
+
+
+@njit(cache=True, nogil=True)
+def _upcoming(ends_ms: Floats, upcoming: int, now: float) -> int:
+    """Return the number of the next end, behind the last one by more than rounding."""
+    while upcoming < ends_ms.size and ends_ms[upcoming] <= now + 1e-6:
+        upcoming += 1
+    return upcoming
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,196 @@
+"""A real server's steps beside what its clients measured, on one clock and cut in two halves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bayes_sched.errors import InputError
+from bayes_sched.planning.measured_requests import MeasuredRequests
+from bayes_sched.planning.scheduler import BLOCK_TOKENS, SchedulerSettings
+
+NEEDED = ("timestamp", "num_decode_reqs", "num_waiting_reqs", "num_running_reqs")
+"""Columns of the steps, beside B, S and the latency."""
+TOLERATED = 0.005
+"""Share of the requests' tokens that the steps may hold too many or too few before that is said."""
+_FEWEST_ALONE = 5
+_DEFAULT_SEQS = 256  # vLLM's own, where the trace does not show a limit
+
+type Floats = NDArray[np.float64]
+type Ints = NDArray[np.int64]
+type Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ServerRecord:
+    """Steps and requests of the same time.
+
+    Attributes
+    ----------
+    steps : DataFrame
+        Those from the first arrival to the last token, as :func:`~bayes_sched.trace.read_trace` gives them.
+    requests : MeasuredRequests
+    warnings : tuple of str
+        Where steps and requests do not go together.
+    """
+
+    steps: pd.DataFrame
+    requests: MeasuredRequests
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, steps: pd.DataFrame, requests: MeasuredRequests) -> ServerRecord:
+        """Bring steps and requests together.
+
+        Raises
+        ------
+        InputError
+            A column is missing, or there is no step in the time of the requests.
+        """
+        missing = [name for name in NEEDED if name not in steps or steps[name].isna().any()]
+        if missing:
+            raise InputError(
+                f"the trace's steps lack {', '.join(missing)}, by which they are held against requests"
+            )
+        work = steps[steps["total_tokens"] > 0].sort_values("timestamp", kind="stable")
+        start, end = float(requests.arrival_s[0]), float(requests.finish_s.max())
+        if work.empty or work["timestamp"].iloc[-1] < start or work["timestamp"].iloc[0] > end:
+            first, last = (float(work["timestamp"].iloc[i]) if len(work) else np.nan for i in (0, -1))
+            raise InputError(
+                f"the requests came from {start:.3f} to {end:.3f} s and the steps ran from {first:.3f} to "
+                f"{last:.3f} s: they do not overlap; both need one clock (arrival_s as Unix time)"
+            )
+        work = work[work["timestamp"].between(start, end)].reset_index(drop=True)
+        return cls(steps=work, requests=requests, warnings=tuple(_mismatch(work, requests)))
+
+    @property
+    def num_first(self) -> int:
+        """Requests of the first half."""
+        return self.requests.num_requests // 2
+
+    @property
+    def split_s(self) -> float:
+        """When the second half begins, s: at the arrival of its first request."""
+        return float(self.requests.arrival_s[self.num_first])
+
+    @property
+    def is_second(self) -> Bools:
+        """Whether a request is of the second half, dims (request,)."""
+        return np.arange(self.requests.num_requests) >= self.num_first
+
+    @property
+    def start_ms(self) -> Floats:
+        """When each step was begun to be scheduled, ms since the first arrival, dims (step,)."""
+        at: Floats = 1000.0 * (self.steps["timestamp"].to_numpy(float) - self.requests.arrival_s[0])
+        return at
+
+    @property
+    def done_ms(self) -> Floats:
+        """When each step's tokens were there, on the same clock, dims (step,)."""
+        return self.start_ms + _whole_step_ms(self.steps)
+
+    @property
+    def is_first_step(self) -> Bools:
+        """Whether a step was over when the second half began, dims (step,)."""
+        ended: Bools = self.done_ms <= 1000.0 * (self.split_s - self.requests.arrival_s[0])
+        return ended
+
+    @property
+    def goes_on(self) -> Bools:
+        """Whether a step carries on a request of the one before: the server was busy between the two."""
+        decodes = self.steps["num_decode_reqs"].to_numpy(float) > 0
+        context = self.steps.get("context_tokens", pd.Series(0.0, self.steps.index)).to_numpy(float) > 0
+        carried: Bools = decodes | context
+        return carried
+
+    @property
+    def gaps_ms(self) -> Floats:
+        """Time between the model runs of two steps in the first half, where the server was busy, ms."""
+        gaps: Floats = np.diff(self.start_ms) - self.steps["latency_ms"].to_numpy(float)[:-1]
+        is_busy = self.goes_on[1:] & self.is_first_step[1:]
+        return gaps[is_busy]
+
+    @property
+    def step_overhead_ms(self) -> float:
+        """Mean of `gaps_ms`; 0 where there are none."""
+        return max(float(self.gaps_ms.mean()), 0.0) if self.gaps_ms.size else 0.0
+
+    @property
+    def ends_ms(self) -> Floats:
+        """When the next step could begin, ms since the first arrival, dims (step,)."""
+        start = self.start_ms
+        ends = self.done_ms + self.step_overhead_ms
+        ends[:-1] = np.where(self.goes_on[1:], start[1:], np.minimum(ends[:-1], start[1:]))
+        return np.maximum.accumulate(ends)
+
+    @property
+    def present(self) -> Ints:
+        """Requests that wait or run in each step, dims (step,)."""
+        there: Ints = (self.steps["num_waiting_reqs"] + self.steps["num_running_reqs"]).to_numpy(np.int64)
+        return there
+
+    @property
+    def ingress_ms(self) -> float:
+        """Time from sending a request to the scheduler, ms: median over the first half.
+
+        It shows where a request finds the server at rest, and its arrival begins a step. 0 where that was
+        seen fewer than five times.
+        """
+        begins = np.flatnonzero(
+            ~self.goes_on & self.is_first_step & (self.steps["batch_size"] == 1).to_numpy()
+        )
+        arrival_ms = 1000.0 * (self.requests.arrival_s - self.requests.arrival_s[0])
+        latest = np.searchsorted(arrival_ms, self.start_ms[begins], side="right") - 1
+        before_ms = np.concatenate([[-np.inf], self.done_ms])[begins]
+        was_at_rest = (latest >= 0) & (arrival_ms[latest] > before_ms)
+        took = (self.start_ms[begins] - arrival_ms[latest])[was_at_rest]
+        return float(np.median(took)) if took.size >= _FEWEST_ALONE else 0.0
+
+    def settings(
+        self,
+        *,
+        token_budget: int | None = None,
+        max_num_seqs: int | None = None,
+        kv_tokens: int | None = None,
+        block_tokens: int = BLOCK_TOKENS,
+    ) -> SchedulerSettings:
+        """Return the scheduler's settings; what is not given is taken from the trace.
+
+        The token budget is the most tokens of a step. The limit on sequences is what ran while somebody
+        waited though tokens were left; where nobody did, vLLM's own.
+        """
+        tokens = self.steps["total_tokens"]
+        budget = int(tokens.max()) if token_budget is None else token_budget
+        held_back = self.steps["num_running_reqs"][(self.steps["num_waiting_reqs"] > 0) & (tokens < budget)]
+        seen = int(held_back.max()) if len(held_back) and kv_tokens is None else _DEFAULT_SEQS
+        return SchedulerSettings(
+            token_budget=budget,
+            max_num_seqs=seen if max_num_seqs is None else max_num_seqs,
+            kv_tokens=kv_tokens,
+            block_tokens=block_tokens,
+            step_overhead_ms=self.step_overhead_ms,
+        )
+
+
+def _whole_step_ms(steps: pd.DataFrame) -> Floats:
+    """Return the time of scheduling and model run, ms, dims (step,)."""
+    whole = steps["latency_ms"].to_numpy(float)
+    if "schedule_ms" in steps:
+        whole = whole + np.nan_to_num(steps["schedule_ms"].to_numpy(float))
+    if "step_ms" in steps:
+        told = steps["step_ms"].to_numpy(float)
+        whole = np.where(np.isnan(told), whole, told)
+    return whole
+
+
+def _mismatch(steps: pd.DataFrame, requests: MeasuredRequests) -> list[str]:
+    held, brought = int(steps["total_tokens"].sum()), requests.num_computed
+    if abs(held - brought) <= TOLERATED * brought:
+        return []
+    return [
+        f"the steps in the time of the requests hold {held:,} tokens, and the requests bring {brought:,}: "
+        "there were other requests, a prefix cache, preemptions, or steps are missing"
+    ]
