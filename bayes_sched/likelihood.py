@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
+from numpy.typing import NDArray
 
 from bayes_sched.effects import Effect, effects_of
 from bayes_sched.model import LatencyModel, all_parameters
@@ -40,20 +41,22 @@ def student_t_model(
     noise : str
         Noise option of the model.
     """
-    columns = list(model.columns)
-    cells, cell_of_step = np.unique(steps[columns].to_numpy(float), axis=0, return_inverse=True)
-    with pm.Model(coords={"step": np.arange(len(steps)), "cell": np.arange(len(cells))}) as built:
-        table = {name: pm.Data(name, cells[:, i], dims="cell") for i, name in enumerate(columns)}
-        cell = pm.Data("cell_of_step", cell_of_step.astype(np.int64), dims="step")
-        observed = pm.Data("observed_ms", steps["latency_ms"].to_numpy(float), dims="step")
+    values, coords = step_data(model, steps)
+    with pm.Model(coords=coords) as built:
+        table: dict[str, Any] = {name: pm.Data(name, values[name], dims="cell") for name in model.columns}
+        cell = pm.Data("cell_of_step", values["cell_of_step"], dims="step")
+        observed = pm.Data("observed_ms", values["observed_ms"], dims="step")
 
         theta: dict[str, Any] = {
             p.name: pm.LogNormal(p.name, priors[p.name].mu, priors[p.name].sigma)
             for p in all_parameters(model, noise)
         }
+        if priors.population is not None:
+            logs = {name: pt.log(value) for name, value in theta.items()}
+            pm.Potential("population", priors.population.log_ratio(logs, priors, pt))
         for effect in effects_of(model):
             theta[effect.name], table[effect.dim] = _log_factors(
-                effect, theta, steps, cells[:, columns.index(effect.column)]
+                effect, theta, steps, values[effect.column]
             )
         mean = model.latency(theta, table)  # type: ignore[arg-type]
         scale = model.scale(theta, mean, table) * pt.ones_like(mean)  # type: ignore[arg-type]
@@ -61,6 +64,25 @@ def student_t_model(
             "latency_ms", nu=theta["nu"], mu=mean[cell], sigma=scale[cell], observed=observed, dims="step"
         )
     return built
+
+
+def step_data(
+    model: LatencyModel, steps: pd.DataFrame
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.int64]]]:
+    """Return the values of the model's data, and the coordinates of its dims cell and step.
+
+    Parameters
+    ----------
+    model : LatencyModel
+    steps : DataFrame
+        The model's columns and ``latency_ms``.
+    """
+    columns = list(model.columns)
+    cells, cell_of_step = np.unique(steps[columns].to_numpy(float), axis=0, return_inverse=True)
+    values: dict[str, NDArray[Any]] = {name: cells[:, i] for i, name in enumerate(columns)}
+    values["cell_of_step"] = cell_of_step.astype(np.int64)
+    values["observed_ms"] = steps["latency_ms"].to_numpy(float)
+    return values, {"step": np.arange(len(steps)), "cell": np.arange(len(cells))}
 
 
 def _log_factors(effect: Effect, theta: dict[str, Any], steps: pd.DataFrame, column: Any) -> tuple[Any, Any]:

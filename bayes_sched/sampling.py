@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pymc as pm
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
@@ -16,6 +17,7 @@ from bayes_sched.bridge import log_mass
 from bayes_sched.density import Density
 from bayes_sched.effects import effects_of, with_effects
 from bayes_sched.interleaving import allocate, interleave
+from bayes_sched.likelihood import step_data
 from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
 from bayes_sched.model import LatencyModel, all_parameters
 from bayes_sched.nuts import PartSampler, Progress
@@ -85,7 +87,7 @@ class Sampler:
 
     def __init__(self, model: LatencyModel, steps: pd.DataFrame, priors: Priors, *, noise: str) -> None:
         self.clock = _Clock()
-        self.steps, self.priors, self.effects = steps, priors, effects_of(model)
+        self.model, self.steps, self.priors, self.effects = model, steps, priors, effects_of(model)
         self.parameters = [p.name for p in all_parameters(model, noise)]
         with self.clock("compile"):
             self.pymc_model = model.build(steps, priors, noise=noise)
@@ -97,6 +99,17 @@ class Sampler:
             self.coordinates = coordinates
             self.density = Density(self.pymc_model, coordinates)
         self.nuts = PartSampler(self.density, self._data)
+
+    def take(self, steps: pd.DataFrame) -> None:
+        """Take other steps of the same columns in place of those before; nothing is compiled again.
+
+        For models made by :func:`~bayes_sched.likelihood.student_t_model` that have no effects.
+        """
+        values, coords = step_data(self.model, steps)
+        with self.pymc_model:
+            pm.set_data(values, coords=coords)
+        self.coordinates.adapt(steps)
+        self.steps = steps
 
     def _data(self) -> dict[str, Any]:
         """Return the values of the model's and the coordinates' data, which may have been replaced."""
@@ -287,10 +300,7 @@ class Sampler:
             },
         )
         prior = xr.Dataset(
-            {
-                name: ("draw", np.exp(rng.normal(prior.mu, prior.sigma, _PRIOR_DRAWS)))
-                for name, prior in self.priors.items()
-            }
+            {name: ("draw", np.exp(logs)) for name, logs in self.priors.draw(_PRIOR_DRAWS, rng).items()}
         )
         prior = with_effects(prior, self.effects, rng)
         return xr.DataTree.from_dict(

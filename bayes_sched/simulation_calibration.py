@@ -174,11 +174,7 @@ class CalibrationStudy:
     def _fit(
         self, truth: xr.Dataset, observed: Floats, *, seed: int
     ) -> tuple[dict[str, int], dict[str, Any]]:
-        import pymc as pm
-
-        with self.sampler.pymc_model:
-            pm.set_data({"observed_ms": observed})
-        self.sampler.coordinates.adapt(self.steps.assign(latency_ms=observed))
+        self.sampler.take(self.steps.assign(latency_ms=observed))
         samples = self.sampler.run(replace(self.settings, seed=seed))
         gate = convergence(samples.data)
         draws = self._quantities(samples.data["posterior"].to_dataset())

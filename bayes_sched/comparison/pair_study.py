@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import beta
 
+from bayes_sched.binomial import share_interval
 from bayes_sched.comparison.paired import paired_posteriors
 from bayes_sched.comparison.verdicts import Floats
 from bayes_sched.diagnostics import convergence
@@ -116,12 +116,8 @@ class PairStudy:
         return np.asarray(mean + scale * noise, dtype=np.float64)
 
     def _fit(self, observed: Floats, *, seed: int) -> tuple[xr.Dataset, bool]:
-        import pymc as pm
-
         sampler = self.study.sampler
-        with sampler.pymc_model:
-            pm.set_data({"observed_ms": observed})
-        sampler.coordinates.adapt(self.study.steps.assign(latency_ms=observed))
+        sampler.take(self.study.steps.assign(latency_ms=observed))
         samples = sampler.run(replace(self.study.settings, seed=seed))
         posterior = samples.data["posterior"].to_dataset()[list(self.study.priors)]
         return posterior, convergence(samples.data).converged
@@ -185,8 +181,8 @@ def coverage_table(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
         rows.append((f"B = {b:g}, S = {s:g}", group["pair"].nunique(), float(group["covered"].mean())))
     rows.append(("all", pairs["pair"].nunique(), float(pairs["covered"].mean())))
     table = pd.DataFrame(rows, columns=["step", "pairs", "coverage"])
-    bounds = [_binomial(c * n, n, level) for c, n in zip(table["coverage"], table["pairs"], strict=True)]
-    return table.assign(lower=[b[0] for b in bounds], upper=[b[1] for b in bounds])
+    lower, upper = share_interval(table["coverage"] * table["pairs"], table["pairs"], level=level)
+    return table.assign(lower=lower, upper=upper)
 
 
 def reliability_table(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
@@ -209,8 +205,8 @@ def reliability_table(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFra
     rows = []
     for _, group in pairs.groupby(bins):
         count, number = float(group["first_is_faster"].sum()), len(group)
-        lower, upper = _binomial(count, number, level)
-        rows.append((float(group["p_faster"].mean()), count / number, lower, upper, number))
+        lower, upper = share_interval(count, number, level=level)
+        rows.append((float(group["p_faster"].mean()), count / number, float(lower), float(upper), number))
     return pd.DataFrame(rows, columns=["predicted", "observed", "lower", "upper", "pairs"])
 
 
@@ -219,10 +215,3 @@ def one_step_each(pairs: pd.DataFrame) -> pd.DataFrame:
     position = pairs.groupby("pair").cumcount()
     number = pairs.groupby("pair")["pair"].transform("size")
     return pairs[position == pairs["pair"] % number].reset_index(drop=True)
-
-
-def _binomial(count: float, number: int, level: float) -> tuple[float, float]:
-    tail = 0.5 * (1.0 - level)
-    lower = float(beta.ppf(tail, count, number - count + 1.0)) if count > 0.0 else 0.0
-    upper = float(beta.ppf(1.0 - tail, count + 1.0, number - count)) if count < number else 1.0
-    return lower, upper
