@@ -106,6 +106,7 @@ def open_account(
         sampler=_settings(settings),
         package_versions=package_versions(),
         command=None if command is None else readable(command),
+        prior_from=None if priors.population is None else priors.population.text,
     )
     metadata.to_attrs()
     return metadata

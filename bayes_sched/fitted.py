@@ -18,7 +18,7 @@ from bayes_sched.diagnostics import Convergence, convergence
 from bayes_sched.errors import InputError
 from bayes_sched.metadata import FitMetadata
 from bayes_sched.model import LatencyModel, ModelFile, all_parameters
-from bayes_sched.parameter_table import parameter_table
+from bayes_sched.parameter_table import known_priors, parameter_table
 from bayes_sched.prediction import (
     Evaluator,
     Floats,
@@ -28,6 +28,7 @@ from bayes_sched.prediction import (
     quantile_levels,
 )
 from bayes_sched.predictive import check_probability, component_cdf
+from bayes_sched.priors import Priors
 from bayes_sched.region import Region
 from bayes_sched.steps import Steps, as_steps
 
@@ -292,10 +293,19 @@ class FittedModel:
             self.model,
             self.posterior,
             self.prior,
-            priors=self.metadata.priors,
+            priors=self._documented_priors,
             noise=self.metadata.noise,
             probability=check_probability(probability, name="probability"),
         )
+
+    def contraction(self, name: str) -> float:
+        """Return 1 minus the ratio of posterior to prior variance of the logarithm of a parameter."""
+        prior = known_priors(self.prior[[name]], self._documented_priors)[name]
+        return 1.0 - float(np.log(self.posterior[name]).var(ddof=1)) / prior.sigma**2
+
+    @property
+    def _documented_priors(self) -> Priors | None:
+        return self.metadata.priors if self.metadata.prior_from is None else None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to a netCDF file, atomically; an existing file is replaced.

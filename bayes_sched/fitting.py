@@ -20,6 +20,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.fitted import FittedModel
 from bayes_sched.metadata import FitMetadata
 from bayes_sched.model import LatencyModel, ModelFile, all_parameters, load_model_file
+from bayes_sched.population_prior import PopulationPrior
 from bayes_sched.priors import Priors
 from bayes_sched.settings import SamplerSettings
 from bayes_sched.thinning import DEFAULT_MAX_ROWS, Thinned, thin_steps
@@ -74,6 +75,7 @@ def fit(
     name: str | None = None,
     labels: Mapping[str, str] | None = None,
     command: str | None = None,
+    population: PopulationPrior | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """Sample the posterior of a latency model given a trace.
@@ -102,6 +104,9 @@ def fit(
         ``gpu`` and ``llm``; they go before those of the trace.
     command : str, optional
         The command line, for the account.
+    population : PopulationPrior, optional
+        What other servers tell, as :meth:`bayes_sched.pooling.Population.prior` returns it, in place of the
+        priors of what data identify.
     progress : callable, optional
         Called with a stage in words and the share of it that is done, or None.
 
@@ -127,6 +132,8 @@ def fit(
     with _blaming(loaded):
         noise = noise or loaded.model.noises[0]
         all_priors = _all_priors(loaded.model, noise, priors)
+        if population is not None:
+            all_priors = all_priors.within(population)
         usable, incomplete = _complete_rows(cleaned.steps, loaded.model)
     thinned = thin_steps(usable, max_rows)
     _check_enough(thinned.steps)

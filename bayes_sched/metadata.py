@@ -18,6 +18,8 @@ FORMAT_NAME = "fitted model"
 FORMAT_VERSION = 1
 """Raised whenever a reader of the version before could misread a file."""
 
+_LATER = ("prior_from",)  # fields that files of this format did not have from the beginning
+
 type Scalar = str | int | float | bool | None
 
 
@@ -107,6 +109,8 @@ class FitMetadata:
     package_versions : Mapping of str to str
     command : str or None
         The command line that made the fit.
+    prior_from : str or None
+        Whose population took the place of the documented priors of what data identify, in words.
     format_version : int
     """
 
@@ -129,6 +133,7 @@ class FitMetadata:
     timings_s: Mapping[str, float] = field(default_factory=dict)
     package_versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
+    prior_from: str | None = None
     format_version: int = FORMAT_VERSION
 
     def to_attrs(self) -> dict[str, str | int]:
@@ -190,6 +195,8 @@ def _plain(value: Any) -> Any:
 
 
 def _parsed(name: str, attrs: Mapping[str, Any]) -> Any:
+    if name not in attrs and name in _LATER:
+        return None
     if name not in attrs:
         msg = f"its description of the fit is damaged (no {name})"
         raise InputError(msg)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ def parameter_table(
     posterior: xr.Dataset,
     prior: xr.Dataset,
     *,
-    priors: Priors,
+    priors: Priors | None,
     noise: str,
     probability: float,
 ) -> pd.DataFrame:
@@ -35,8 +36,9 @@ def parameter_table(
     model : LatencyModel
     posterior : Dataset, dims (chain, draw)
     prior : Dataset, dims (draw,)
-        Draws from `priors`, by which the priors of the combinations are known.
-    priors : Priors
+        Draws from the prior, by which the priors of the combinations are known.
+    priors : Priors or None
+        None where a population's took their place: draws tell of the parameters' priors too.
     noise : str
         Noise option of the model.
     probability : float
@@ -47,9 +49,10 @@ def parameter_table(
     DataFrame
         See :meth:`bayes_sched.fitted.FittedModel.parameter_table`.
     """
+    known = known_priors(prior, priors)
     tables = {
-        "parameter": parameter_rows(posterior, priors, model.parameters, probability=probability),
-        "noise": parameter_rows(posterior, priors, model.noise_parameters(noise), probability=probability),
+        "parameter": parameter_rows(posterior, known, model.parameters, probability=probability),
+        "noise": parameter_rows(posterior, known, model.noise_parameters(noise), probability=probability),
         "combination": combination_rows(
             model.combinations(posterior), model.combinations(prior), probability=probability
         ),
@@ -57,15 +60,48 @@ def parameter_table(
     return pd.concat([table.assign(kind=kind) for kind, table in tables.items()], ignore_index=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownPrior:
+    """A prior of a positive parameter in numbers: moments of its logarithm, median and central 95 %."""
+
+    mu: float
+    sigma: float
+    median: float
+    low: float
+    high: float
+
+
+def known_priors(prior: xr.Dataset, priors: Priors | None) -> dict[str, Prior | KnownPrior]:
+    """Return the prior of each parameter: as documented, else as its draws have it."""
+    if priors is not None:
+        return dict(priors)
+    found: dict[str, Prior | KnownPrior] = {}
+    for name, draws in prior.items():
+        logs = np.log(draws.to_numpy())
+        low, median, high = np.exp(np.quantile(logs, [0.025, 0.5, 0.975]))
+        found[str(name)] = KnownPrior(
+            mu=float(logs.mean()),
+            sigma=float(logs.std(ddof=1)),
+            median=float(median),
+            low=float(low),
+            high=float(high),
+        )
+    return found
+
+
 def parameter_rows(
-    posterior: xr.Dataset, priors: Priors, parameters: Sequence[Parameter], *, probability: float
+    posterior: xr.Dataset,
+    priors: Mapping[str, Prior | KnownPrior],
+    parameters: Sequence[Parameter],
+    *,
+    probability: float,
 ) -> pd.DataFrame:
     """Return the rows of parameters with known priors.
 
     Parameters
     ----------
     posterior : Dataset, dims (chain, draw)
-    priors : Priors
+    priors : mapping of str to Prior or KnownPrior
     parameters : sequence of Parameter
     probability : float
         Of the credible interval, equal tails.
@@ -189,8 +225,8 @@ def _mixing(table: pd.DataFrame, name: str) -> dict[str, float]:
     return {column: float(table.loc[name, column]) for column in ("ess_bulk", "ess_tail", "r_hat")}  # type: ignore[arg-type]
 
 
-def _outside(draws: xr.DataArray, prior: Prior, unit: str) -> str:
+def _outside(draws: xr.DataArray, prior: Prior | KnownPrior, unit: str) -> str:
     median = float(draws.median())
     if prior.low <= median <= prior.high:
         return ""
-    return f"; outside the prior's central 95 %, {prior.low:g} - {prior.high:g} {unit}"
+    return f"; outside the prior's central 95 %, {prior.low:.4g} - {prior.high:.4g} {unit}"

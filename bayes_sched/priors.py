@@ -15,10 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bayes_sched.equation import Parameter
 from bayes_sched.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bayes_sched.population_prior import PopulationPrior
 
 #: Share of the prior mass that lies inside a documented range.
 RANGE_MASS = 0.95
@@ -81,10 +87,13 @@ class Priors(Mapping[str, Prior]):
     ----------
     priors : iterable of Prior
         One for each parameter of a model, in the model's order.
+    population : PopulationPrior, optional
+        What other servers tell, in place of the priors of what data identify.
     """
 
-    def __init__(self, priors: Iterable[Prior]) -> None:
+    def __init__(self, priors: Iterable[Prior], *, population: PopulationPrior | None = None) -> None:
         self._priors = {prior.name: prior for prior in priors}
+        self.population = population
 
     @classmethod
     def from_parameters(cls, parameters: Iterable[Parameter]) -> Priors:
@@ -120,7 +129,24 @@ class Priors(Mapping[str, Prior]):
                 msg = f"prior of {name}: no such parameter; the model has {', '.join(changed)}"
                 raise InputError(msg)
             changed[name] = Prior.from_range(name, *_low_high(name, row))
-        return Priors(changed.values())
+        return Priors(changed.values(), population=self.population)
+
+    def within(self, population: PopulationPrior) -> Priors:
+        """Return these priors with a population's in place of those of what data identify.
+
+        Raises
+        ------
+        InputError
+            The population is of a model with other parameters.
+        """
+        population.check(self)
+        return Priors(self.values(), population=population)
+
+    def draw(self, size: int, rng: np.random.Generator) -> dict[str, NDArray[np.float64]]:
+        """Draw logarithms of every parameter, dims (size,)."""
+        if self.population is not None:
+            return self.population.draw(self, size, rng)
+        return {name: rng.normal(prior.mu, prior.sigma, size) for name, prior in self.items()}
 
     def __getitem__(self, name: str) -> Prior:
         return self._priors[name]
@@ -132,7 +158,8 @@ class Priors(Mapping[str, Prior]):
         return len(self._priors)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Priors) and self._priors == other._priors
+        is_alike = isinstance(other, Priors) and self._priors == other._priors
+        return is_alike and self.population is other.population
 
     def __hash__(self) -> int:
         return hash(tuple(self._priors.values()))

@@ -14,7 +14,6 @@ from bayes_sched import plots
 from bayes_sched.fitted import FittedModel
 from bayes_sched.plots.chain_ranks import deviation
 from bayes_sched.plots.latency import typical_batch_sizes
-from bayes_sched.plots.parameters import contraction
 from bayes_sched.plots.points import sample_steps
 from bayes_sched.plots.residual_panels import residual_table, running_quantiles
 from bayes_sched.plots.style import new_figure
@@ -185,7 +184,7 @@ def test_rank_plots_cover_parameters_and_sampled_coordinates(fit: FittedModel) -
 
 def test_contraction_agrees_with_the_parameter_table(fit: FittedModel) -> None:
     table = fit.parameter_table().set_index("name")["contraction"]
-    assert contraction(fit, "tau_S") == pytest.approx(table["tau_S"], rel=1e-12)
+    assert fit.contraction("tau_S") == pytest.approx(table["tau_S"], rel=1e-12)
 
 
 def test_panels_show_batch_sizes_that_the_trace_holds(steps: pd.DataFrame) -> None:

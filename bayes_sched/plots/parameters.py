@@ -41,11 +41,6 @@ def prior_posterior(fit: FittedModel) -> Figure:
     return figure
 
 
-def contraction(fit: FittedModel, name: str) -> float:
-    """Return 1 minus the ratio of posterior to prior variance of the logarithm of a parameter."""
-    return 1.0 - float(np.log(fit.posterior[name]).var(ddof=1)) / fit.metadata.priors[name].sigma ** 2
-
-
 def _draw(ax: Axes, fit: FittedModel, parameter: Parameter) -> None:
     name = parameter.name
     for draws, colour, label in ((fit.prior[name], GREY, "prior"), (fit.posterior[name], BLUE, "posterior")):
@@ -64,5 +59,5 @@ def _draw(ax: Axes, fit: FittedModel, parameter: Parameter) -> None:
     ax.set_xlim(min(low, float(posterior.min())), max(high, float(posterior.max())))
     log_axis(ax.xaxis, sparse=True)
     ax.set(ylim=(0.0, 1.08), yticks=[], xlabel="(no unit)" if parameter.unit == "1" else parameter.unit)
-    ax.set_title(f"${parameter.symbol}$   contraction {contraction(fit, name):.2f}")
+    ax.set_title(f"${parameter.symbol}$   contraction {fit.contraction(name):.2f}")
     ax.spines["left"].set_visible(False)

@@ -1,0 +1,168 @@
+r"""The population of servers: a hierarchical PyMC model in which every fit stands for its trace.
+
+Coordinate k of what data identify (:mod:`bayes_sched.identified`, logarithms) of trace j, of server g(j):
+
+.. math::
+
+    \mu_k \sim \mathrm{Normal}(m_k, s_k), \quad
+    \gamma_{gk} \sim \mathrm{Normal}(\mu_k, \omega_k), \quad
+    z_{jk} \sim \mathrm{Normal}(\gamma_{g(j)k}, \phi_k),
+
+with mean and standard deviation under the documented priors in m and s, and log-normal :math:`\omega` and
+:math:`\phi`; given z, parameters are distributed as the documented priors have them. A fit under these priors
+has drawn :math:`\theta_{j1}, \theta_{j2}, \ldots` from :math:`p(\theta_j \mid y_j)`; so the likelihood of the
+population, with the trace's own parameters integrated out, is an expectation over these draws,
+
+.. math::
+
+    p(y_j \mid \gamma, \phi) \propto \mathrm{E}_i \left[
+    \frac{\mathrm{Normal}(z_{ji} \mid \gamma_{g(j)}, \phi)}{p_0(z_{ji})} \right],
+
+and given the population a trace's parameters are its own draws with these ratios for weights. No trace is fitted
+twice, and nothing is approximated but for the finite number of draws, of which the effective number is kept
+(two-stage fitting of a hierarchical model: Lunn, Barrett, Sweeting and Thompson 2013, doi:10.1111/rssc.12007).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+import xarray as xr
+from numpy.typing import NDArray
+
+from bayes_sched.fitted import FittedModel
+from bayes_sched.identified import documented_centre, identified, log_documented, log_normal
+from bayes_sched.nuts import SAMPLE_STATS
+from bayes_sched.priors import Prior, Priors
+from bayes_sched.settings import SamplerSettings
+
+Floats = NDArray[np.float64]
+
+BETWEEN = Prior("between", 0.1, 2.0)
+"""Prior of the standard deviation of log coordinates from server to server: 10 % to a factor of 7."""
+WITHIN = Prior("within", 0.01, 0.5)
+"""Prior of the standard deviation from trace to trace of a server, whose token budget may differ."""
+
+_MODEL_DRAWS = 500  # of each trace, evenly spaced, that the likelihood of the population averages
+_CHUNK = 500  # population draws whose weights are in memory at once
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TraceDraws:
+    """The draws of one fit as the population sees them.
+
+    Attributes
+    ----------
+    z : ndarray, dims (draw, coordinate)
+        Logarithms of the identified coordinates; chains one after the other.
+    log_base : ndarray, dims (draw,)
+        Log of the density of z under the documented priors.
+    """
+
+    z: Floats
+    log_base: Floats
+
+    @classmethod
+    def of(cls, fit: FittedModel, names: Sequence[str]) -> TraceDraws:
+        """Take the draws of a fit, of the coordinates `names`."""
+        logs = {str(name): np.log(draws.to_numpy().ravel()) for name, draws in fit.posterior.items()}
+        z = identified(logs, names, np)
+        return cls(z=z, log_base=log_documented(z, names, fit.metadata.priors, np))
+
+    def thinned(self, most: int) -> TraceDraws:
+        """Return at most so many of the draws, evenly spaced."""
+        kept = np.unique(np.linspace(0, len(self.z) - 1, most).astype(np.int64))
+        return TraceDraws(z=self.z[kept], log_base=self.log_base[kept])
+
+
+def population_model(
+    traces: Sequence[TraceDraws],
+    *,
+    names: Sequence[str],
+    servers: Sequence[str],
+    server_of_trace: Sequence[int],
+    priors: Priors,
+) -> pm.Model:
+    """Return the PyMC model of a population.
+
+    Parameters
+    ----------
+    traces : sequence of TraceDraws
+    names : sequence of str
+        The coordinates that servers share.
+    servers : sequence of str
+    server_of_trace : sequence of int, dims (trace,)
+        Position of each trace's server among `servers`.
+    priors : Priors
+        The documented priors.
+    """
+    centre, spread = documented_centre(names, priors)
+    with pm.Model(coords={"coordinate": list(names), "server": list(servers)}) as model:
+        mean = pm.Normal("mean", centre, spread, dims="coordinate")
+        between = pm.LogNormal("between", BETWEEN.mu, BETWEEN.sigma, dims="coordinate")
+        within = pm.LogNormal("within", WITHIN.mu, WITHIN.sigma, dims="coordinate")
+        server = pm.Normal("server_mean", mean, between, dims=("server", "coordinate"))
+        for j, trace in enumerate(each.thinned(_MODEL_DRAWS) for each in traces):
+            ratio = log_normal(trace.z, server[server_of_trace[j]], within, pt).sum(axis=-1) - trace.log_base
+            pm.Potential(f"trace_{j}", pt.logsumexp(ratio) - np.log(len(trace.z)))
+    return model
+
+
+def sample_population(model: pm.Model, settings: SamplerSettings) -> xr.DataTree:
+    """Sample a population with NUTS: groups ``posterior`` and ``sample_stats``, dims (chain, draw)."""
+    tree: Any = pm.sample(
+        settings.draws,
+        tune=settings.tune,
+        chains=settings.chains,
+        cores=settings.cores,
+        random_seed=settings.seed,
+        progressbar=False,
+        nuts_sampler=settings.sampler,
+        nuts={"target_accept": settings.target_accept},
+        compute_convergence_checks=False,
+        model=model,
+    )
+    return xr.DataTree.from_dict(
+        {
+            "posterior": tree["posterior"].to_dataset(),
+            "sample_stats": tree["sample_stats"].to_dataset()[list(SAMPLE_STATS)],
+        }
+    )
+
+
+def redraw(
+    trace: TraceDraws, mean: Floats, sd: Floats, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], float]:
+    """Draw a trace's parameters given each draw of the population.
+
+    Parameters
+    ----------
+    trace : TraceDraws
+    mean, sd : ndarray, dims (population draw, coordinate)
+        Of the trace's server, and from trace to trace.
+    rng : Generator
+
+    Returns
+    -------
+    ndarray, dims (population draw,)
+        Positions among the trace's draws.
+    float
+        Effective number of the trace's draws that these rest on.
+    """
+    chosen = np.empty(len(mean), dtype=np.int64)
+    total = np.zeros(len(trace.z))
+    for start in range(0, len(mean), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        log_weight = log_normal(trace.z, mean[part, None, :], sd[part, None, :], np).sum(axis=-1)
+        log_weight -= trace.log_base
+        weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
+        cumulative = np.cumsum(weight, axis=1)
+        target = rng.uniform(size=len(weight)) * cumulative[:, -1]
+        chosen[part] = (cumulative < target[:, None]).sum(axis=1)
+        total += (weight / cumulative[:, -1:]).sum(axis=0)
+    return chosen, float(total.sum() ** 2 / (total**2).sum())

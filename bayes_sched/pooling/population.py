@@ -1,0 +1,188 @@
+"""What is known of a population of servers, kept in a file of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from bayes_sched.diagnostics import Convergence, convergence
+from bayes_sched.errors import InputError
+from bayes_sched.file_version import check_version
+from bayes_sched.numbers import listed
+from bayes_sched.population_prior import PopulationPrior
+from bayes_sched.whole_file import whole_file
+
+FORMAT_NAME = "population of servers"
+"""Value of the root attribute ``bayes_sched_format`` in such a file."""
+FORMAT_VERSION = 1
+PRIOR_COMPONENTS = 200
+"""Draws of the population, evenly spaced, that a prior is a mixture of."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Population:
+    """The posterior of a population of servers.
+
+    Attributes
+    ----------
+    name : str
+        Name of the result.
+    data : DataTree
+        Groups ``posterior`` (dims chain, draw, and coordinate, server: ``mean`` and ``between`` of the
+        servers, ``server_mean``, and ``within``, of the traces of a server: logarithms of what servers share)
+        and ``sample_stats``.
+    server_of_trace : Mapping of str to str
+        The server of each pooled trace, by the names of their fits.
+    effective_draws : Mapping of str to float
+        Of each trace's own draws, how many its pooled posterior rests on.
+    model, noise : str
+    created_at : str
+        ISO 8601, UTC.
+    command : str or None
+    problems : tuple of str
+        What the convergence gate found, of the population and of its traces.
+    """
+
+    name: str
+    data: xr.DataTree
+    server_of_trace: Mapping[str, str]
+    effective_draws: Mapping[str, float]
+    model: str
+    noise: str
+    created_at: str
+    command: str | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def posterior(self) -> xr.Dataset:
+        """Draws of the population, dims (chain, draw, ...)."""
+        return self.data["posterior"].to_dataset()
+
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        """What servers share."""
+        return tuple(str(name) for name in self.posterior["coordinate"].to_numpy())
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The pooled servers."""
+        return tuple(str(name) for name in self.posterior["server"].to_numpy())
+
+    @cached_property
+    def convergence(self) -> Convergence:
+        """The convergence gate, applied to the population's own draws."""
+        return convergence(self.data)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the gate passed when the pool was made."""
+        return not self.problems
+
+    def moments(self, server: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation of a further trace's coordinates, for each draw.
+
+        Parameters
+        ----------
+        server : str, optional
+            One of the pooled servers; by default a server not yet seen.
+
+        Returns
+        -------
+        ndarray, dims (draw, coordinate)
+            Chains one after the other; of the logarithms.
+        ndarray, dims (draw, coordinate)
+
+        Raises
+        ------
+        InputError
+            There is no such server.
+        """
+        draws = self.posterior
+        if server is None:
+            mean, sd = draws["mean"], np.hypot(draws["between"], draws["within"])
+        elif server in self.servers:
+            mean, sd = draws["server_mean"].sel(server=server, drop=True), draws["within"]
+        else:
+            raise InputError(f"no server {server!r} in the pool {self.name}: it has {listed(self.servers)}")
+        order = ("chain", "draw", "coordinate")
+        flat = [part.transpose(*order).to_numpy().reshape(-1, len(self.coordinates)) for part in (mean, sd)]
+        return flat[0], flat[1]
+
+    def prior(self, server: str | None = None) -> PopulationPrior:
+        """Return what the population tells of a further trace before it is seen.
+
+        Parameters
+        ----------
+        server : str, optional
+            One of the pooled servers, of which it is a further trace; by default a server not yet seen.
+
+        Raises
+        ------
+        InputError
+            There is no such server.
+        """
+        mean, sd = self.moments(server)
+        kept = np.unique(np.linspace(0, len(mean) - 1, PRIOR_COMPONENTS).astype(np.int64))
+        count = f"{len(self.server_of_trace)} traces of {len(self.servers)} servers"
+        whose = "a server not yet seen" if server is None else f"a further trace of {server}"
+        return PopulationPrior(
+            names=self.coordinates,
+            mean=mean[kept],
+            sd=sd[kept],
+            text=f"the pool {self.name} ({count}), as {whose}",
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the population to a netCDF file, atomically; an existing file is replaced.
+
+        Raises
+        ------
+        InputError
+            The place cannot be written.
+        """
+        tree = self.data.copy()
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "data"}
+        tree.attrs = {
+            "bayes_sched_format": FORMAT_NAME,
+            "format_version": FORMAT_VERSION,
+            "account": json.dumps(fields),
+        }
+        with whole_file(Path(path), what="the population") as temporary:
+            tree.to_netcdf(temporary, mode="w", engine="h5netcdf")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Population:
+        """Read what :meth:`save` wrote. Nothing in the file is executed.
+
+        Raises
+        ------
+        InputError
+            The file is missing, no population, damaged or of a later format.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file; fit_bayes.py --pool writes population.nc")
+        try:
+            with xr.open_datatree(path, engine="h5netcdf") as opened:
+                attrs: dict[str, Any] = dict(opened.attrs)
+                tree = opened.load()
+            if attrs.get("bayes_sched_format") == FORMAT_NAME:
+                version = attrs.get("format_version")
+                check_version(path, version, known=FORMAT_VERSION, again="pool the fits again")
+                account = json.loads(attrs["account"])
+                account["problems"] = tuple(account["problems"])
+                return cls(data=tree, **account)
+        except InputError:
+            raise
+        except Exception as error:  # h5py, h5netcdf and xarray raise a dozen kinds on a damaged file
+            raise InputError(f"{path}: no population, or a damaged one; pool the fits again") from error
+        raise InputError(f"{path}: no population of servers; fit_bayes.py --pool writes population.nc")

@@ -1,0 +1,232 @@
+"""Pools: a population that is recovered, traces drawn again, files, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bayes_sched.errors import InputError
+from bayes_sched.fitted import FittedModel
+from bayes_sched.pooling import Pool, Population, pool
+from bayes_sched.pooling.hierarchy import TraceDraws, population_model, redraw, sample_population
+from bayes_sched.pooling.pooled import servers_of, shared_coordinates
+from bayes_sched.priors import Priors
+from bayes_sched.settings import SamplerSettings
+from bayes_sched.steps import steps_arrays
+from tests.richer_fit import richer_fit
+from tests.synthetic_fit import synthetic_fit
+
+SHORT = SamplerSettings(draws=500, tune=500, chains=2, cores=1, target_accept=0.95)
+
+
+def server_fit(name: str, *, server: str, factor: float, seed: int, spread: float = 0.05) -> FittedModel:
+    """A synthetic fit whose every latency is `factor` times that of the synthetic server."""
+    fit = synthetic_fit(
+        seed=seed,
+        spread=spread,
+        name=name,
+        trace_sha256=name.ljust(64, "0"),
+        labels={"gpu": server, "llm": ""},
+        noise="proportional",
+    )
+    data = fit.data.copy()
+    posterior = fit.posterior
+    for key in ("tau_0", "tau_B", "tau_S", "sigma_floor"):
+        posterior[key] = posterior[key] * factor
+    posterior["P_max"] = posterior["P_max"] / factor
+    data["posterior"] = data["posterior"].copy(deep=False)
+    data["posterior"].dataset = posterior
+    return FittedModel(data=data, model=fit.model, metadata=fit.metadata)
+
+
+@pytest.fixture(scope="module")
+def fits() -> list[FittedModel]:
+    return [
+        server_fit("fast_256", server="fast", factor=1.0, seed=1),
+        server_fit("fast_512", server="fast", factor=1.05, seed=2),
+        server_fit("slow", server="slow", factor=3.0, seed=3),
+    ]
+
+
+@pytest.fixture(scope="module")
+def pooled(fits: list[FittedModel]) -> Pool:
+    return pool(fits, name="three", settings=SHORT)
+
+
+def test_traces_of_one_label_are_of_one_server(pooled: Pool) -> None:
+    assert pooled.population.server_of_trace == {"fast_256": "fast", "fast_512": "fast", "slow": "slow"}
+    assert pooled.population.servers == ("fast", "slow")
+
+
+def test_the_population_tells_servers_apart_and_knows_their_traces_alike(pooled: Pool) -> None:
+    draws = pooled.population.posterior.median(("chain", "draw"))
+    for name in ("L_0", "c", "tau_B"):
+        ratio = np.exp(
+            draws["server_mean"].sel(server="slow", coordinate=name)
+            - draws["server_mean"].sel(server="fast", coordinate=name)
+        )
+        assert float(ratio) == pytest.approx(3.0 / 1.025, rel=0.2)
+        assert float(draws["within"].sel(coordinate=name)) < float(draws["between"].sel(coordinate=name))
+
+
+def test_pooling_moves_traces_of_one_server_towards_each_other(pooled: Pool) -> None:
+    table = pooled.table().set_index(["trace", "coordinate"])
+    alone = table.loc[("fast_512", "c"), "alone"] / table.loc[("fast_256", "c"), "alone"]
+    together = table.loc[("fast_512", "c"), "pooled"] / table.loc[("fast_256", "c"), "pooled"]
+    assert abs(np.log(together)) < abs(np.log(alone))
+
+
+def test_well_known_traces_keep_nearly_all_their_draws(pooled: Pool) -> None:
+    assert all(300.0 < number <= 1000.0 for number in pooled.population.effective_draws.values())
+
+
+def test_members_and_the_unseen_server_predict_like_any_fit(pooled: Pool) -> None:
+    step = steps_arrays(batch_size=[8.0], total_tokens=[512.0])
+    slow = pooled.pooled["slow"].predictive_band(step)["median"].item()
+    fast = pooled.pooled["fast_256"].predictive_band(step)["median"].item()
+    unseen = pooled.unseen.predictive_band(step)
+    assert slow == pytest.approx(3.0 * fast, rel=0.1)
+    assert unseen["lower"].item() < fast < slow < unseen["upper"].item()
+    assert not unseen["extrapolation"].item()
+    assert "no step of this server was seen" in pooled.unseen.warnings[0]
+
+
+def test_a_pooled_fit_is_judged_against_its_population_prior(pooled: Pool) -> None:
+    table = pooled.pooled["fast_256"].parameter_table().set_index("name")
+    assert table.loc["tau_B", "prior_median"] == pytest.approx(0.05, rel=0.5)
+    assert pooled.pooled["fast_256"].metadata.prior_from == "the pool three (3 traces)"
+
+
+def test_a_known_server_s_prior_is_narrower_than_a_new_one_s(pooled: Pool) -> None:
+    known, new = pooled.population.prior("fast"), pooled.population.prior()
+    assert (known.sd.mean(axis=0) < new.sd.mean(axis=0)).all()
+    assert known.text == "the pool three (3 traces of 2 servers), as a further trace of fast"
+    with pytest.raises(InputError, match="no server 'medium' in the pool three: it has fast and slow"):
+        pooled.population.prior("medium")
+
+
+def test_a_population_survives_its_file(pooled: Pool, tmp_path: Path) -> None:
+    pooled.population.save(tmp_path / "population.nc")
+    loaded = Population.load(tmp_path / "population.nc")
+    assert loaded.posterior.identical(pooled.population.posterior)
+    assert loaded.server_of_trace == pooled.population.server_of_trace
+    assert loaded.effective_draws == pooled.population.effective_draws
+    assert loaded.problems == pooled.population.problems
+
+
+def test_members_survive_their_files(pooled: Pool, tmp_path: Path) -> None:
+    for fit in (pooled.pooled["slow"], pooled.unseen):
+        fit.save(tmp_path / "posterior.nc")
+        loaded = FittedModel.load(tmp_path / "posterior.nc")
+        assert loaded.posterior.identical(fit.posterior)
+        assert loaded.metadata == fit.metadata
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x89HDF\r\n\x1a\nrubbish"])
+def test_a_file_that_is_no_population_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "population.nc").write_bytes(content)
+    with pytest.raises(InputError, match=r"population\.nc: no population"):
+        Population.load(tmp_path / "population.nc")
+
+
+def test_a_fit_is_no_population(tmp_path: Path) -> None:
+    synthetic_fit().save(tmp_path / "posterior.nc")
+    with pytest.raises(InputError, match="no population of servers"):
+        Population.load(tmp_path / "posterior.nc")
+
+
+def test_draws_are_chosen_in_proportion_to_their_weights() -> None:
+    rng = np.random.default_rng(0)
+    trace = TraceDraws(z=np.array([[0.0], [1.0], [3.0]]), log_base=np.log([1.0, 2.0, 0.5]))
+    number = 20_000
+    chosen, effective = redraw(trace, np.zeros((number, 1)), np.ones((number, 1)), rng)
+    weight = np.exp(-0.5 * np.array([0.0, 1.0, 9.0])) / np.array([1.0, 2.0, 0.5])
+    weight /= weight.sum()
+    share = np.bincount(chosen, minlength=3) / number
+    assert abs(share - weight).max() < 4.0 * np.sqrt(0.25 / number)
+    assert effective == pytest.approx(1.0 / (weight**2).sum(), rel=1e-9)
+
+
+def test_a_population_of_many_known_servers_is_recovered() -> None:
+    """Forty servers of two traces with normal posteriors: spreads and means lie where they were put."""
+    rng = np.random.default_rng(11)
+    names, servers = ("L_0", "c"), [f"s{i}" for i in range(40)]
+    mean, between, within, error = np.array([1.0, -4.0]), np.array([0.8, 0.4]), 0.15, 0.05
+    truth = rng.normal(mean, between, (40, 2))
+    traces = []
+    for server in truth.repeat(2, axis=0):
+        seen = rng.normal(rng.normal(server, within), error)
+        traces.append(TraceDraws(z=rng.normal(seen, error, (300, 2)), log_base=np.zeros(300)))
+    model = population_model(
+        traces,
+        names=names,
+        servers=servers,
+        server_of_trace=np.arange(40).repeat(2).tolist(),
+        priors=synthetic_fit().metadata.priors,
+    )
+    draws = sample_population(model, replace(SHORT, draws=400, tune=400))["posterior"].to_dataset()
+    low, high = (draws.quantile(q, ("chain", "draw")) for q in (0.005, 0.995))
+    for name, value in (("mean", mean), ("between", between), ("within", np.full(2, within))):
+        assert ((low[name] < value) & (value < high[name])).all(), name
+    lower, upper = (draws["server_mean"].quantile(q, ("chain", "draw")) for q in (0.05, 0.95))
+    held = ((lower < truth) & (truth < upper)).mean()
+    assert 0.8 < float(held) < 0.97
+
+
+Change = Callable[[FittedModel], FittedModel]
+
+
+def changed(**changes: object) -> Change:
+    def apply(fit: FittedModel) -> FittedModel:
+        return FittedModel(
+            data=fit.data,
+            model=fit.model,
+            metadata=replace(fit.metadata, **changes),  # type: ignore[arg-type]
+        )
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed(converged=False), "slow: its fit has not converged"),
+        (changed(prior_from="the pool x"), "slow: its prior is from the pool x; pool fits under documented"),
+        (changed(trace_sha256="fast_256".ljust(64, "0")), "fast_256 and slow are of the same trace"),
+        (lambda _: richer_fit("saturation_context"), "fast_256 and richer are fits of different models"),
+        (changed(name="fast_256"), "two fits have the same name"),
+        (changed(priors=Priors([])), "fits of the model saturation cannot be pooled"),
+    ],
+)
+def test_what_cannot_be_pooled_is_refused_by_name(
+    fits: list[FittedModel], change: Change, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        pool([fits[0], change(fits[2])])
+
+
+def test_one_trace_is_no_pool(fits: list[FittedModel]) -> None:
+    with pytest.raises(InputError, match="1 trace: a pool takes two or more"):
+        pool(fits[:1])
+
+
+def test_a_server_for_a_trace_that_is_not_there_is_refused(fits: list[FittedModel]) -> None:
+    with pytest.raises(InputError, match="a server is given for medium, but the pool has fast_256"):
+        servers_of({fit.metadata.name: fit for fit in fits}, {"medium": "x"})
+
+
+def test_a_trace_without_labels_is_a_server_of_its_own() -> None:
+    fit = changed(labels={})(synthetic_fit(name="alone"))
+    assert servers_of({"alone": fit}, {}) == {"alone": "alone"}
+    assert servers_of({"alone": fit}, {"alone": "mine"}) == {"alone": "mine"}
+
+
+def test_what_one_trace_leaves_open_is_not_shared() -> None:
+    sharp, blurred = synthetic_fit(name="sharp"), synthetic_fit(name="blurred", spread=0.6)
+    assert shared_coordinates({"sharp": sharp}) == ("L_0", "c", "tau_B", "nu", "sigma_rel", "sigma_floor")
+    assert shared_coordinates({"sharp": sharp, "blurred": blurred})[:3] == ("L_0", "c", "tau_B")
+    assert len(shared_coordinates({"sharp": sharp, "blurred": blurred})) < 6
