@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         read_workload,
     )
     from bayes_sched.plausibility import Plausibility, check_plausibility
+    from bayes_sched.pooling import Pool, Population, pool
     from bayes_sched.predictor import MonitorSettings, Predictor
     from bayes_sched.predictor_compilation import compile_predictor
     from bayes_sched.priors import Prior, Priors, read_prior_overrides
@@ -78,6 +79,8 @@ __all__ = [
     "Parameter",
     "Plausibility",
     "PoissonWorkload",
+    "Pool",
+    "Population",
     "Predictor",
     "Prior",
     "Priors",
@@ -108,6 +111,7 @@ __all__ = [
     "load_model",
     "optimize_steps",
     "plan_capacity",
+    "pool",
     "read_prior_overrides",
     "read_trace",
     "read_workload",
@@ -150,6 +154,8 @@ _MODULE_OF = {
     "Parameter": "equation",
     "Plausibility": "plausibility",
     "PoissonWorkload": "planning",
+    "Pool": "pooling",
+    "Population": "pooling",
     "Predictor": "predictor",
     "Prior": "priors",
     "Priors": "priors",
@@ -179,6 +185,7 @@ _MODULE_OF = {
     "load_model": "model",
     "optimize_steps": "planning",
     "plan_capacity": "planning",
+    "pool": "pooling",
     "read_prior_overrides": "priors",
     "read_trace": "trace",
     "read_workload": "planning",

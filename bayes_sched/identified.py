@@ -5,10 +5,12 @@ parameter. What a trace does identify is
 
 .. math::
 
-    L_0 = \tau_0 + a_1 / k_S, \qquad c = a_1 + \tau_S, \qquad \tau_B, \qquad a_1 = w_1 / P_{max},
+    L_8 = \tau_0 + (a_0 + 8 a_1) \, g_8, \qquad c = a_1 + \tau_S, \qquad \tau_B, \qquad
+    g_8 = \frac{1}{(1 - e^{-8 k_B})(1 - e^{-8 k_S})},
 
-the floor for small S, the slope for large S and the latency per request, and with them the noise and whatever
-further parameters a model has. All of it is positive and described by its logarithm.
+the floor of a small step, of eight decodes, whichever term it is from; the slope for large S; the latency
+per request (:math:`a_i = w_i / P_{max}`); and with them the noise and what further parameters a model has.
+All of it is positive and described by its logarithm.
 """
 
 from __future__ import annotations
@@ -28,17 +30,18 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-SUMS = ("L_0", "c")
-"""The identified sums, each in the place of the parameters that it is made of."""
+SUMS = {
+    "L_8": ("floor of a step of eight decodes", "ms"),
+    "c": ("slope for large S", "ms/token"),
+}
+"""The identified sums: what they mean, and their units."""
 
 _EQUATION = ("P_max", "k_B", "k_S", "w_0", "w_1", "tau_0", "tau_B", "tau_S")
 _LOG_2PI = float(np.log(2.0 * np.pi))
 _PRIOR_DRAWS, _COMPONENTS = 20_000, 8  # of the mixture that stands for the documented prior of the sums
 _CANDIDATES = 200  # ways to make up a server's sums, of which one is drawn
 
-# What a sum is made up of: P_max, (a_1 / k_S) / tau_0 and a_1 / tau_S, as powers of these parameters.
-_PARTS = ("P_max", "w_1", "k_S", "tau_0", "tau_S")
-_RATIOS: Floats = np.array([[1, 0, 0, 0, 0], [-1, 1, -1, -1, 0], [-1, 1, 0, 0, -1]], dtype=np.float64)
+_FLOOR_STEP = 8.0  # requests and tokens
 
 
 def identified_names(priors: Priors) -> tuple[str, ...]:
@@ -58,12 +61,18 @@ def identified(logs: Mapping[str, Any], names: Sequence[str], backend: Any) -> A
     backend : module
         :mod:`numpy` or :mod:`pytensor.tensor`.
     """
-    log_a_1 = logs["w_1"] - logs["P_max"]
+    log_work = backend.logaddexp(logs["w_0"], logs["w_1"] + np.log(_FLOOR_STEP)) - logs["P_max"]
+    log_floor = log_work + _log_slowdown(logs["k_B"], logs["k_S"], backend)
     sums = {
-        "L_0": backend.logaddexp(logs["tau_0"], log_a_1 - logs["k_S"]),
-        "c": backend.logaddexp(logs["tau_S"], log_a_1),
+        "L_8": backend.logaddexp(logs["tau_0"], log_floor),
+        "c": backend.logaddexp(logs["tau_S"], logs["w_1"] - logs["P_max"]),
     }
     return backend.stack([sums[name] if name in sums else logs[name] for name in names], axis=-1)
+
+
+def _log_slowdown(log_k_B: Any, log_k_S: Any, backend: Any) -> Any:
+    """Return the logarithm of g_8."""
+    return -sum(backend.log(-backend.expm1(-_FLOOR_STEP * backend.exp(k))) for k in (log_k_B, log_k_S))
 
 
 def log_normal(x: Any, mean: Any, sd: Any, backend: Any) -> Any:
@@ -97,7 +106,7 @@ def log_documented(z: Any, names: Sequence[str], priors: Priors, backend: Any) -
 def _prior_of_sums(priors: Priors) -> GaussianMixture:
     rng = np.random.default_rng(0)
     logs = {name: rng.normal(priors[name].mu, priors[name].sigma, _PRIOR_DRAWS) for name in _EQUATION}
-    z = identified(logs, SUMS, np)
+    z = identified(logs, tuple(SUMS), np)
     return fit_mixture(z, np.ones(len(z)), num_components=_COMPONENTS, rng=rng)
 
 
@@ -111,11 +120,11 @@ def documented_centre(names: Sequence[str], priors: Priors) -> tuple[Floats, Flo
 
 
 def complete(z: Floats, names: Sequence[str], priors: Priors, rng: np.random.Generator) -> dict[str, Floats]:
-    """Draw the logarithms of every parameter given identified coordinates, as documented priors have them.
+    r"""Draw the logarithms of every parameter given identified coordinates, as documented priors have them.
 
-    How the sums are made up is drawn by sampling-importance-resampling. With the ratios of the two parts of
-    :math:`L_0` and of :math:`c` in the place of :math:`\tau_0, \tau_S` the map to the parameters keeps volumes;
-    candidates have P_max and ratios from their linear-Gaussian prior, and weights for the parameters they lead to.
+    How the sums are made up is drawn by sampling-importance-resampling. Candidates have P_max, k_B, k_S and
+    the ratios :math:`a_0 g_8 / \tau_0` and :math:`a_1 / \tau_S` from the documented priors; they are weighted
+    by the prior of the parameters that they lead to, of which none may be negative.
 
     Parameters
     ----------
@@ -131,26 +140,33 @@ def complete(z: Floats, names: Sequence[str], priors: Priors, rng: np.random.Gen
     """
     shape = (len(z), _CANDIDATES)
     logs = {name: rng.normal(prior.mu, prior.sigma, shape) for name, prior in priors.items()}
-    ratios = np.stack([logs[name] for name in _PARTS], axis=-1) @ _RATIOS.T
-    _, floor_ratio, slope_ratio = np.moveaxis(ratios, -1, 0)
     known = {name: z[:, i, None] for i, name in enumerate(names)}
+    slowdown = _log_slowdown(logs["k_B"], logs["k_S"], np)
+    slope_ratio = logs["w_1"] - logs["P_max"] - logs["tau_S"]
+    floor_ratio = logs["w_0"] - logs["P_max"] + slowdown - logs["tau_0"]
+    ratios = {
+        ("w_0", "tau_0"): (floor_ratio, slowdown - logs["P_max"]),
+        ("w_1", "tau_S"): (slope_ratio, -logs["P_max"]),
+    }
     log_a_1 = known["c"] - softplus(-slope_ratio, np)
-    logs |= {
-        "k_S": log_a_1 - known["L_0"] + softplus(-floor_ratio, np),
+    taken = np.exp(np.log(_FLOOR_STEP) + log_a_1 + slowdown - known["L_8"])  # by a_1, of the floor
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left = known["L_8"] + np.log1p(-taken)
+    made = {
+        "w_0": left - softplus(-floor_ratio, np) - slowdown + logs["P_max"],
         "w_1": log_a_1 + logs["P_max"],
-        "tau_0": known["L_0"] - softplus(floor_ratio, np),
+        "tau_0": left - softplus(floor_ratio, np),
         "tau_S": known["c"] - softplus(slope_ratio, np),
     }
-    log_weight = sum(log_normal(logs[name], priors[name].mu, priors[name].sigma, np) for name in _PARTS)
-    chosen = (log_weight - _log_ratios(ratios, priors) + rng.gumbel(size=shape)).argmax(axis=1)
-    picked = {name: value[np.arange(len(z)), chosen] for name, value in logs.items()}
+    log_weight = known["L_8"] - left  # of the change of variables
+    for name, value in made.items():
+        log_weight = log_weight + log_normal(value, priors[name].mu, priors[name].sigma, np)
+    for (above, below), (ratio, shift) in ratios.items():
+        centre = priors[above].mu - priors[below].mu + shift
+        log_weight = log_weight - log_normal(
+            ratio, centre, np.hypot(priors[above].sigma, priors[below].sigma), np
+        )
+    log_weight = np.where(taken < 1.0, log_weight, -np.inf)
+    chosen = (log_weight + rng.gumbel(size=shape)).argmax(axis=1)
+    picked = {name: value[np.arange(len(z)), chosen] for name, value in (logs | made).items()}
     return picked | {name: z[:, i] for i, name in enumerate(names) if name not in SUMS}
-
-
-def _log_ratios(ratios: Floats, priors: Priors) -> Floats:
-    """Return the log density of P_max and the two ratios under the documented priors, but for a constant."""
-    mean = _RATIOS @ [priors[name].mu for name in _PARTS]
-    covariance = (_RATIOS * np.array([priors[name].sigma for name in _PARTS]) ** 2) @ _RATIOS.T
-    white = (ratios - mean) @ np.linalg.inv(np.linalg.cholesky(covariance)).T
-    density: Floats = -0.5 * (white**2).sum(axis=-1)
-    return density

@@ -55,9 +55,7 @@ def student_t_model(
             logs = {name: pt.log(value) for name, value in theta.items()}
             pm.Potential("population", priors.population.log_ratio(logs, priors, pt))
         for effect in effects_of(model):
-            theta[effect.name], table[effect.dim] = _log_factors(
-                effect, theta, steps, values[effect.column]
-            )
+            theta[effect.name], table[effect.dim] = _log_factors(effect, theta, steps, values[effect.column])
         mean = model.latency(theta, table)  # type: ignore[arg-type]
         scale = model.scale(theta, mean, table) * pt.ones_like(mean)  # type: ignore[arg-type]
         pm.StudentT(

@@ -1,15 +1,18 @@
 r"""The prior of a server that belongs to a population: what other servers tell about it.
 
-What data identify of a server, z (:mod:`bayes_sched.identified`), follows the population's posterior predictive
-distribution, a mixture over draws h of the population,
+What data identify of a server, z (:mod:`bayes_sched.identified`), follows the posterior predictive
+distribution of the population, a mixture over its draws h,
 
 .. math::  p(z) = \frac{1}{H} \sum_h \prod_k \mathrm{Normal}(z_k \mid \mu_{hk}, \omega_{hk}),
 
-and given z the parameters are distributed as the documented priors :math:`p_0` have them. A server may be unlike
-any before, so that a share :math:`\epsilon` is left to the documented priors (a robust meta-analytic-predictive
-prior: Schmidli, Gsteiger, Roychoudhury, O'Hagan, Spiegelhalter and Neuenschwander 2014, doi:10.1111/biom.12242):
+and given z the parameters are distributed as the documented priors :math:`p_0` have them. A server may be
+unlike any before, so that a share :math:`\epsilon` is left to the documented priors (a robust
+meta-analytic-predictive prior: Schmidli, Gsteiger, Roychoudhury, O'Hagan, Spiegelhalter and Neuenschwander
+2014, doi:10.1111/biom.12242):
 
-.. math::  p(\theta) = p_0(\theta) \left[ (1 - \epsilon) \frac{p(z(\theta))}{p_0(z(\theta))} + \epsilon \right].
+.. math::
+
+    p(\theta) = p_0(\theta) \left[ (1 - \epsilon) \frac{p(z(\theta))}{p_0(z(\theta))} + \epsilon \right].
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 DOCUMENTED_SHARE = 0.2
-"""Share of the prior that is left to the documented priors."""
+"""Share of a new trace's prior that is left to the documented priors."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,12 +49,15 @@ class PopulationPrior:
         Of the logarithm of each coordinate.
     text : str
         Whose prior it is, in words.
+    documented_share : float
+        Share that is left to the documented priors.
     """
 
     names: tuple[str, ...]
     mean: Floats
     sd: Floats
     text: str
+    documented_share: float = DOCUMENTED_SHARE
 
     def check(self, priors: Priors) -> None:
         """Make sure that a model with these priors has the population's coordinates.
@@ -63,7 +69,8 @@ class PopulationPrior:
         """
         missing = sorted(set(self.names) - set(identified_names(priors)))
         if missing:
-            msg = f"the pool tells of {', '.join(missing)}, which this model lacks: use the pool's model and noise"
+            names = ", ".join(missing)
+            msg = f"the pool tells of {names}, which this model lacks: use the pool's model and noise"
             raise InputError(msg)
 
     def log_ratio(self, logs: Mapping[str, Any], priors: Priors, backend: Any) -> Any:
@@ -81,14 +88,17 @@ class PopulationPrior:
         each = log_normal(z[..., None, :], self.mean, self.sd, backend).sum(axis=-1)
         mixture = logsumexp(each, axis=-1) if backend is np else backend.logsumexp(each, axis=-1)
         ratio = mixture - np.log(len(self.mean)) - log_documented(z, self.names, priors, backend)
-        return backend.logaddexp(np.log1p(-DOCUMENTED_SHARE) + ratio, np.log(DOCUMENTED_SHARE))
+        if self.documented_share == 0.0:
+            return ratio
+        share = np.log(self.documented_share)
+        return backend.logaddexp(np.log1p(-self.documented_share) + ratio, share)
 
     def draw(self, priors: Priors, size: int, rng: np.random.Generator) -> dict[str, Floats]:
         """Draw logarithms of every parameter, dims (size,)."""
         component = np.arange(size) % len(self.mean)
         z = rng.normal(self.mean[component], self.sd[component])
         drawn = complete(z, self.names, priors, rng)
-        is_documented = rng.uniform(size=size) < DOCUMENTED_SHARE
+        is_documented = rng.uniform(size=size) < self.documented_share
         return {
             name: np.where(is_documented, rng.normal(prior.mu, prior.sigma, size), drawn[name])
             for name, prior in priors.items()

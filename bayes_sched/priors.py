@@ -158,8 +158,9 @@ class Priors(Mapping[str, Prior]):
         return len(self._priors)
 
     def __eq__(self, other: object) -> bool:
-        is_alike = isinstance(other, Priors) and self._priors == other._priors
-        return is_alike and self.population is other.population
+        if not isinstance(other, Priors):
+            return NotImplemented
+        return self._priors == other._priors and self.population is other.population
 
     def __hash__(self) -> int:
         return hash(tuple(self._priors.values()))

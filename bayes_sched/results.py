@@ -24,6 +24,14 @@ VALIDATION = "validation.csv"
 """The file by which a folder is known as a validation of models."""
 PLAN = "plan.json"
 """The file by which a folder is known as a plan."""
+SIMULATOR = "simulator.json"
+"""The file by which a folder is known as a check of the simulator."""
+POPULATION = "population.nc"
+"""The file by which a folder is known as a pool of fits."""
+MEMBERS = "members"
+"""The folder of a pool that holds a folder for each pooled fit."""
+UNSEEN = "unseen"
+"""The member of a pool that is a server not yet seen."""
 
 _KINDS = {
     POSTERIOR: "fit",
@@ -32,6 +40,8 @@ _KINDS = {
     SLA: "answer about a promise",
     VALIDATION: "validation of models",
     PLAN: "plan",
+    SIMULATOR: "check of the simulator",
+    POPULATION: "pool of fits",
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -59,9 +69,45 @@ def fit_file(path: Path) -> Path:
         if not path.is_file():
             raise InputError(f"{path}: no such fit; give a folder such as results/NAME, made by fit_bayes.py")
         return path
-    if not (path / POSTERIOR).is_file():
-        raise InputError(f"{path}: no fit in this folder (it holds no {POSTERIOR}); fit_bayes.py makes one")
-    return path / POSTERIOR
+    if (path / POSTERIOR).is_file():
+        return path / POSTERIOR
+    if (path / POPULATION).is_file():
+        raise InputError(f"{path}: a pool of fits; name one of its members, such as {_members(path)}")
+    raise InputError(f"{path}: no fit in this folder (it holds no {POSTERIOR}); fit_bayes.py makes one")
+
+
+def population_file(path: Path) -> Path:
+    """Return the file of a pool that is named by its folder or by itself.
+
+    Parameters
+    ----------
+    path : Path
+        ``results/NAME``, or the file in it.
+
+    Returns
+    -------
+    Path
+        ``results/NAME/population.nc``.
+
+    Raises
+    ------
+    InputError
+        There is no such file.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{path}: no such pool; give a folder such as results/pool, made with --pool")
+        return path
+    if (path / POPULATION).is_file():
+        return path / POPULATION
+    if (path / POSTERIOR).is_file():
+        raise InputError(f"{path}: a fit, not a pool (it holds no {POPULATION}); --pool makes one of fits")
+    raise InputError(f"{path}: no pool in this folder (it holds no {POPULATION}); --pool makes one")
+
+
+def _members(pool: Path) -> str:
+    found = sorted(str(file.parent) for file in (pool / MEMBERS).glob(f"*/{POSTERIOR}"))
+    return found[0] if found else str(pool / MEMBERS / "NAME")
 
 
 def check_result(results_dir: Path, name: str, *, overwrite: bool, holds: str = POSTERIOR) -> Path:
@@ -90,7 +136,7 @@ def check_result(results_dir: Path, name: str, *, overwrite: bool, holds: str = 
         The name is no name of a folder, there is such a result and `overwrite` is false, there is something
         else of that name, or the place cannot be written.
     """
-    if not _NAME.fullmatch(name) or name.endswith(".tmp"):
+    if not is_name(name):
         raise InputError(
             f"{name!r} cannot name a result: give a --name of letters, digits, '.', '_' and '-' that begins "
             "with a letter or digit"
@@ -103,6 +149,11 @@ def check_result(results_dir: Path, name: str, *, overwrite: bool, holds: str = 
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{existing}: no permission to write there; give another --results-dir")
     return folder
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text may name a result."""
+    return bool(_NAME.fullmatch(text)) and not text.endswith(".tmp")
 
 
 def _check_free(folder: Path, *, overwrite: bool, holds: str) -> None:

@@ -9,23 +9,25 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_sched import command
 from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
-from bayes_sched.settings import SAMPLERS, SamplerSettings
+from bayes_sched.fit_options import add_fit_options, check_limits, check_model, settings_of
 
 if TYPE_CHECKING:
     from bayes_sched.fitting import FitResult
+    from bayes_sched.population_prior import PopulationPrior
     from bayes_sched.report import Summary
+    from bayes_sched.trace import Trace
 
 PROGRAM = "fit_bayes"
-SAMPLING = ("draws", "tune", "chains", "seed", "sampler")
 say = partial(command.say, PROGRAM)
 
 EXAMPLES = """\
@@ -35,6 +37,8 @@ examples:
   zstd -dc trace.jsonl.zst | python scripts/fit_bayes.py - --name tonight --overwrite
   python scripts/fit_bayes.py trace.jsonl --max-latency-ms 800 --priors examples/priors.toml
   python scripts/fit_bayes.py trace.jsonl --model my_model.py --json --no-report
+  python scripts/fit_bayes.py --pool a.jsonl b.jsonl results/h100    # several servers help each other
+  python scripts/fit_bayes.py new.jsonl --prior-from results/pool    # the next server, from fifty steps
 
 exit status: 0 done; 2 bad input or usage; 3 the chains have not converged (the fit is saved, marked as such);
 130 interrupted. A run that fails leaves an existing result as it was.
@@ -57,38 +61,15 @@ def parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an existing result, its whole folder")
     add("--no-report", action="store_true", help="write posterior.nc alone")
     add("--json", action="store_true", help="print one JSON document in place of the tables")
-    _add_model_options(made)
-    _add_step_options(made)
-    _add_sampling_options(made)
-    return made
-
-
-def _add_model_options(made: argparse.ArgumentParser) -> None:
-    add = made.add_argument_group("model").add_argument
-    add("--model", default="saturation", help=f"name of a model, or a .py file, which is run {DEFAULT}")
-    add("--noise", metavar="OPTION", help="noise option of the model, such as constant (default: its first)")
+    add_fit_options(made)
+    add = made.add_argument_group("prior").add_argument
     add("--priors", type=Path, metavar="FILE.toml", help="prior overrides, as in examples/priors.toml")
-    add("--probability", type=command.probability, default=0.9, metavar="P", help=f"of intervals {DEFAULT}")
-
-
-def _add_step_options(made: argparse.ArgumentParser) -> None:
-    add = made.add_argument_group("steps").add_argument
-    ms, rows = command.milliseconds, command.at_least(20)
-    add("--min-latency-ms", type=ms, default=1.0, metavar="MS", help=f"remove shorter steps {DEFAULT}")
-    add("--max-latency-ms", type=ms, default=300.0, metavar="MS", help=f"remove longer steps {DEFAULT}")
-    add("--max-bad-share", type=command.share, default=0.05, metavar="X", help=f"of unusable lines {DEFAULT}")
-    add("--max-rows", type=rows, default=20_000, metavar="N", help=f"use at most so many steps {DEFAULT}")
-
-
-def _add_sampling_options(made: argparse.ArgumentParser) -> None:
-    add = made.add_argument_group("sampling").add_argument
-    one, zero = command.at_least(1), command.at_least(0)
-    add("--draws", type=one, metavar="N", help=f"draws kept of each chain {DEFAULT}")
-    add("--tune", type=one, metavar="N", help=f"tuning draws of each chain, for each part {DEFAULT}")
-    add("--chains", type=one, metavar="N", help=DEFAULT)
-    add("--seed", type=zero, metavar="N", help=f"the same seed gives the same numbers {DEFAULT}")
-    add("--sampler", choices=SAMPLERS, help=f"whose NUTS {DEFAULT}")
-    made.set_defaults(**{name: getattr(SamplerSettings(), name) for name in SAMPLING})
+    add("--prior-from", type=Path, metavar="POOL", help="result of --pool: what its servers tell of this one")
+    add("--server", metavar="LABEL", help="server of that pool that the trace is of (default: by its labels)")
+    add("--accept-unconverged", action="store_true", help="use a pool even if it has not converged")
+    add = made.add_argument_group("several servers").add_argument
+    add("--pool", action="store_true", help="let several fits borrow strength: see --pool --help")
+    return made
 
 
 @dataclass(frozen=True)
@@ -97,19 +78,21 @@ class Job:
 
     options: argparse.Namespace
     folder: Path
-    priors: dict[str, Any] | None
     command: str
+    priors: dict[str, Any] | None = None
+    pool: Path | None = None
 
 
 def prepare(arguments: Sequence[str]) -> Job:
     """Check the arguments, cheapest first."""
     options = parser().parse_intermixed_args(arguments)
-    if options.min_latency_ms >= options.max_latency_ms:
-        raise InputError(
-            f"--min-latency-ms {options.min_latency_ms:g} is not below --max-latency-ms "
-            f"{options.max_latency_ms:g}: no step could stay"
-        )
-    from bayes_sched.results import check_result
+    check_limits(options)
+    if options.prior_from is None and (options.server is not None or options.accept_unconverged):
+        given = "--accept-unconverged" if options.server is None else "--server"
+        raise InputError(f"{given} goes with --prior-from or --pool")
+    if options.prior_from is not None and options.priors is not None:
+        raise InputError("--priors with --prior-from: a fit has one prior, give one of them")
+    from bayes_sched.results import check_result, population_file
     from bayes_sched.trace.names import result_name
     from bayes_sched.trace.opening import expand_paths
 
@@ -117,8 +100,9 @@ def prepare(arguments: Sequence[str]) -> Job:
     name = result_name(files) if options.name is None else options.name
     folder = check_result(options.results_dir, name, overwrite=options.overwrite)
     priors = None if options.priors is None else _read_priors(options.priors)
-    _check_model(options.model)
-    return Job(options, folder, priors, command_line(arguments, options.traces))
+    pool = None if options.prior_from is None else population_file(options.prior_from)
+    check_model(options.model)
+    return Job(options, folder, command_line(arguments, options.traces), priors, pool)
 
 
 def _read_priors(path: Path) -> dict[str, Any]:
@@ -133,14 +117,6 @@ def _read_priors(path: Path) -> dict[str, Any]:
     return table
 
 
-def _check_model(model: str) -> None:
-    from bayes_sched.model import shipped_models
-
-    if model not in shipped_models() and not Path(model).is_file():
-        names = ", ".join(shipped_models())
-        raise InputError(f"--model {model}: no such model; give one of {names} or the path of a .py file")
-
-
 def command_line(arguments: Sequence[str], traces: Sequence[str]) -> str:
     return command.shown_command("scripts/fit_bayes.py", arguments, traces)
 
@@ -150,7 +126,8 @@ def run(job: Job) -> int:
     start = time.perf_counter()
     options = job.options
     with command.noticed_interrupts() as check_interrupts, command.shown_progress(PROGRAM) as show:
-        result = fit_trace(job, show)
+        trace = read(options.traces, options, show)
+        result = fit_trace(job, trace, show)
         check_interrupts()
         show("summing up" if options.no_report else "writing the report", None)
         found, paths = write(job, result)
@@ -166,32 +143,61 @@ def run(job: Job) -> int:
     return command.DONE if found.converged else command.NOT_CONVERGED
 
 
-def fit_trace(job: Job, show: command.Progress) -> FitResult:
-    options = job.options
+def read(traces: Sequence[str], options: argparse.Namespace, show: command.Progress) -> Trace:
     show("reading the trace", None)
     from bayes_sched.trace import read_trace
 
-    trace = read_trace(options.traces, max_bad_share=options.max_bad_share)
+    return read_trace(traces, max_bad_share=options.max_bad_share)
+
+
+def fit_trace(job: Job, trace: Trace, show: command.Progress) -> FitResult:
+    options = job.options
     show("loading the libraries", None)
     import logging
 
     from bayes_sched.fitting import fit
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
+    labels = {key: getattr(options, key) for key in ("gpu", "llm") if getattr(options, key)}
+    noise, population = options.noise, None
+    if job.pool is not None:
+        noise, population = pool_prior(job, {**trace.labels, **labels})
     return fit(
         trace,
         model=options.model,
-        noise=options.noise,
+        noise=noise,
         priors=job.priors,
         min_latency_ms=options.min_latency_ms,
         max_latency_ms=options.max_latency_ms,
-        settings=SamplerSettings(**{name: getattr(options, name) for name in SAMPLING}),
+        settings=settings_of(options),
         max_rows=options.max_rows,
         name=job.folder.name,
-        labels={key: getattr(options, key) for key in ("gpu", "llm") if getattr(options, key)},
+        labels=labels,
         command=job.command,
+        population=population,
         progress=show,
     )
+
+
+def pool_prior(job: Job, labels: Mapping[str, str]) -> tuple[str, PopulationPrior]:
+    """Return the pool's noise option, and what it tells of this server; say whose prior that is."""
+    assert job.pool is not None
+    from bayes_sched.model import load_model_file
+    from bayes_sched.pooling.population import Population
+    from bayes_sched.pooling.prior_choice import choose_prior
+
+    options = job.options
+    population = Population.load(job.pool)
+    prior = choose_prior(
+        population,
+        model=load_model_file(options.model).model.name,
+        noise=options.noise,
+        labels=labels,
+        server=options.server,
+        accept_unconverged=options.accept_unconverged,
+    )
+    say(f"prior: {prior.text}")
+    return population.noise, prior
 
 
 def write(job: Job, result: FitResult) -> tuple[Summary, dict[str, str]]:
@@ -246,6 +252,9 @@ def as_text(result: FitResult, found: Summary, paths: dict[str, str], seconds: f
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
+    if "--pool" in given:
+        beside = import_module("scripts.pool_fits" if __package__ else "pool_fits")
+        return int(beside.main(given))
     return command.exit_status(PROGRAM, lambda: run(prepare(given)))
 
 

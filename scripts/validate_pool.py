@@ -165,10 +165,11 @@ Made by
 
     {options.command}
 
-{options.steps} steps of a trace, {chosen}, are fitted, and predict a random choice of the others. The prior is
-the documented one; the pool of the traces of other servers (`new server`); the pool of all other traces, those of
-the same server among them (`known server`). CRPS in ms, less is better; `ratio` is to the CRPS with documented
-priors on the same steps (median, 5 % and 95 % of the runs); `whole` is the fit of the whole trace.
+{options.steps} steps of a trace, {chosen}, are fitted, and predict a random choice of the others.
+The prior is the documented one; the pool of the traces of other servers (`new server`); the pool of all other
+traces, those of the same server among them (`known server`). CRPS in ms, less is better; `ratio` is to the
+CRPS with documented priors on the same steps (median, 5 % and 95 % of the runs), `better` the share of runs
+in which it is below 1; `whole_crps_ms` is that of the fit of the whole trace.
 
 ```
 {text}

@@ -22,7 +22,7 @@ from bayes_sched.priors import Priors
 from tests.synthetic_fit import synthetic_metadata
 
 PRIORS = synthetic_metadata().priors
-NAMES = ("L_0", "c", "tau_B", "nu", "sigma_rel")
+NAMES = ("L_8", "c", "tau_B", "nu", "sigma_rel")
 NUM_DRAWS = 20_000
 
 
@@ -31,16 +31,19 @@ def logs() -> dict[str, np.ndarray]:
     return PRIORS.draw(NUM_DRAWS, np.random.default_rng(5))
 
 
-def test_the_sums_are_the_combinations_of_the_model(logs: dict[str, np.ndarray]) -> None:
+def test_the_sums_are_what_the_equation_says(logs: dict[str, np.ndarray]) -> None:
+    """The slope is the model's own combination; the floor, its latency less what requests and tokens add."""
     draws = xr.Dataset({name: ("draw", np.exp(values)) for name, values in logs.items()})
-    combinations = load_model("saturation").combinations(draws)
-    for i, name in enumerate(("L_0", "c")):
-        found = np.exp(identified(logs, NAMES, np)[:, i])
-        np.testing.assert_allclose(found, combinations[name].to_numpy(), rtol=1e-12)
+    model = load_model("saturation")
+    step = xr.Dataset({"batch_size": 8.0, "total_tokens": 8.0})
+    floor = model.latency(draws, step) - 8.0 * draws["tau_B"] - 8.0 * draws["tau_S"]
+    found = np.exp(identified(logs, NAMES, np))
+    np.testing.assert_allclose(found[:, 0], floor.to_numpy(), rtol=1e-6)
+    np.testing.assert_allclose(found[:, 1], model.combinations(draws)["c"].to_numpy(), rtol=1e-12)
 
 
 def test_every_parameter_beyond_the_equation_is_a_coordinate() -> None:
-    assert identified_names(PRIORS) == ("L_0", "c", "tau_B", "nu", "sigma_rel", "sigma_floor")
+    assert identified_names(PRIORS) == ("L_8", "c", "tau_B", "nu", "sigma_rel", "sigma_floor")
 
 
 @pytest.mark.parametrize(
@@ -51,10 +54,10 @@ def test_replacing_the_documented_density_keeps_the_prior_normalised(
     logs: dict[str, np.ndarray], mean: tuple[float, float], sd: tuple[float, float]
 ) -> None:
     """The mean of N / p_0 over documented draws is 1 for any N: so p_0 is their density."""
-    z = identified(logs, ("L_0", "c"), np)
+    z = identified(logs, ("L_8", "c"), np)
     ratio = np.exp(
         log_normal(z, np.array(mean), np.array(sd), np).sum(axis=-1)
-        - log_documented(z, ("L_0", "c"), PRIORS, np)
+        - log_documented(z, ("L_8", "c"), PRIORS, np)
     )
     error = ratio.std() / np.sqrt(NUM_DRAWS)
     assert ratio.mean() == pytest.approx(1.0, abs=4.0 * error + 0.02)

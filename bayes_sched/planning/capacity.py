@@ -56,9 +56,9 @@ def plan_capacity(
     and halving, as more servers do not make requests slower; both it and one less are simulated.
 
     Scheduling is vLLM 0.32's (``scripts/check_simulator.py`` holds it against a real one): a waiting request
-    is admitted when the free KV blocks hold all of its tokens (``scheduler_reserve_full_isl``), though only the
-    first chunk is allocated. Simplifications, beside those of the fit: scheduling is synchronous, the prefix
-    cache is empty, all servers are of the same posterior draw, and the noise of steps is independent.
+    is admitted when the free KV blocks hold all of its tokens (``scheduler_reserve_full_isl``), though only
+    its first chunk is allocated. Simplifications, beside those of the fit: scheduling is synchronous, the
+    prefix cache is empty, all servers are of the same posterior draw, and the noise of steps is independent.
 
     Parameters
     ----------

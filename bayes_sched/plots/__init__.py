@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from bayes_sched.plots.latency import latency_by_batch, latency_by_tokens
     from bayes_sched.plots.pairs import combination_pairs
     from bayes_sched.plots.parameters import prior_posterior
+    from bayes_sched.plots.pooled_intervals import pool_shrinkage
+    from bayes_sched.plots.pooled_latency import pool_latency
     from bayes_sched.plots.prior_bands import prior_predictive
     from bayes_sched.plots.residual_panels import residuals
     from bayes_sched.plots.sla_decode import decode_promise
@@ -48,6 +50,8 @@ __all__ = [
     "latency_by_tokens",
     "latency_contours",
     "parameter_forest",
+    "pool_latency",
+    "pool_shrinkage",
     "posterior_predictive_check",
     "prior_posterior",
     "prior_predictive",
@@ -82,6 +86,8 @@ _MODULE_OF = {
     "latency_by_tokens": "latency",
     "latency_contours": "contours",
     "parameter_forest": "comparison_forest",
+    "pool_latency": "pooled_latency",
+    "pool_shrinkage": "pooled_intervals",
     "posterior_predictive_check": "calibration",
     "prior_posterior": "parameters",
     "prior_predictive": "prior_bands",

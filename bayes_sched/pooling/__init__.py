@@ -6,7 +6,8 @@
 >>> bayes_sched.fit(new_trace, population=result.population.prior())
 """
 
-from bayes_sched.pooling.pooled import POPULATION_SETTINGS, UNSEEN, Pool, pool
+from bayes_sched.pooling.member_fits import UNSEEN
+from bayes_sched.pooling.pooled import POPULATION_SETTINGS, Pool, Refit, pool
 from bayes_sched.pooling.population import Population
 
-__all__ = ["POPULATION_SETTINGS", "UNSEEN", "Pool", "Population", "pool"]
+__all__ = ["POPULATION_SETTINGS", "UNSEEN", "Pool", "Population", "Refit", "pool"]

@@ -13,7 +13,7 @@ A fit of a few steps, drawn at random, predicts the rest of the trace, under eac
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from bayes_sched.diagnostics import convergence
 from bayes_sched.errors import InputError
 from bayes_sched.fitted import FittedModel
-from bayes_sched.pooling.pooled import pool, servers_of
-from bayes_sched.priors import Priors
+from bayes_sched.pooling.members import servers_of
+from bayes_sched.pooling.pooled import POPULATION_SETTINGS, pool
 from bayes_sched.prediction import Evaluator
+from bayes_sched.priors import Priors
 from bayes_sched.scoring import LEVELS, coverage, crps
 from bayes_sched.settings import SamplerSettings
 
@@ -62,7 +63,7 @@ def target(
     *,
     fits: Mapping[str, FittedModel],
     servers: Mapping[str, str] | None = None,
-    settings: SamplerSettings | None = None,
+    settings: SamplerSettings = POPULATION_SETTINGS,
 ) -> Target:
     """Return a trace with the priors that the other traces' pools give.
 
@@ -76,7 +77,7 @@ def target(
         Fits of all traces.
     servers : mapping of str to str, optional
         As :func:`bayes_sched.pooling.pool` takes it.
-    settings : SamplerSettings, optional
+    settings : SamplerSettings
         How the populations are sampled.
 
     Raises
@@ -90,10 +91,9 @@ def target(
     documented = fits[name].metadata.priors
     others = {key: fit for key, fit in fits.items() if of[key] != of[name]}
     known = {key: fit for key, fit in fits.items() if key != name}
-    given = {} if settings is None else {"settings": settings}
 
     def population_of(some: Mapping[str, FittedModel], server: str | None) -> Priors:
-        pooled = pool(some, servers={key: of[key] for key in some}, **given)
+        pooled = pool(some, servers={key: of[key] for key in some}, settings=settings)
         return documented.within(pooled.population.prior(server))
 
     priors = {"documented": documented, "new server": population_of(others, None)}

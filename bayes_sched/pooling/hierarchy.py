@@ -18,9 +18,12 @@ population, with the trace's own parameters integrated out, is an expectation ov
     p(y_j \mid \gamma, \phi) \propto \mathrm{E}_i \left[
     \frac{\mathrm{Normal}(z_{ji} \mid \gamma_{g(j)}, \phi)}{p_0(z_{ji})} \right],
 
-and given the population a trace's parameters are its own draws with these ratios for weights. No trace is fitted
-twice, and nothing is approximated but for the finite number of draws, of which the effective number is kept
-(two-stage fitting of a hierarchical model: Lunn, Barrett, Sweeting and Thompson 2013, doi:10.1111/rssc.12007).
+and given the population a trace's parameters are its own draws with these ratios for weights: no trace need
+be fitted twice (two-stage fitting of a hierarchical model: Lunn, Barrett, Sweeting and Thompson 2013,
+doi:10.1111/rssc.12007). What is approximate is that draws are finite in number: the effective number that the
+weights leave is kept, and the likelihood of the population takes a smooth version of them, a kernel estimate
+of the same mean and variances. Where too few effective draws are left, the trace is fitted again under the
+population's prior, whose density then takes the place of :math:`p_0` in the ratios.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from numpy.typing import NDArray
 from bayes_sched.fitted import FittedModel
 from bayes_sched.identified import documented_centre, identified, log_documented, log_normal
 from bayes_sched.nuts import SAMPLE_STATS
+from bayes_sched.population_prior import PopulationPrior
 from bayes_sched.priors import Prior, Priors
 from bayes_sched.settings import SamplerSettings
 
@@ -48,7 +52,7 @@ BETWEEN = Prior("between", 0.1, 2.0)
 WITHIN = Prior("within", 0.01, 0.5)
 """Prior of the standard deviation from trace to trace of a server, whose token budget may differ."""
 
-_MODEL_DRAWS = 500  # of each trace, evenly spaced, that the likelihood of the population averages
+_KERNELS = 100  # of each trace, around evenly spaced draws
 _CHUNK = 500  # population draws whose weights are in memory at once
 
 
@@ -61,23 +65,33 @@ class TraceDraws:
     z : ndarray, dims (draw, coordinate)
         Logarithms of the identified coordinates; chains one after the other.
     log_base : ndarray, dims (draw,)
-        Log of the density of z under the documented priors.
+        Log of the density of z under the prior of the fit.
     """
 
     z: Floats
     log_base: Floats
 
     @classmethod
-    def of(cls, fit: FittedModel, names: Sequence[str]) -> TraceDraws:
-        """Take the draws of a fit, of the coordinates `names`."""
+    def of(
+        cls, fit: FittedModel, names: Sequence[str], *, prior: PopulationPrior | None = None
+    ) -> TraceDraws:
+        """Take the draws of a fit; `prior` is what it was made under, where not the documented priors."""
         logs = {str(name): np.log(draws.to_numpy().ravel()) for name, draws in fit.posterior.items()}
-        z = identified(logs, names, np)
-        return cls(z=z, log_base=log_documented(z, names, fit.metadata.priors, np))
+        z, priors = identified(logs, names, np), fit.metadata.priors
+        log_base = log_documented(z, names, priors, np)
+        return cls(z=z, log_base=log_base + (prior.log_ratio(logs, priors, np) if prior else 0.0))
 
-    def thinned(self, most: int) -> TraceDraws:
-        """Return at most so many of the draws, evenly spaced."""
+    def smoothed(self, most: int) -> tuple[TraceDraws, Floats]:
+        """Return at most so many kernels' centres, and the kernels' standard deviations, dims (coordinate,).
+
+        Scott's bandwidth; the centres are drawn together so that mean and variances stay what they are.
+        """
         kept = np.unique(np.linspace(0, len(self.z) - 1, most).astype(np.int64))
-        return TraceDraws(z=self.z[kept], log_base=self.log_base[kept])
+        mean, sd = self.z.mean(axis=0), self.z.std(axis=0)
+        share = len(kept) ** (-1.0 / (self.z.shape[1] + 4.0))
+        standardised = (self.z[kept] - self.z[kept].mean(axis=0)) / self.z[kept].std(axis=0)
+        centres = mean + np.sqrt(1.0 - share**2) * sd * standardised
+        return TraceDraws(z=centres, log_base=self.log_base[kept]), share * sd
 
 
 def population_model(
@@ -107,8 +121,9 @@ def population_model(
         between = pm.LogNormal("between", BETWEEN.mu, BETWEEN.sigma, dims="coordinate")
         within = pm.LogNormal("within", WITHIN.mu, WITHIN.sigma, dims="coordinate")
         server = pm.Normal("server_mean", mean, between, dims=("server", "coordinate"))
-        for j, trace in enumerate(each.thinned(_MODEL_DRAWS) for each in traces):
-            ratio = log_normal(trace.z, server[server_of_trace[j]], within, pt).sum(axis=-1) - trace.log_base
+        for j, (trace, width) in enumerate(each.smoothed(_KERNELS) for each in traces):
+            spread = pt.sqrt(within**2 + width**2)
+            ratio = log_normal(trace.z, server[server_of_trace[j]], spread, pt).sum(axis=-1) - trace.log_base
             pm.Potential(f"trace_{j}", pt.logsumexp(ratio) - np.log(len(trace.z)))
     return model
 

@@ -1,4 +1,4 @@
-"""Pool fits of several servers: each borrows strength from the others, and a population is left for the next."""
+"""Pool fits of several servers: each borrows strength from the others, and the next one from all."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
-from bayes_sched.diagnostics import MIN_ESS, convergence
-from bayes_sched.effects import effects_of
+from bayes_sched.diagnostics import MIN_ESS
 from bayes_sched.errors import InputError
 from bayes_sched.fitted import FittedModel
-from bayes_sched.identified import SUMS, complete, identified, identified_names
-from bayes_sched.metadata import RowCounts
-from bayes_sched.numbers import listed
-from bayes_sched.parameter_table import WELL
+from bayes_sched.identified import SUMS, identified
+from bayes_sched.model import all_parameters
 from bayes_sched.pooling.hierarchy import TraceDraws, population_model, redraw, sample_population
+from bayes_sched.pooling.member_fits import judged, pooled_fit, population_prior_draws, unseen_fit
+from bayes_sched.pooling.members import check_members, servers_of, shared_coordinates
 from bayes_sched.pooling.population import Population
+from bayes_sched.population_prior import PopulationPrior
 from bayes_sched.priors import Priors
 from bayes_sched.settings import SamplerSettings
 
 type Progress = Callable[[str, float | None], None]
 
+type Refit = Callable[[str, PopulationPrior], FittedModel | None]
+"""Fits the trace of this name under this prior; None where the trace is not at hand."""
+
 POPULATION_SETTINGS = SamplerSettings(tune=1000)
 """How a population is sampled unless told otherwise."""
-UNSEEN = "unseen"
-"""Name of the fit of a server not yet seen."""
-
 _TARGET_ACCEPT = (0.98, 0.995)
-_PRIOR_DRAWS = 4000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +92,7 @@ def pool(
     name: str = "pool",
     settings: SamplerSettings = POPULATION_SETTINGS,
     accept_unconverged: bool = False,
+    refit: Refit | None = None,
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Pool:
@@ -110,6 +111,9 @@ def pool(
         How the population is sampled; the fits' own draws are used as they are.
     accept_unconverged : bool
         Whether a fit that has not converged may take part.
+    refit : callable, optional
+        Fits a trace again, given its name and a prior. Called for traces so short that the population leaves
+        too few of their fit's draws: under the population's prior, which is then divided out.
     command : str, optional
         The command line, for the account.
     progress : callable, optional
@@ -128,27 +132,14 @@ def pool(
     members = dict(fits) if isinstance(fits, Mapping) else {fit.metadata.name: fit for fit in fits}
     if len(members) < len(fits):
         raise InputError("two fits have the same name: give a mapping of names to fits")
-    _check(members, accept_unconverged=accept_unconverged)
+    check_members(members, accept_unconverged=accept_unconverged)
     server_of = servers_of(members, servers or {})
-    labels = list(dict.fromkeys(server_of.values()))
     first = next(iter(members.values()))
     names = shared_coordinates(members)
-    traces = {key: TraceDraws.of(fit, names) for key, fit in members.items()}
-    (progress or _silent)("sampling the population", None)
-    model = population_model(
-        list(traces.values()),
-        names=names,
-        servers=labels,
-        server_of_trace=[labels.index(server_of[key]) for key in members],
-        priors=first.metadata.priors,
-    )
-    for accept in _TARGET_ACCEPT:
-        data = sample_population(model, replace(settings, target_accept=accept))
-        if not data["sample_stats"]["diverging"].any():
-            break
-    population = Population(
+    draws = {key: TraceDraws.of(fit, names) for key, fit in members.items()}
+    empty = Population(
         name=name,
-        data=data,
+        data=xr.DataTree(),
         server_of_trace=server_of,
         effective_draws={},
         model=first.model.name,
@@ -156,184 +147,78 @@ def pool(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
     )
-    (progress or _silent)("drawing the traces again", None)
-    return _with_members(population, members, traces, np.random.default_rng(settings.seed))
+    show = progress or _silent
+    show("sampling the population", None)
+    population, chosen = _sampled(empty, names, draws, first.metadata.priors, settings)
+    sources = dict(members)
+    weak = [key for key, number in population.effective_draws.items() if number < MIN_ESS]
+    for key in weak:
+        show(f"fitting {key} again", None)
+        prior = population.prior(server_of[key])
+        again = refit(key, prior) if refit is not None else None
+        if again is not None:
+            sources[key], draws[key] = again, TraceDraws.of(again, names, prior=prior)
+    if sources != members:
+        show("sampling the population", None)
+        population, chosen = _sampled(empty, names, draws, first.metadata.priors, settings)
+    return _with_members(population, members, sources, chosen, np.random.default_rng(settings.seed))
 
 
-def servers_of(fits: Mapping[str, FittedModel], given: Mapping[str, str]) -> dict[str, str]:
-    """Return the server of each fit: as given, else its labels, else its own name.
-
-    Raises
-    ------
-    InputError
-        A server is given for a fit that is not there.
-    """
-    unknown = sorted(set(given) - set(fits))
-    if unknown:
-        raise InputError(f"a server is given for {unknown[0]}, but the pool has {listed(list(fits))}")
-    found = {}
-    for name, fit in fits.items():
-        labels = [fit.metadata.labels.get(key, "") for key in ("gpu", "llm")]
-        found[name] = given.get(name) or ", ".join(filter(None, labels)) or name
-    return found
-
-
-def shared_coordinates(fits: Mapping[str, FittedModel]) -> tuple[str, ...]:
-    """Return the coordinates that a population shares.
-
-    The sums of the equation, the latency per request, and what else every trace identifies well.
-    """
-    priors = next(iter(fits.values())).metadata.priors
-    always = {*SUMS, "tau_B"}
-    return tuple(
-        name
-        for name in identified_names(priors)
-        if name in always or all(fit.contraction(name) >= WELL for fit in fits.values())
+def _sampled(
+    empty: Population,
+    names: Sequence[str],
+    draws: Mapping[str, TraceDraws],
+    priors: Priors,
+    settings: SamplerSettings,
+) -> tuple[Population, dict[str, NDArray[np.int64]]]:
+    """Sample the population; return it and which of its draws each trace keeps."""
+    server_of = empty.server_of_trace
+    labels = list(dict.fromkeys(server_of.values()))
+    model = population_model(
+        list(draws.values()),
+        names=names,
+        servers=labels,
+        server_of_trace=[labels.index(server_of[key]) for key in draws],
+        priors=priors,
     )
-
-
-def _check(fits: Mapping[str, FittedModel], *, accept_unconverged: bool) -> None:
-    if len(fits) < 2:
-        raise InputError(f"{len(fits)} trace: a pool takes two or more")
-    first_name, first = next(iter(fits.items()))
-    seen: dict[str, str] = {}
-    for name, fit in fits.items():
-        digest = fit.metadata.trace_sha256
-        if digest in seen:
-            raise InputError(f"{seen[digest]} and {name} are of the same trace: a pool takes each trace once")
-        seen[digest] = name
-        if effects_of(fit.model) or not {"tau_0", "tau_S", "w_1", "k_S"} <= set(fit.metadata.priors):
-            raise InputError(
-                f"{name}: fits of the model {fit.model.name} cannot be pooled; use --model saturation or "
-                "saturation_context"
-            )
-        if (fit.model.name, fit.metadata.noise) != (first.model.name, first.metadata.noise):
-            raise InputError(
-                f"{first_name} and {name} are fits of different models ({first.model.name} with noise "
-                f"{first.metadata.noise}, {fit.model.name} with noise {fit.metadata.noise}): pool fits of one"
-            )
-        if fit.metadata.prior_from is not None:
-            raise InputError(
-                f"{name}: its prior is from {fit.metadata.prior_from}; pool fits under documented priors, so "
-                "that no trace counts twice"
-            )
-        if not (fit.converged or accept_unconverged):
-            raise InputError(
-                f"{name}: its fit has not converged; fit it again with more draws, or give "
-                "--accept-unconverged"
-            )
+    for accept in _TARGET_ACCEPT:
+        data = sample_population(model, replace(settings, target_accept=accept))
+        if not data["sample_stats"]["diverging"].any():
+            break
+    population = replace(empty, data=data)
+    rng = np.random.default_rng(settings.seed)
+    found = {key: redraw(own, *population.moments(server_of[key]), rng) for key, own in draws.items()}
+    effective = {key: number for key, (_, number) in found.items()}
+    return replace(population, effective_draws=effective), {key: kept for key, (kept, _) in found.items()}
 
 
 def _with_members(
     population: Population,
     members: Mapping[str, FittedModel],
-    traces: Mapping[str, TraceDraws],
+    sources: Mapping[str, FittedModel],
+    chosen: Mapping[str, NDArray[np.int64]],
     rng: np.random.Generator,
 ) -> Pool:
+    """Return the pool of a population whose members are the chosen draws of their sources."""
     priors = next(iter(members.values())).metadata.priors
-    pooled, effective = {}, {}
     problems = list(population.convergence.problems)
-    for name, fit in members.items():
-        mean, sd = population.moments(population.server_of_trace[name])
-        chosen, effective[name] = redraw(traces[name], mean, sd, rng)
-        if effective[name] < MIN_ESS:
+    pooled = {}
+    for name, source in sources.items():
+        number = population.effective_draws[name]
+        if number < MIN_ESS:
             problems.append(
-                f"{name}: its pooled posterior rests on {effective[name]:.0f} effective draws of its own "
-                f"(wanted: {MIN_ESS:.0f}); leave it out of the pool and fit it with --prior-from"
+                f"{name}: its pooled posterior rests on {number:.0f} effective draws of its own (wanted: "
+                f"{MIN_ESS:.0f}); give the trace, to be fitted again, or leave it out and use --prior-from"
             )
-        pooled[name] = _pooled(fit, chosen, population, _prior(population, name, priors, rng))
-    population = replace(population, effective_draws=effective, problems=tuple(problems))
-    pooled = {name: _judged(fit, population) for name, fit in pooled.items()}
-    unseen = _judged(_unseen(population, members, priors, rng), population)
-    return Pool(population=population, alone=members, pooled=pooled, unseen=unseen)
-
-
-def _pooled(fit: FittedModel, chosen: np.ndarray, population: Population, prior: xr.Dataset) -> FittedModel:
-    """Return the fit with those of its draws that the population chose."""
-    draws = population.posterior
-    shape = (draws.sizes["chain"], draws.sizes["draw"])
-    flat = {name: fit.posterior[name].to_numpy().ravel()[chosen] for name in fit.posterior.data_vars}
-    posterior = xr.Dataset(
-        {name: (("chain", "draw"), values.reshape(shape)) for name, values in flat.items()},
-        coords={"chain": draws["chain"], "draw": draws["draw"]},
+        prior = population_prior_draws(population, population.server_of_trace[name], priors, rng)
+        pooled[name] = pooled_fit(source, members[name].metadata, chosen[name], population, prior)
+    population = replace(population, problems=tuple(problems))
+    return Pool(
+        population=population,
+        alone=members,
+        pooled={name: judged(fit, population) for name, fit in pooled.items()},
+        unseen=judged(unseen_fit(population, members, priors, rng), population),
     )
-    kept = {name: fit.data[name] for name in ("cells", "typical") if name in fit.data.children}
-    data = xr.DataTree.from_dict(
-        {"posterior": posterior, "prior": prior, "sample_stats": population.data["sample_stats"], **kept}
-    )
-    return FittedModel(data=data, model=fit.model, metadata=fit.metadata)
-
-
-def _prior(population: Population, name: str | None, priors: Priors, rng: np.random.Generator) -> xr.Dataset:
-    server = None if name is None else population.server_of_trace[name]
-    logs = population.prior(server).draw(priors, _PRIOR_DRAWS, rng)
-    return xr.Dataset({key: ("draw", np.exp(value)) for key, value in logs.items()})
-
-
-def _unseen(
-    population: Population,
-    members: Mapping[str, FittedModel],
-    priors: Priors,
-    rng: np.random.Generator,
-) -> FittedModel:
-    """Return a fit whose posterior is the population's predictive distribution."""
-    first = next(iter(members.values()))
-    mean, sd = population.moments()
-    logs = complete(rng.normal(mean, sd), population.coordinates, priors, rng)
-    draws = population.posterior
-    shape = (draws.sizes["chain"], draws.sizes["draw"])
-    posterior = xr.Dataset(
-        {name: (("chain", "draw"), np.exp(logs[name]).reshape(shape)) for name in priors},
-        coords={"chain": draws["chain"], "draw": draws["draw"]},
-    )
-    data = xr.DataTree.from_dict(
-        {
-            "posterior": posterior,
-            "prior": _prior(population, None, priors, rng),
-            "sample_stats": population.data["sample_stats"],
-            "cells": _joint_cells([fit.cells for fit in members.values()]),
-        }
-    )
-    rows = [fit.metadata.rows for fit in members.values()]
-    metadata = replace(
-        first.metadata,
-        name=UNSEEN,
-        labels={},
-        traces=(),
-        bad_lines={},
-        warnings=("no step of this server was seen: it is drawn from the population",),
-        rows=RowCounts(
-            **{key: sum(getattr(row, key) for row in rows) for key in ("read", "cleaned", "used")}
-        ),
-        trace_sha256=f"unseen server of {population.name}",
-    )
-    return FittedModel(data=data, model=first.model, metadata=metadata)
-
-
-def _judged(fit: FittedModel, population: Population) -> FittedModel:
-    """Return a fit with the account of the pool that it is of."""
-    found = convergence(fit.data)
-    problems = (*population.problems, *(p for p in found.problems if p not in population.problems))
-    whose = f"the pool {population.name} ({len(population.server_of_trace)} traces)"
-    metadata = replace(
-        fit.metadata,
-        converged=not problems,
-        problems=problems,
-        prior_from=whose,
-        command=population.command,
-        created_at=population.created_at,
-    )
-    return FittedModel(data=fit.data, model=fit.model, metadata=metadata)
-
-
-def _joint_cells(cells: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Return the cells of several fits as those of one: counts added, quantiles averaged by count."""
-    table = pd.concat([each.to_dataframe() for each in cells], ignore_index=True)
-    keys, levels = ["batch_size", "total_tokens"], ["q05_ms", "median_ms", "q95_ms"]
-    table[levels] = table[levels].mul(table["count"], axis=0)
-    joint = table.groupby(keys, sort=True)[["count", *levels]].sum().reset_index()
-    joint[levels] = joint[levels].div(joint["count"], axis=0)
-    return xr.Dataset({str(name): ("cell", joint[name].to_numpy()) for name in joint})
 
 
 def _coordinates(fit: FittedModel, names: Sequence[str]) -> np.ndarray:
@@ -343,8 +228,8 @@ def _coordinates(fit: FittedModel, names: Sequence[str]) -> np.ndarray:
 
 
 def _units(fit: FittedModel) -> dict[str, str]:
-    table = fit.parameter_table()
-    return dict(zip(table["name"], table["unit"], strict=True))
+    parameters = {p.name: p.unit for p in all_parameters(fit.model, fit.metadata.noise)}
+    return parameters | {name: unit for name, (_, unit) in SUMS.items()}
 
 
 def _silent(stage: str, share: float | None) -> None:

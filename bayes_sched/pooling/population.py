@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,7 +17,7 @@ from bayes_sched.diagnostics import Convergence, convergence
 from bayes_sched.errors import InputError
 from bayes_sched.file_version import check_version
 from bayes_sched.numbers import listed
-from bayes_sched.population_prior import PopulationPrior
+from bayes_sched.population_prior import DOCUMENTED_SHARE, PopulationPrior
 from bayes_sched.whole_file import whole_file
 
 FORMAT_NAME = "population of servers"
@@ -112,18 +111,26 @@ class Population:
         elif server in self.servers:
             mean, sd = draws["server_mean"].sel(server=server, drop=True), draws["within"]
         else:
-            raise InputError(f"no server {server!r} in the pool {self.name}: it has {listed(self.servers)}")
-        order = ("chain", "draw", "coordinate")
-        flat = [part.transpose(*order).to_numpy().reshape(-1, len(self.coordinates)) for part in (mean, sd)]
+            raise InputError(
+                f"no server {server!r} in the pool {self.name}: it has {listed(list(self.servers))}"
+            )
+        flat = [
+            part.transpose("chain", "draw", "coordinate").to_numpy().reshape(-1, len(self.coordinates))
+            for part in (mean, sd)
+        ]
         return flat[0], flat[1]
 
-    def prior(self, server: str | None = None) -> PopulationPrior:
+    def prior(
+        self, server: str | None = None, *, documented_share: float = DOCUMENTED_SHARE
+    ) -> PopulationPrior:
         """Return what the population tells of a further trace before it is seen.
 
         Parameters
         ----------
         server : str, optional
             One of the pooled servers, of which it is a further trace; by default a server not yet seen.
+        documented_share : float
+            Share that is left to the documented priors, should the trace be unlike all of the pool.
 
         Raises
         ------
@@ -139,6 +146,7 @@ class Population:
             mean=mean[kept],
             sd=sd[kept],
             text=f"the pool {self.name} ({count}), as {whose}",
+            documented_share=documented_share,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -173,7 +181,7 @@ class Population:
             raise InputError(f"{path}: there is no such file; fit_bayes.py --pool writes population.nc")
         try:
             with xr.open_datatree(path, engine="h5netcdf") as opened:
-                attrs: dict[str, Any] = dict(opened.attrs)
+                attrs = {str(key): value for key, value in opened.attrs.items()}
                 tree = opened.load()
             if attrs.get("bayes_sched_format") == FORMAT_NAME:
                 version = attrs.get("format_version")

@@ -11,6 +11,19 @@ from bayes_sched.report.files import ReportFigure
 from bayes_sched.report.fit_summary import Summary
 
 
+def prior_words(fit: FittedModel) -> str:
+    """Return how to read what the priors allowed."""
+    if fit.metadata.prior_from is not None:
+        return (
+            f"Latencies by the prior alone, which is from {fit.metadata.prior_from}. Observed ones should "
+            "lie inside; where they do not, this server is unlike those of the pool."
+        )
+    return (
+        "Latencies by the priors alone. They should cover the observed ones generously and leave the rest to "
+        "the data."
+    )
+
+
 def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> tuple[ReportFigure, ...]:
     """Return the figures in the order of the page; none is drawn yet.
 
@@ -100,8 +113,7 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
         ReportFigure(
             "prior_predictive",
             "What the priors allowed",
-            "Latencies by the priors alone. They should cover the observed ones generously and leave the "
-            "rest to the data.",
+            prior_words(fit),
             lambda: plots.prior_predictive(fit, steps),
         ),
     )

@@ -13,6 +13,8 @@ from bayes_sched.errors import InputError
 from bayes_sched.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.metadata import FitMetadata
 from bayes_sched.misfit import Misfit, estimate_misfit
+from bayes_sched.model import all_parameters
+from bayes_sched.parameter_table import known_priors
 from bayes_sched.plots.calibration import Calibration, calibrate
 from bayes_sched.plots.effects import effect_table
 from bayes_sched.records import records
@@ -44,6 +46,10 @@ class Summary:
         ``coverage``.
     parameters : DataFrame
         :meth:`FittedModel.parameter_table`, one row a parameter or combination.
+    priors : DataFrame
+        One row a parameter: ``parameter``, ``unit``, and of its prior ``low`` and ``high`` (central 95 %) and
+        ``median``. Where a pool's took the place of the documented ones, as its draws have them, and
+        the combinations that data identify with them.
     convergence : DataFrame
         One row a variable: ``variable``, ``kind``, ``r_hat``, ``ess_bulk``, ``ess_tail``, ``passed``.
     gate : dict
@@ -70,6 +76,7 @@ class Summary:
     costs: pd.DataFrame
     coverage: pd.DataFrame
     parameters: pd.DataFrame
+    priors: pd.DataFrame
     convergence: pd.DataFrame
     gate: dict[str, Any]
     effects: pd.DataFrame
@@ -89,7 +96,8 @@ class Summary:
 
         Keys: ``summary_version``; ``name``, ``labels``, ``model``, ``noise``, ``trace_sha256``, ``traces``,
         ``rows``, ``cleaning``, ``bad_lines``, ``priors``, ``sampler``, ``timings_s``, ``package_versions``,
-        ``bayes_sched_version``, ``command``, ``created_at`` as in :class:`~bayes_sched.metadata.FitMetadata`;
+        ``bayes_sched_version``, ``command``, ``created_at``, ``prior_from`` as in
+        :class:`~bayes_sched.metadata.FitMetadata`;
         ``probability``, ``converged``, ``problems``, ``text``, ``warnings``; ``typical_steps``, ``costs``,
         ``coverage``, ``parameters``, ``convergence``, ``effects``: lists with one mapping a row of the tables
         above; ``gate``; ``misfit``: the fields of :class:`~bayes_sched.misfit.Misfit`, or None;
@@ -134,6 +142,7 @@ _METADATA_KEYS = (
     "bayes_sched_version",
     "command",
     "created_at",
+    "prior_from",
 )
 
 
@@ -177,6 +186,7 @@ def summary(fit: FittedModel, steps: pd.DataFrame, *, probability: float = DEFAU
         costs=costs,
         coverage=calibration.coverage,
         parameters=parameters,
+        priors=prior_table(fit),
         convergence=gate.table.rename_axis("variable").reset_index(),
         gate={
             "num_divergences": gate.num_divergences,
@@ -190,6 +200,23 @@ def summary(fit: FittedModel, steps: pd.DataFrame, *, probability: float = DEFAU
         sentences=tuple(filter(None, (*spoken, typical_load, advice))),
         notes=notes(fit, table, calibration),
         calibration=calibration,
+    )
+
+
+def prior_table(fit: FittedModel) -> pd.DataFrame:
+    """Return what the prior allowed each parameter; columns of :attr:`Summary.priors`."""
+    documented = fit.metadata.priors if fit.metadata.prior_from is None else None
+    known: dict[str, Any] = dict(known_priors(fit.prior[list(fit.metadata.priors)], documented))
+    units = {p.name: p.unit for p in all_parameters(fit.model, fit.metadata.noise)}
+    if documented is None:
+        combinations = fit.model.combinations(fit.prior)
+        known |= known_priors(combinations, None)
+        units |= {str(name): str(draws.attrs.get("unit", "")) for name, draws in combinations.items()}
+    return pd.DataFrame(
+        [
+            {"parameter": name, "unit": units[name], "low": p.low, "high": p.high, "median": p.median}
+            for name, p in known.items()
+        ]
     )
 
 

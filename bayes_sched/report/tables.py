@@ -167,15 +167,15 @@ def cleaning_page(summary: Summary) -> PageTable:
 
 def prior_page(summary: Summary) -> PageTable:
     """Return the table of priors."""
-    units = dict(zip(summary.parameters["name"], summary.parameters["unit"], strict=True))
+    title = "95% in" if summary.metadata.prior_from else "95% of a log-normal in"
     return page_table(
         [
             {
-                "parameter": name,
-                "95% of a log-normal in": span(prior.low, prior.high),
-                "median": prior.median,
-                "unit": units.get(name, ""),
+                "parameter": row["parameter"],
+                title: span(row["low"], row["high"]),
+                "median": row["median"],
+                "unit": row["unit"],
             }
-            for name, prior in summary.metadata.priors.items()
+            for row in records(summary.priors)
         ]
     )

@@ -104,7 +104,8 @@ def _measured(fit: FittedModel) -> str:
     if gpu := metadata.labels.get("gpu"):
         what += f" on {gpu}"
     kept = "" if rows.used == rows.read else f", out of {rows.read:,} read"
-    return f"Measured: {what}{kept} (result {metadata.name})."
+    prior = f" Its prior is from {metadata.prior_from}." if metadata.prior_from else ""
+    return f"Measured: {what}{kept} (result {metadata.name}).{prior}"
 
 
 def _trust(fit: FittedModel, calibration: Calibration, probability: float) -> str:
