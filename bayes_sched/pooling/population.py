@@ -107,7 +107,7 @@ class Population:
         """
         draws = self.posterior
         if server is None:
-            mean, sd = draws["mean"], np.hypot(draws["between"], draws["within"])
+            mean, sd = draws["mean"], (draws["between"] ** 2 + draws["within"] ** 2) ** 0.5
         elif server in self.servers:
             mean, sd = draws["server_mean"].sel(server=server, drop=True), draws["within"]
         else:
