@@ -188,7 +188,7 @@ def test_a_fit_s_report_shows_the_prior_that_it_had(whose: str | None) -> None:
         return
     ends = narrow["prior"]["tau_S"].quantile([0.025, 0.975]).to_numpy()
     assert [rows["tau_S"]["low"], rows["tau_S"]["high"]] == pytest.approx(ends.tolist(), rel=1e-3)
-    assert {"L_8", "c"} <= set(rows)
+    assert {"L_0", "c"} <= set(rows)
     assert "95% of a log-normal in" not in page
     assert f"From {whose}: " in page
     assert f"Its prior is from {whose}." in said
