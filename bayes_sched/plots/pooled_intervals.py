@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from bayes_sched.plots.style import BLUE, GREEN, GREY, figure_legend, log_axis, new_figure, styled
 
 _COLUMNS = 2
+_WIDE = 50.0  # ratio of the ends of an axis from which only powers of ten are written
 _OFFSET = 0.17
 _PAD = 1.15
 _LABEL = 34  # characters of a server's name that a panel has room for
@@ -120,6 +121,6 @@ def _draw(ax: Axes, row: pd.Series, chosen: pd.DataFrame, places: dict[str, floa
     low = min(row["unseen_lower"], chosen["alone_lower"].min())
     high = max(row["unseen_upper"], chosen["alone_upper"].max())
     ax.set_xlim(low / _PAD, high * _PAD)
-    log_axis(ax.xaxis)
+    log_axis(ax.xaxis, sparse=high > _WIDE * low)
     unit = "" if row["unit"] == "1" else f" ({row['unit']})"
     ax.set_title(f"{row['coordinate']}{unit}")
