@@ -166,7 +166,12 @@ def complete(z: Floats, names: Sequence[str], priors: Priors, rng: np.random.Gen
         log_weight = log_weight - log_normal(
             ratio, centre, np.hypot(priors[above].sigma, priors[below].sigma), np
         )
-    log_weight = np.where(taken < 1.0, log_weight, -np.inf)
-    chosen = (log_weight + rng.gumbel(size=shape)).argmax(axis=1)
+    score = np.where(taken < 1.0, log_weight + rng.gumbel(size=shape), -np.inf)
+    chosen = score.argmax(axis=1)
     picked = {name: value[np.arange(len(z)), chosen] for name, value in (logs | made).items()}
+    is_without = ~np.isfinite(score.max(axis=1))  # any candidate that could be
+    if is_without.any():
+        again = complete(z[is_without], names, priors, rng)
+        for name, values in picked.items():
+            values[is_without] = again[name]
     return picked | {name: z[:, i] for i, name in enumerate(names) if name not in SUMS}

@@ -77,6 +77,13 @@ def test_completed_parameters_have_the_given_coordinates() -> None:
     np.testing.assert_allclose(identified(complete(z, NAMES, PRIORS, rng), NAMES, np), z, atol=1e-9)
 
 
+def test_a_floor_that_few_ways_lead_to_has_parameters_all_the_same() -> None:
+    """A slope of 10 ms a token leaves a floor of 0.5 ms only where nearly all of it is not saturated work."""
+    z = np.log(np.tile([0.5, 10.0, 0.5, 3.0, 0.03], (2000, 1)))
+    completed = complete(z, NAMES, PRIORS, np.random.default_rng(0))
+    np.testing.assert_allclose(identified(completed, NAMES, np), z, atol=1e-6)
+
+
 def test_completing_documented_coordinates_gives_documented_parameters_back(
     logs: dict[str, np.ndarray],
 ) -> None:

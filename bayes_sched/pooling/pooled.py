@@ -152,12 +152,13 @@ def pool(
     population, chosen = _sampled(empty, names, draws, first.metadata.priors, settings)
     sources = dict(members)
     weak = [key for key, number in population.effective_draws.items() if number < MIN_ESS]
-    for key in weak:
-        show(f"fitting {key} again", None)
-        prior = population.prior(server_of[key])
-        again = refit(key, prior) if refit is not None else None
-        if again is not None:
-            sources[key], draws[key] = again, TraceDraws.of(again, names, prior=prior)
+    if refit is not None:
+        for key in weak:
+            show(f"fitting {key} again", None)
+            prior = population.prior(server_of[key])
+            again = refit(key, prior)
+            if again is not None:
+                sources[key], draws[key] = again, TraceDraws.of(again, names, prior=prior)
     if sources != members:
         show("sampling the population", None)
         population, chosen = _sampled(empty, names, draws, first.metadata.priors, settings)
