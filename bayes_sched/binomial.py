@@ -33,7 +33,7 @@ def share_interval(count: ArrayLike, number: ArrayLike, *, level: float) -> tupl
     return lower, upper
 
 
-def effective_number(happened: ArrayLike, cluster: ArrayLike) -> float:
+def effective_tries(happened: ArrayLike, cluster: ArrayLike) -> float:
     """Return how many independent tries tell a share as well as these, which come in clusters.
 
     The variance of the share is estimated from how it differs between clusters (as in Korn and Graubard,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
+from typing import TypedDict
 
 from bayes_sched import command
 from bayes_sched.command import DEFAULT
@@ -88,6 +89,29 @@ def check_model(model: str) -> None:
 def settings_of(options: argparse.Namespace) -> SamplerSettings:
     """Return how long and with what to sample."""
     return SamplerSettings(**{name: getattr(options, name) for name in SAMPLING})
+
+
+class FitArguments(TypedDict):
+    """Arguments of :func:`bayes_sched.fit` that are options."""
+
+    model: str
+    noise: str | None
+    min_latency_ms: float
+    max_latency_ms: float
+    settings: SamplerSettings
+    max_rows: int
+
+
+def fit_arguments(options: argparse.Namespace) -> FitArguments:
+    """Return the options as arguments of :func:`bayes_sched.fit`."""
+    return FitArguments(
+        model=options.model,
+        noise=options.noise,
+        min_latency_ms=options.min_latency_ms,
+        max_latency_ms=options.max_latency_ms,
+        settings=settings_of(options),
+        max_rows=options.max_rows,
+    )
 
 
 def fit_command(options: argparse.Namespace, traces: list[str]) -> str:

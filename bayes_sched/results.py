@@ -30,8 +30,6 @@ POPULATION = "population.nc"
 """The file by which a folder is known as a pool of fits."""
 MEMBERS = "members"
 """The folder of a pool that holds a folder for each pooled fit."""
-UNSEEN = "unseen"
-"""The member of a pool that is a server not yet seen."""
 
 _KINDS = {
     POSTERIOR: "fit",
@@ -65,15 +63,9 @@ def fit_file(path: Path) -> Path:
     InputError
         There is no such file.
     """
-    if not path.is_dir():
-        if not path.is_file():
-            raise InputError(f"{path}: no such fit; give a folder such as results/NAME, made by fit_bayes.py")
-        return path
-    if (path / POSTERIOR).is_file():
-        return path / POSTERIOR
-    if (path / POPULATION).is_file():
+    if (path / POPULATION).is_file() and not (path / POSTERIOR).is_file():
         raise InputError(f"{path}: a pool of fits; name one of its members, such as {_members(path)}")
-    raise InputError(f"{path}: no fit in this folder (it holds no {POSTERIOR}); fit_bayes.py makes one")
+    return _file_in(path, POSTERIOR, what="fit", maker="fit_bayes.py")
 
 
 def population_file(path: Path) -> Path:
@@ -94,15 +86,19 @@ def population_file(path: Path) -> Path:
     InputError
         There is no such file.
     """
-    if not path.is_dir():
-        if not path.is_file():
-            raise InputError(f"{path}: no such pool; give a folder such as results/pool, made with --pool")
-        return path
-    if (path / POPULATION).is_file():
-        return path / POPULATION
-    if (path / POSTERIOR).is_file():
+    if (path / POSTERIOR).is_file() and not (path / POPULATION).is_file():
         raise InputError(f"{path}: a fit, not a pool (it holds no {POPULATION}); --pool makes one of fits")
-    raise InputError(f"{path}: no pool in this folder (it holds no {POPULATION}); --pool makes one")
+    return _file_in(path, POPULATION, what="pool", maker="fit_bayes.py --pool")
+
+
+def _file_in(path: Path, name: str, *, what: str, maker: str) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"{path}: no such {what}; give a folder such as results/NAME, made by {maker}")
+    if not (path / name).is_file():
+        raise InputError(f"{path}: no {what} in this folder (it holds no {name}); {maker} makes one")
+    return path / name
 
 
 def _members(pool: Path) -> str:

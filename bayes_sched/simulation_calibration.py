@@ -12,7 +12,7 @@ all ranks at once: Säilynoja, Bürkner and Vehtari (2022), Statistics and Compu
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from scipy.stats import binom
 
 from bayes_sched.diagnostics import convergence
 from bayes_sched.effects import effects_of, with_effects
+from bayes_sched.errors import FIT_ERRORS, InputError, error_text
 from bayes_sched.model import LatencyModel, all_parameters
 from bayes_sched.priors import Priors
 from bayes_sched.thinning import choose_rows
@@ -36,6 +37,9 @@ NUM_RANKED_DRAWS = 99
 """Draws that a true value is ranked among: few enough to be nearly independent, evenly spaced."""
 BAND = 0.95
 """Probability that even ranks stay inside the band at all ranks at once."""
+PLAUSIBLE_MS = (2.0, 200.0)
+"""Between them lies the median latency of a plausible server's steps."""
+_MAX_TRIES = 5_000
 _NUM_REFERENCES = 4000
 
 Floats = NDArray[np.float64]
@@ -144,9 +148,7 @@ class CalibrationStudy:
         """Simulate and fit once. An error of the fit is part of its account."""
         start = time.perf_counter()
         rng = np.random.default_rng([self.settings.seed, number])
-        logs = {name: rng.normal(prior.mu, prior.sigma) for name, prior in self.priors.items()}
-        drawn = {name: float(np.exp(log)) for name, log in logs.items()}
-        parameters = with_effects(xr.Dataset(drawn), effects_of(self.model), rng)
+        parameters = with_effects(_drawn(self.priors, rng), effects_of(self.model), rng)
         observed = self.simulate(parameters, rng)
         truth = self._quantities(parameters)
         account: dict[str, Any] = {"median_latency_ms": float(np.median(observed))}
@@ -154,8 +156,8 @@ class CalibrationStudy:
         try:
             ranks, gate = self._fit(truth, observed, seed=int(rng.integers(2**31 - 2**20)))
             account |= gate
-        except (ArithmeticError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
-            account["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        except FIT_ERRORS as error:
+            account["error"] = error_text(error)
         account["seconds"] = time.perf_counter() - start
         values = {str(name): float(value) for name, value in truth.items()}
         return Simulation(number=number, truth=values, ranks=ranks, account=account)
@@ -190,6 +192,46 @@ class CalibrationStudy:
             "pilot_efficiency": samples.info["pilot_efficiency"],
         }
         return below, account
+
+
+def plausible_parameters(
+    model: LatencyModel,
+    priors: Priors,
+    design: xr.Dataset,
+    rng: np.random.Generator,
+    *,
+    is_plausible: Callable[[xr.Dataset], bool] = lambda parameters: True,
+) -> xr.Dataset:
+    """Draw parameters, one number each, from the priors until the server could be a real one.
+
+    Parameters
+    ----------
+    model : LatencyModel
+    priors : Priors
+    design : Dataset, dims (step,)
+        Steps whose median latency has to lie in :data:`PLAUSIBLE_MS`.
+    rng : Generator
+    is_plausible : callable
+        What else has to hold of the parameters.
+
+    Raises
+    ------
+    InputError
+        Hardly any server of these priors is plausible.
+    """
+    for _ in range(_MAX_TRIES):
+        drawn = _drawn(priors, rng)
+        median_ms = float(model.latency(drawn, design).median())
+        if PLAUSIBLE_MS[0] <= median_ms <= PLAUSIBLE_MS[1] and is_plausible(drawn):
+            return drawn
+    raise InputError(
+        f"none of {_MAX_TRIES:,} servers drawn from the priors is plausible on these steps: take the (B, S) "
+        "of another trace"
+    )
+
+
+def _drawn(priors: Priors, rng: np.random.Generator) -> xr.Dataset:
+    return xr.Dataset({name: float(np.exp(rng.normal(p.mu, p.sigma))) for name, p in priors.items()})
 
 
 def rank_among(truth: float, draws: xr.DataArray) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from bayes_sched.numbers import number, percent, span
-from bayes_sched.planning.request_forecast import SIDES
+from bayes_sched.planning.request_forecast import CORRECTIONS
 from bayes_sched.planning.simulator_check import SimulatorCheck
 from bayes_sched.records import records
 from bayes_sched.terminal import WIDTH, text_table
@@ -30,7 +30,7 @@ def check_text(check: SimulatorCheck) -> str:
     """Return the verdict, the decisions, and the times of requests."""
     parts = [check.text, check.sources_text]
     filled = [textwrap.fill(part, WIDTH, break_on_hyphens=False) for part in parts]
-    return "\n\n".join([*filled, _decisions_text(check), *(_times_text(check, side) for side in SIDES)])
+    return "\n\n".join([*filled, _decisions_text(check), *(_times_text(check, each) for each in CORRECTIONS)])
 
 
 def _decisions_text(check: SimulatorCheck) -> str:
@@ -47,11 +47,11 @@ def _count(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else number(value)
 
 
-def _times_text(check: SimulatorCheck, side: str) -> str:
+def _times_text(check: SimulatorCheck, correction: str) -> str:
     heads = {
-        "engine": "Times of the engine alone, beside what clients measured (ms):",
-        "client": f"With {number(check.forecast.client_ms)} ms for what clients see beside the engine (ms):",
-        "clients": "With the clients' share of a request of the first half, drawn by lot (ms):",
+        "none": "Times of the simulated engine alone, beside what clients measured (ms):",
+        "median": f"With {number(check.forecast.residual_ms)} ms more, the median of the first half (ms):",
+        "drawn": "With what a request of the first half, drawn by lot, took beyond the engine (ms):",
     }
     table = check.table
     titles = ["time", "quantile", "measured", "predicted", f"{100 * check.probability:g}% interval"]
@@ -67,6 +67,6 @@ def _times_text(check: SimulatorCheck, side: str) -> str:
             "yes" if row["is_inside"] else "NO",
             f"{100 * row['own_steps_error']:+.1f}%",
         ]
-        for row in records(table[table["side"] == side])
+        for row in records(table[table["correction"] == correction])
     ]
-    return f"{heads[side]}\n{text_table(titles, rows, right=set(titles[2:]))}"
+    return f"{heads[correction]}\n{text_table(titles, rows, right=set(titles[2:]))}"

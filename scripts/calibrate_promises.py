@@ -123,15 +123,16 @@ def traces_of(options: argparse.Namespace) -> StudyFolder:
 def run(options: argparse.Namespace) -> int:
     """Do what was asked for; return the exit status."""
     with command.noticed_interrupts() as check_interrupts, command.shown_progress(PROGRAM) as show:
-        begun = {part.number: part.begin(resume=resumes(part, options)) for part in parts_of(options)}
         show("loading the libraries", None)
         import logging
 
         logging.getLogger("pymc").setLevel(logging.WARNING)
-        if options.servers:
-            run_servers(options, begun["server"], show, check_interrupts)
-        if options.traces:
-            run_traces(options, begun["run"], show, check_interrupts)
+        servers = make_server_study(options) if options.servers else None
+        traces = make_trace_study(options) if options.traces else None  # what cannot be used leaves no folder
+        if servers is not None:
+            run_servers(options, servers, show, check_interrupts)
+        if traces is not None:
+            run_traces(options, traces, show, check_interrupts)
     found = summaries(options)
     if options.json:
         numbers = {name: numbers for name, (_, numbers) in found.items()}
@@ -142,14 +143,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_servers(
-    options: argparse.Namespace, first: int, show: command.Progress, check_interrupts: Callable[[], None]
+    options: argparse.Namespace,
+    study: ServerStudy,
+    show: command.Progress,
+    check_interrupts: Callable[[], None],
 ) -> None:
     """Simulate, fit and promise, and keep each server as it is done."""
     part = servers_of(options)
-    if first >= options.servers:
-        return
-    study = make_server_study(options)
-    for number in range(first, options.servers):
+    for number in range(part.begin(resume=resumes(part, options)), options.servers):
         show(f"simulated servers, from {number - number % 10:,}", number / options.servers)
         server = study.run_one(number)
         check_interrupts()
@@ -159,12 +160,14 @@ def run_servers(
 
 
 def run_traces(
-    options: argparse.Namespace, first: int, show: command.Progress, check_interrupts: Callable[[], None]
+    options: argparse.Namespace,
+    study: TraceStudy,
+    show: command.Progress,
+    check_interrupts: Callable[[], None],
 ) -> None:
     """Hold out, fit and promise, and keep each run as it is done."""
     part = traces_of(options)
-    study = make_trace_study(options)
-    for number in range(first, len(study)):
+    for number in range(part.begin(resume=resumes(part, options)), len(study)):
         show(study.title(number), number / len(study))
         rows = study.run_one(number)
         check_interrupts()

@@ -36,7 +36,10 @@ examples:
       --requests examples/vllm_cpu_requests.jsonl.gz
   python scripts/check_simulator.py --trace steps.jsonl --requests requests.csv --report --name tonight
   python scripts/check_simulator.py --trace examples/vllm_cpu_requests_tight_steps.jsonl.gz \\
-      --requests examples/vllm_cpu_requests_tight.jsonl.gz --kv-tokens 1664 --block-tokens 128
+      --requests examples/vllm_cpu_requests_tight.jsonl.gz
+
+Settings of the scheduler that are not given are taken from the trace's side-car (LOG.meta.json beside it),
+and what that does not tell from the steps themselves.
 
 exit status: 0 done, whatever was found; 2 bad input or usage; 3 the chains have not converged;
 130 interrupted.
@@ -61,20 +64,11 @@ def parser() -> argparse.ArgumentParser:
         "e2e_ms",
     )
     add = made.add_argument_group("scheduler").add_argument
-    add(
-        "--token-budget",
-        type=count,
-        metavar="S",
-        help="max_num_batched_tokens (default: the trace's largest)",
-    )
-    add(
-        "--max-num-seqs",
-        type=count,
-        metavar="B",
-        help="most running requests (default: what the trace shows)",
-    )
-    add("--kv-tokens", type=count, metavar="N", help="tokens that the KV cache holds (default: no limit)")
-    add("--block-tokens", type=count, default=16, metavar="N", help=f"of a block of the KV cache {DEFAULT}")
+    told = "(default: the side-car's, else"
+    add("--token-budget", type=count, metavar="S", help=f"max_num_batched_tokens {told} the largest step's)")
+    add("--max-num-seqs", type=count, metavar="B", help=f"most running requests {told} what the trace shows)")
+    add("--kv-tokens", type=count, metavar="N", help=f"tokens that the KV cache holds {told} no limit)")
+    add("--block-tokens", type=count, metavar="N", help=f"of a block of the KV cache {told} 16)")
     add = made.add_argument_group("fit and simulation").add_argument
     add(
         "--model",
@@ -165,9 +159,11 @@ def read(options: argparse.Namespace) -> ServerRecord:
     from bayes_sched.planning.measured_requests import read_measured_requests
     from bayes_sched.planning.server_record import ServerRecord
     from bayes_sched.trace import read_trace
+    from bayes_sched.trace.sidecar import read_scheduler
 
-    requests = read_measured_requests(options.requests)
-    return ServerRecord.of(read_trace(options.trace).steps, requests)
+    requests, trace = read_measured_requests(options.requests), read_trace(options.trace)
+    told = read_scheduler([source.path for source in trace.sources])
+    return ServerRecord.of(trace.steps, requests, told=told)
 
 
 def fit_first_half(record: ServerRecord, options: argparse.Namespace, show: command.Progress) -> FittedModel:
@@ -240,6 +236,10 @@ Made by
 else of what the real one did. *Told the clock*: requests come when clients sent them, plus the typical way to
 the scheduler, and steps end when the real ones did. *Error with own steps*: of one replay with the server's
 own step times, so that none of it is the fit's.
+
+What clients measured *beyond the engine* is of such a replay of the first half: HTTP, tokenisation, the way
+there and back, and whatever the simulation gets wrong. Predictions with it added rest on the second half
+being like the first; what the simulator knows by itself are the times of the engine alone.
 
 ![Requests answered within a time: measured, and predicted](figures/predicted_times.png)
 

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING
 from bayes_sched import command
 from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
-from bayes_sched.fit_options import add_fit_options, check_limits, check_model, fit_command, settings_of
+from bayes_sched.fit_options import (
+    add_fit_options,
+    check_limits,
+    check_model,
+    fit_arguments,
+    fit_command,
+    settings_of,
+)
+from bayes_sched.pool_options import PoolMember, named_label, pool_members, pool_servers
 
 if TYPE_CHECKING or __package__:
     from scripts import fit_bayes
@@ -61,14 +69,6 @@ exit status: 0 done; 2 bad input or usage; 3 the pool has not converged (it is s
 """
 
 
-def named_label(text: str) -> tuple[str, str]:
-    """Read NAME=LABEL."""
-    name, sign, label = text.partition("=")
-    if not (name and sign and label.strip()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=LABEL, such as h100-night=H100")
-    return name, label.strip()
-
-
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = command.Parser(
@@ -99,26 +99,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
-class Member:
-    """One of the pool: a fit's file, or the files of a trace that is fitted into a folder."""
-
-    name: str
-    fit_file: Path | None = None
-    traces: tuple[str, ...] = ()
-
-    @property
-    def paths(self) -> set[Path]:
-        """What it is read from."""
-        given = self.traces if self.fit_file is None else (self.fit_file,)
-        return {Path(path).resolve() for path in given}
-
-
-@dataclass(frozen=True)
 class Job:
     """What is to be pooled, checked as far as that goes without reading anything."""
 
     options: argparse.Namespace
-    members: tuple[Member, ...]
+    members: tuple[PoolMember, ...]
     servers: Mapping[str, str]
     folder: Path
     command: str
@@ -133,11 +118,8 @@ def prepare(arguments: Sequence[str]) -> Job:
     check_limits(options)
     from bayes_sched.results import POPULATION, check_result
 
-    members = tuple(_member(text) for text in options.members)
-    if len(members) < 2:
-        raise InputError(f"{members[0].name}: one trace; a pool takes two or more")
-    _check_distinct(members)
-    servers = _servers(options.server, [member.name for member in members])
+    members = pool_members(options.members)
+    servers = pool_servers(options.server, members)
     folder = check_result(options.results_dir, options.name, overwrite=options.overwrite, holds=POPULATION)
     for member in members:
         if member.name == folder.name and member.traces:
@@ -147,50 +129,6 @@ def prepare(arguments: Sequence[str]) -> Job:
     check_model(options.model)
     line = command.shown_command("scripts/fit_bayes.py", arguments, ())
     return Job(options, members, servers, folder, line)
-
-
-def _member(text: str) -> Member:
-    from bayes_sched.results import POSTERIOR, fit_file, is_name
-    from bayes_sched.trace.names import result_name
-    from bayes_sched.trace.opening import expand_paths
-
-    name, sign, rest = text.partition("=")
-    if not (sign and is_name(name)) or Path(text).exists():
-        name, rest = "", text
-    if Path(rest).is_dir() or rest.endswith(".nc"):
-        file = fit_file(Path(rest))
-        found = file.absolute()
-        member = Member(name or (found.parent.name if found.name == POSTERIOR else found.stem), fit_file=file)
-    else:
-        files = expand_paths(rest)[0]
-        member = Member(name or result_name(files), traces=tuple(files))
-    if not is_name(member.name):
-        raise InputError(f"{text}: {member.name!r} cannot name a member; name it: NAME={rest}")
-    return member
-
-
-def _check_distinct(members: Sequence[Member]) -> None:
-    from bayes_sched.results import UNSEEN
-
-    for number, member in enumerate(members):
-        if member.name == UNSEEN:
-            raise InputError(f"{UNSEEN!r} is the name of the server not yet seen: name the trace, NAME=FILE")
-        for other in members[:number]:
-            if member.paths & other.paths:
-                raise InputError(f"{member.name}: the same trace twice; a pool takes each once")
-            if member.name == other.name:
-                raise InputError(f"two traces have the name {member.name}: tell them apart, NAME=FILE")
-
-
-def _servers(given: Sequence[tuple[str, str]], names: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, label in given:
-        if name not in names:
-            raise InputError(f"--server {name}: no such trace; the pool has {', '.join(names)}")
-        if name in found:
-            raise InputError(f"--server {name}: given twice")
-        found[name] = label
-    return found
 
 
 def run(job: Job) -> int:
@@ -236,23 +174,22 @@ def traces_of(job: Job, show: command.Progress) -> dict[str, Trace]:
 def fits_of(job: Job, traces: Mapping[str, Trace], show: command.Progress) -> dict[str, FittedModel]:
     """Return the fit of each member; those of traces are made, or found made before, one after the other."""
     from bayes_sched.fitted import FittedModel
-    from bayes_sched.pooling.candidates import check_candidates
+    from bayes_sched.model import load_model_file
+    from bayes_sched.pooling.members import Candidate, check_candidates
 
     options = job.options
     fits = {m.name: FittedModel.load(m.fit_file) for m in job.members if m.fit_file is not None}
-    digests = {name: trace.sha256 for name, trace in traces.items()}
     for name, trace in traces.items():
         if (existing := _existing(job, name, trace)) is not None:
             say(f"{name}: fitted before ({options.results_dir / name}), used as it is")
             fits[name] = existing
-    check_candidates(
-        fits,
-        {name: digest for name, digest in digests.items() if name not in fits},
-        model=options.model,
-        noise=options.noise,
-        accept_unconverged=options.accept_unconverged,
-    )
     wanted = [name for name in traces if name not in fits]
+    candidates = {name: Candidate.of_fit(fit) for name, fit in fits.items()}
+    if wanted:
+        model = load_model_file(options.model).model
+        of_trace = partial(Candidate.of_trace, model=model, noise=options.noise)
+        candidates |= {name: of_trace(traces[name].sha256) for name in wanted}
+    check_candidates(candidates, accept_unconverged=options.accept_unconverged)
     for number, name in enumerate(wanted, start=1):
         fits[name] = _fit(job, name, traces[name], _saying(f"{name} (fit {number} of {len(wanted)})", show))
     return {member.name: fits[member.name] for member in job.members}
@@ -264,34 +201,17 @@ def _saying(which: str, show: command.Progress) -> command.Progress:
 
 def _existing(job: Job, name: str, trace: Trace) -> FittedModel | None:
     """Return the fit of a trace that was made before with the same options, if there is one."""
-    from bayes_sched.fitted import FittedModel
-    from bayes_sched.model import load_model_file
     from bayes_sched.results import POSTERIOR
-    from bayes_sched.same_fit import is_same_fit
+    from bayes_sched.same_fit import load_same_fit
 
-    options = job.options
-    file = options.results_dir / name / POSTERIOR
-    if not file.is_file():
-        return None
-    model = load_model_file(options.model)
-    fit = FittedModel.load(file, model=None if model.shipped else model)
-    is_same = is_same_fit(
-        fit.metadata,
-        trace_sha256=trace.sha256,
-        model=model,
-        noise=options.noise,
-        limits_ms=(options.min_latency_ms, options.max_latency_ms),
-        max_rows=options.max_rows,
-        settings=settings_of(options),
-    )
-    if is_same:
-        return fit
-    if not options.overwrite:
+    file = job.options.results_dir / name / POSTERIOR
+    fit = load_same_fit(file, trace_sha256=trace.sha256, **fit_arguments(job.options))
+    if fit is None and file.is_file() and not job.options.overwrite:
         raise InputError(
             f"{file.parent} is a fit of another trace or with other options: give the folder itself to pool "
             f"that fit, --overwrite to fit {name} again, or another name for it, NAME=FILE"
         )
-    return None
+    return fit
 
 
 def _fit(job: Job, name: str, trace: Trace, show: command.Progress) -> FittedModel:
@@ -314,7 +234,11 @@ def pooled(
     options = job.options
 
     def fit_again(name: str, prior: PopulationPrior) -> FittedModel | None:
-        return _fit_again(job, traces[name], prior) if name in traces else None
+        """Fit a trace that the pool leaves too few draws of, under the pool's prior."""
+        from bayes_sched.fitting import fit
+
+        trace = traces.get(name)
+        return None if trace is None else fit(trace, population=prior, **fit_arguments(options)).fit
 
     show("loading the libraries", None)
     from bayes_sched.pooling import POPULATION_SETTINGS, pool
@@ -334,23 +258,6 @@ def pooled(
         command=job.command,
         progress=show,
     )
-
-
-def _fit_again(job: Job, trace: Trace, prior: PopulationPrior) -> FittedModel:
-    """Fit a trace that the pool leaves too few draws of, under the pool's prior."""
-    from bayes_sched.fitting import fit
-
-    options = job.options
-    return fit(
-        trace,
-        model=options.model,
-        noise=options.noise,
-        min_latency_ms=options.min_latency_ms,
-        max_latency_ms=options.max_latency_ms,
-        settings=settings_of(options),
-        max_rows=options.max_rows,
-        population=prior,
-    ).fit
 
 
 def write(job: Job, pool: Pool, seconds: float) -> tuple[PoolSummary, dict[str, str]]:

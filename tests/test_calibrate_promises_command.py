@@ -137,28 +137,34 @@ def test_the_study_of_servers_is_written_and_goes_on_where_it_stopped(
     assert "3 servers, 0 not fitted for an error; 3 fits passed the gate" in capsys.readouterr().out
 
 
+def write_steps(path: Path, steps: list[tuple[int, int, float]]) -> None:
+    """Write a trace of steps of so many requests, tokens and ms."""
+    lines = [
+        {
+            "batch_id": i,
+            "timestamp": float(i),
+            "chunk_sizes": [1] * (b - 1) + [s - b + 1],
+            "all_computed_tokens": [10] * b,
+            "all_cached_tokens": [0] * b,
+            "total_scheduled_tokens": s,
+            "num_waiting_reqs": 0,
+            "num_running_reqs": b,
+            "schedule_duration_ms": 0.1,
+            "model_run_duration_ms": t,
+        }
+        for i, (b, s, t) in enumerate(steps)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 @pytest.fixture
 def trace() -> Path:
     path = Path("served.jsonl")
     rows = simulated_steps(300, seed=1)
     rows["batch_size"] = rows["batch_size"].clip(upper=4)  # few kinds of steps
     rows["total_tokens"] = rows["batch_size"] * rows["total_tokens"].clip(upper=16)
-    lines = [
-        {
-            "batch_id": i,
-            "timestamp": float(i),
-            "chunk_sizes": [1] * (int(b) - 1) + [int(s) - int(b) + 1],
-            "all_computed_tokens": [10] * int(b),
-            "all_cached_tokens": [0] * int(b),
-            "total_scheduled_tokens": int(s),
-            "num_waiting_reqs": 0,
-            "num_running_reqs": int(b),
-            "schedule_duration_ms": 0.1,
-            "model_run_duration_ms": float(t),
-        }
-        for i, (b, s, t) in enumerate(rows[["batch_size", "total_tokens", "latency_ms"]].to_numpy())
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps = rows[["batch_size", "total_tokens", "latency_ms"]].to_numpy()
+    write_steps(path, [(int(b), int(s), float(t)) for b, s, t in steps])
     return path
 
 
@@ -189,13 +195,36 @@ def test_traces_are_held_out_in_both_ways_after_the_servers(
 
 
 @pytest.mark.parametrize(
+    ("steps", "tries", "message"),
+    [
+        ([(1, 1), (4, 40), (4, 80)] * 20, 5000, "no decode-only steps of several sizes"),
+        ([(1, 1), (4, 4), (4, 80)] * 20, 0, "servers drawn from the priors is plausible on these steps"),
+        ([(1, 1)] * 3, 5000, "no decode-only steps of several sizes"),
+    ],
+)
+def test_a_design_that_cannot_be_used_is_refused_before_a_folder_is_made(
+    steps: list[tuple[int, int]],
+    tries: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("bayes_sched.simulation_calibration._MAX_TRIES", tries)
+    write_steps(Path("design.jsonl"), [(b, s, 10.0 + i % 7) for i, (b, s) in enumerate(steps)])
+    assert main(["--design", "design.jsonl"]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err.splitlines()[-1]
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--servers", "0"], "--servers 0 and no --traces: nothing to do"),
         (["--servers", "-1"], "'-1' is not a whole number of at least 0"),
         (["--quantile", "1"], "'1' is not a probability between 0 and 1"),
         (["--design", "none"], "--design none: no such file"),
-        (["--servers", "0", "--traces", "none"], "none"),
+        (["--servers", "0", "--traces", "none"], "no such file: none"),
         (["--resume"], "--resume: results/promises holds no study"),
         (["--resume", "--overwrite", "--results-dir", "taken"], "contradict each other"),
         (["--results-dir", "taken"], "taken/servers holds a study: give --resume, --overwrite"),

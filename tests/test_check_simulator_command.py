@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from bayes_sched.planning.scheduler import SchedulerSettings
+from bayes_sched.planning.server_record import ServerRecord
 from bayes_sched.planning.simulator_check import check_simulator
 from bayes_sched.planning.workload import Lengths, PoissonWorkload
-from scripts.check_simulator import main, parser
+from scripts.check_simulator import SETTINGS, main, parser
 from tests.conftest import ROOT
 from tests.running import fails, interrupt
 from tests.simulated_server import simulated_server, write_server
@@ -88,6 +89,16 @@ def test_settings_that_are_given_are_used(capsys: pytest.CaptureFixture[str]) ->
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (found["max_num_seqs"], found["kv_tokens"]) == (3, 4096)
     assert found["decisions"]["of_queue"]["share_equal"] < 0.95
+
+
+@pytest.mark.usefixtures("with_stub")
+def test_settings_are_taken_from_the_side_car(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {"max_num_seqs": 3, "kv_cache_block_size": 64, "num_kv_cache_blocks": 65}
+    Path("trace.jsonl.meta.json").write_text(json.dumps(told))
+    assert main([*ASKED, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (found["token_budget"], found["max_num_seqs"]) == (64, 3)
+    assert (found["kv_tokens"], found["block_tokens"]) == (4096, 64)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +180,5 @@ def test_the_defaults_are_those_of_the_library() -> None:
     defaults = {name: p.default for name, p in inspect.signature(check_simulator).parameters.items()}
     assert options.draws == defaults["num_draws"]
     assert (options.probability, options.seed) == (defaults["probability"], defaults["seed"])
-    settings = SchedulerSettings(token_budget=1)
-    assert options.block_tokens == settings.block_tokens
-    assert options.kv_tokens == settings.kv_tokens
+    asked = inspect.signature(ServerRecord.settings).parameters
+    assert [(getattr(options, name), asked[name].default) for name in SETTINGS] == [(None, None)] * 4

@@ -21,6 +21,7 @@ from bayes_sched.planning.workload import Lengths, PoissonWorkload
 from bayes_sched.records import records
 from bayes_sched.simulator_text import check_text
 from bayes_sched.trace import read_trace
+from bayes_sched.trace.sidecar import read_scheduler
 from tests.conftest import ROOT
 from tests.simulated_server import LATE_MS, START_S, simulated_server, write_server
 from tests.synthetic_fit import synthetic_fit
@@ -74,6 +75,21 @@ def test_settings_and_constants_are_read_from_the_trace(record: ServerRecord) ->
     assert first["timestamp"].max() < record.split_s < record.steps["timestamp"].max()
 
 
+def test_what_the_side_car_tells_comes_before_what_the_steps_show_and_options_before_both(
+    record: ServerRecord,
+) -> None:
+    told = {"max_num_batched_tokens": 96, "max_num_seqs": 8}
+    told |= {"kv_cache_block_size": 32, "num_kv_cache_blocks": 41}
+    record = replace(record, told=told)
+    found = record.settings()
+    assert (found.token_budget, found.max_num_seqs, found.kv_tokens, found.block_tokens) == (96, 8, 1280, 32)
+    given = record.settings(token_budget=64, max_num_seqs=4, kv_tokens=640, block_tokens=16)
+    assert (given.token_budget, given.max_num_seqs, given.kv_tokens, given.block_tokens) == (64, 4, 640, 16)
+    size_alone = replace(record, told={"kv_cache_block_size": 32}).settings()
+    assert (size_alone.token_budget, size_alone.max_num_seqs) == (64, 4)
+    assert (size_alone.kv_tokens, size_alone.block_tokens) == (None, 32)
+
+
 def test_late_arrivals_at_the_scheduler_are_measured() -> None:
     record = simulated_server(SETTINGS, replace(BUSY, rate_per_s=5.0), ingress_ms=3.0)
     assert record.ingress_ms == pytest.approx(3.0, abs=1e-3)
@@ -81,18 +97,18 @@ def test_late_arrivals_at_the_scheduler_are_measured() -> None:
 
 
 def test_the_times_of_a_simulated_server_are_predicted(check: SimulatorCheck) -> None:
-    assert check.forecast.client_ms == pytest.approx(LATE_MS, abs=0.01)
+    assert check.forecast.residual_ms == pytest.approx(LATE_MS, abs=0.01)
     assert check.forecast.level == pytest.approx(1.0, abs=0.02)
     rows = records(check.table)
-    seen = [row for row in rows if row["side"] != "engine"]
+    seen = [row for row in rows if row["correction"] != "none"]
     assert max(abs(row["own_steps_error"]) for row in seen) < 1e-3
     assert max(abs(row["error"]) for row in seen) < 0.1
     assert sum(row["is_inside"] for row in seen) >= 8
     assert all(row["lower_ms"] <= row["predicted_ms"] <= row["upper_ms"] for row in rows)
     median = {
-        row["side"]: row["predicted_ms"] for row in rows if (row["time"], row["level"]) == ("ttft", 0.5)
+        row["correction"]: row["predicted_ms"] for row in rows if (row["time"], row["level"]) == ("ttft", 0.5)
     }
-    assert median["client"] - median["engine"] == pytest.approx(LATE_MS, abs=0.01)
+    assert median["median"] - median["none"] == pytest.approx(LATE_MS, abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_forecast(record: ServerRecord) -> None:
@@ -115,8 +131,8 @@ def test_a_changed_server_and_starved_clients_are_said(check: SimulatorCheck) ->
     assert not check.cautions
     changed = replace(check, forecast=replace(check.forecast, level=1.14))
     assert "BEWARE: the server itself changed between the halves" in changed.text
-    starved = replace(check, forecast=replace(check.forecast, client_ms=500.0))
-    assert "BEWARE: much of what clients measured is their own" in starved.text
+    starved = replace(check, forecast=replace(check.forecast, residual_ms=500.0))
+    assert "BEWARE: much of what clients measured is not the simulated engine's" in starved.text
 
 
 def test_steps_of_other_requests_are_noticed(record: ServerRecord) -> None:
@@ -146,9 +162,9 @@ def test_steps_without_a_clock_are_refused(record: ServerRecord) -> None:
 def test_a_real_vllm_under_pressure_is_met_exactly() -> None:
     """A recording in which requests wait for a place and for blocks, and are preempted: 13 usable blocks."""
     prefix = str(ROOT / "examples" / "vllm_cpu_requests_tight")
-    requests = read_measured_requests(f"{prefix}.jsonl.gz")
-    record = ServerRecord.of(read_trace(f"{prefix}_steps.jsonl.gz").steps, requests)
-    settings = record.settings(max_num_seqs=6, kv_tokens=13 * 128, block_tokens=128)
+    requests, steps = read_measured_requests(f"{prefix}.jsonl.gz"), f"{prefix}_steps.jsonl.gz"
+    record = ServerRecord.of(read_trace(steps).steps, requests, told=read_scheduler([steps]))
+    settings = record.settings()
     found = decisions_of_queue(record, settings)
     assert found.share_equal == 1.0
     assert found.num_simulated == len(record.steps) == 1357

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bayes_sched import results, sampling
+from bayes_sched import sampling
 from bayes_sched.fitted import FittedModel
 from bayes_sched.pooling import UNSEEN, Population
 from bayes_sched.report.pool_writing import save_pool
@@ -288,7 +288,8 @@ def test_models_that_differ_or_cannot_be_pooled_are_refused_before_sampling(
     pair = ["--pool", trace, ALL[0], *QUICK]
     message = fails(main, [*pair, "--noise", "constant"], capsys)
     assert (
-        "day is a fit of the model saturation with noise proportional, the traces would be fitted" in message
+        "day and steps are of different models (saturation with noise proportional, saturation with noise "
+        "constant): pool fits of one model and noise option (--model, --noise)" in message
     )
     message = fails(main, [*pair, "--model", "saturation_staircase"], capsys)
     assert "fits of the model saturation_staircase cannot be pooled; use --model saturation" in message
@@ -380,7 +381,3 @@ def test_a_pool_that_does_not_suit_the_fit_is_refused(trace: str, capsys: pytest
     Path("results/pool/population.nc").write_bytes(b"\x89HDF\r\n\x1a\nrubbish")
     assert "population.nc: no population, or a damaged one" in fails(main, given, capsys)
     assert not Path("results/steps").exists()
-
-
-def test_the_member_not_yet_seen_has_one_name() -> None:
-    assert results.UNSEEN == UNSEEN

@@ -171,7 +171,7 @@ def changed(**changes: object) -> Change:
         (changed(converged=False), "slow: its fit has not converged"),
         (changed(prior_from="the pool x"), "slow: its prior is from the pool x; pool fits under documented"),
         (changed(trace_sha256="fast_256".ljust(64, "0")), "fast_256 and slow are of the same trace"),
-        (lambda _: richer_fit("saturation_context"), "fast_256 and richer are fits of different models"),
+        (lambda _: richer_fit("saturation_context"), "fast_256 and richer are of different models"),
         (changed(name="fast_256"), "two fits have the same name"),
         (changed(priors=Priors([])), "fits of the model saturation cannot be pooled"),
     ],

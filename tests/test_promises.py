@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from scipy.stats import binomtest, t
 
-from bayes_sched.binomial import effective_number, share_interval
+from bayes_sched.binomial import effective_tries, share_interval
 from bayes_sched.model import load_model
 from bayes_sched.plots.promise_traces import promise_calibration
 from bayes_sched.promises.neighbours import neighbour_cells
@@ -46,15 +46,15 @@ def test_no_tries_leave_a_share_open() -> None:
 def test_tries_that_always_go_together_count_once() -> None:
     cluster = np.repeat(np.arange(50), 20)
     together = cluster % 2 == 0
-    assert effective_number(together, cluster) == pytest.approx(50, rel=0.05)
+    assert effective_tries(together, cluster) == pytest.approx(50, rel=0.05)
 
 
 def test_independent_tries_count_each_and_never_more() -> None:
     rng = np.random.default_rng(0)
     cluster = np.repeat(np.arange(100), 50)
-    assert 3000 < effective_number(rng.random(5000) < 0.1, cluster) <= 5000
-    assert effective_number(np.zeros(70, dtype=bool), np.arange(70) // 10) == 70
-    assert effective_number(np.arange(70) < 9, np.zeros(70)) == 70
+    assert 3000 < effective_tries(rng.random(5000) < 0.1, cluster) <= 5000
+    assert effective_tries(np.zeros(70, dtype=bool), np.arange(70) // 10) == 70
+    assert effective_tries(np.arange(70) < 9, np.zeros(70)) == 70
 
 
 def true_server() -> TrueServer:
@@ -121,8 +121,19 @@ def test_a_promise_is_broken_where_more_steps_are_late_than_promised() -> None:
     assert promised["worst_exceedance"].tolist() == [0.5, 0.5]
     assert (promised["lower"] < 0.5).all()
     assert (table.loc[table["by"] != "promised", "broken"] == 1.0).all()
+    assert (table["nothing"] == 0).all()
     by_step = broken_by_step(servers([0.009, 0.011, 0.0, 0.5]), quantile=0.99)
     assert by_step[["batch_size", "promises", "broken"]].to_numpy().tolist() == [[4, 4, 0.5]]
+
+
+def test_servers_of_which_nothing_is_promised_are_counted() -> None:
+    given = servers([0.0, 0.0, 0.011])
+    given.loc[(given["server"] < 2) & (given["promise"] == "batch"), "promised"] = 0
+    table = broken_table(given, quantile=0.99)
+    promised = table[table["by"] == "promised"].set_index("promise")
+    assert promised["nothing"].to_dict() == {"largest decode-only batch": 2, "limit of a kind of steps": 0}
+    assert promised["promises"].tolist() == [3, 3]
+    assert promised["broken"].tolist() == pytest.approx([1 / 3, 1 / 3])
 
 
 def test_what_is_given_away_is_counted_against_the_truth() -> None:
@@ -183,6 +194,35 @@ def test_promises_of_a_fit_that_knows_the_server_are_kept(held_out: pd.DataFrame
     assert (table["lower"] <= 0.01).all()
     assert table["late"].mean() == pytest.approx(0.01, abs=0.008)
     assert table["borne_out"].between(0.5, 1.0).all()
+
+
+def trace_rows(counts: list[tuple[int, int, float]]) -> pd.DataFrame:
+    """Rows of one limit for traces of so many steps, late ones and effective steps."""
+    same = {"split": "blocks", "regime": "decode", "level": 0.9, "cell": ALL, "kind": "limit"}
+    return pd.DataFrame(
+        [
+            {"trace": str(i), **same, "steps": n, "late": late, "effective_steps": m, "predicted": 0.1}
+            for i, (n, late, m) in enumerate(counts)
+        ]
+    )
+
+
+def test_the_variances_of_traces_add_up_in_all_of_them_together() -> None:
+    rows = trace_rows([(1000, 200, 50.0), (4000, 100, 2000.0)])
+    (found,) = pooled_table(rows).to_dict("records")
+    variance = 1000**2 * 0.2 * 0.8 / 50 + 4000**2 * 0.025 * 0.975 / 2000
+    assert found["effective_steps"] == pytest.approx(5000**2 * 0.06 * 0.94 / variance)
+    assert found["effective_steps"] < 500 < 2050  # the stretches of the first decide, not their sum
+    assert (found["realised"], found["predicted"]) == (0.06, pytest.approx(0.1))
+    expected = share_interval(0.06 * found["effective_steps"], found["effective_steps"], level=INTERVAL)
+    assert (found["lower"], found["upper"]) == pytest.approx(tuple(map(float, expected)))
+
+
+def test_all_traces_together_are_no_more_steps_than_there_are() -> None:
+    unlike = trace_rows([(1000, 500, 1000.0), (1000, 0, 1000.0)])  # less varied than 2,000 with one share
+    assert pooled_table(unlike)["effective_steps"].tolist() == [2000.0]
+    never = trace_rows([(1000, 0, 1000.0), (500, 0, 500.0)])
+    assert pooled_table(never)[["effective_steps", "lower", "realised"]].to_numpy().tolist() == [[1500, 0, 0]]
 
 
 def test_the_figure_has_a_panel_a_trace(held_out: pd.DataFrame) -> None:

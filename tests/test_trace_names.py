@@ -6,6 +6,7 @@ import pytest
 
 from bayes_sched.trace import read_trace
 from bayes_sched.trace.names import result_name
+from bayes_sched.trace.sidecar import read_scheduler
 from tests.conftest import documented_record
 from tests.trace_lines import Write
 
@@ -58,3 +59,20 @@ def test_side_cars_that_disagree_give_no_label(write_lines: Write) -> None:
     trace = read_trace(paths)
     assert trace.labels == {"llm": "m"}
     assert trace.warnings == ("the side-cars disagree on the gpu (a, b): none is used",)
+
+
+def test_a_schedulers_settings_come_from_the_side_cars_that_agree(write_lines: Write) -> None:
+    agreed = {"max_num_batched_tokens": 256, "max_num_seqs": 16, "kv_cache_block_size": 128}
+    for name, blocks in (("a", 14), ("b", 15)):
+        told = {**agreed, "num_kv_cache_blocks": blocks, "gpu": "H100"}
+        sidecar = write_lines([told], f"{name}.jsonl.meta.json")
+    a, b = (str(sidecar.with_name(f"{name}.jsonl")) for name in "ab")
+    assert read_scheduler([a, b]) == agreed
+    assert read_scheduler([b]) == {**agreed, "num_kv_cache_blocks": 15}
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, True, "16", 16.5])
+def test_what_is_no_number_of_something_is_no_setting(value: object, write_lines: Write) -> None:
+    sidecar = write_lines([{"max_num_seqs": value, "max_num_batched_tokens": 256}], "a.jsonl.meta.json")
+    found = read_scheduler([str(sidecar.with_name("a.jsonl")), "-", "none.jsonl"])
+    assert found == {"max_num_batched_tokens": 256}

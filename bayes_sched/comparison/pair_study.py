@@ -21,14 +21,13 @@ from bayes_sched.binomial import share_interval
 from bayes_sched.comparison.paired import paired_posteriors
 from bayes_sched.comparison.verdicts import Floats
 from bayes_sched.diagnostics import convergence
+from bayes_sched.errors import FIT_ERRORS, error_text
 from bayes_sched.fitted import DEFAULT_PROBABILITY
 from bayes_sched.prediction import band_levels
-from bayes_sched.simulation_calibration import CalibrationStudy, rank_among
+from bayes_sched.simulation_calibration import CalibrationStudy, plausible_parameters, rank_among
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.8, 1.25
 """True ratios are drawn between them, evenly on a logarithmic scale."""
-_PLAUSIBLE_MS = (2.0, 200.0)
-_MAX_TRIES = 10_000
 _NUM_BINS = 10
 _NUM_PROBED = 5
 
@@ -93,20 +92,13 @@ class PairStudy:
                 posteriors.append(posterior)
                 account["gates_passed"] = account.get("gates_passed", 0) + int(passed)
             table = self._compare(posteriors, true_ratio, seed=number)
-        except (ArithmeticError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
-            account["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        except FIT_ERRORS as error:
+            account["error"] = error_text(error)
         account["seconds"] = time.perf_counter() - start
         return SimulatedPair(number=number, true_ratio=true_ratio, table=table, account=account)
 
     def _plausible_server(self, rng: np.random.Generator) -> xr.Dataset:
-        for _ in range(_MAX_TRIES):
-            drawn = {name: float(np.exp(rng.normal(p.mu, p.sigma))) for name, p in self.study.priors.items()}
-            truth = xr.Dataset(drawn)
-            median_ms = float(self.study.model.latency(truth, self.design).median())
-            if _PLAUSIBLE_MS[0] <= median_ms <= _PLAUSIBLE_MS[1]:
-                return truth
-        msg = f"in {_MAX_TRIES:,} draws from the priors no server takes {_PLAUSIBLE_MS} ms for a step"
-        raise ValueError(msg)
+        return plausible_parameters(self.study.model, self.study.priors, self.design, rng)
 
     def _simulate(self, truth: xr.Dataset, factor: float, rng: np.random.Generator) -> Floats:
         """Return latencies of the design, ms, dims (step,), on a server that takes `factor` times as long."""

@@ -17,8 +17,7 @@ from bayes_sched.scoring import LEVELS, Floats
 from bayes_sched.settings import SamplerSettings
 from bayes_sched.validation.contender import Predict
 from bayes_sched.validation.forecast import Forecast, from_quantiles
-
-_NO_LIMIT_MS = (1e-9, 1e9)  # a study cleans its steps before it splits them
+from bayes_sched.validation.servers import NO_LIMITS_MS
 
 MAX_DRAWS = 200
 """Posterior draws that predictions use."""
@@ -60,7 +59,7 @@ class Bayesian:
         """Sample the posterior; whether it passed its gate goes with the forecasts."""
         from bayes_sched.model import load_model_file
 
-        low, high = _NO_LIMIT_MS
+        low, high = NO_LIMITS_MS
         fitted = fit(
             train,
             model=load_model_file(self.path.stem if self.shipped else self.path),

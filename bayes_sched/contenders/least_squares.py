@@ -13,6 +13,7 @@ from scipy import optimize, stats
 from bayes_sched.scoring import Floats
 from bayes_sched.validation.contender import Predict
 from bayes_sched.validation.forecast import from_distribution
+from bayes_sched.validation.servers import NO_LIMITS_MS
 
 _STEP = ("batch_size", "total_tokens")
 
@@ -48,8 +49,8 @@ class Baseline:
         """Fit the equation; nothing is random."""
         from bayes_sched.baseline import ThroughputSaturationModel
 
-        # A study cleans its steps before it splits them.
-        model = ThroughputSaturationModel(loss=self.loss, min_latency_ms=1e-9, max_latency_ms=1e9)
+        low, high = NO_LIMITS_MS
+        model = ThroughputSaturationModel(loss=self.loss, min_latency_ms=low, max_latency_ms=high)
         model.fit(train)
 
         def mean_ms(steps: pd.DataFrame) -> Floats:

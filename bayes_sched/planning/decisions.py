@@ -77,7 +77,7 @@ class Decisions:
 
 
 def decisions_of_queue(record: ServerRecord, settings: SchedulerSettings) -> Decisions:
-    """Return what the simulated scheduler does where it is told who is there in each step.
+    """Return what the simulated scheduler does where it is told how many are there in each step.
 
     Requests come when the trace counts one more, so that only the scheduling itself can differ.
     """

@@ -19,8 +19,9 @@ from bayes_sched.planning.step_times import StepTimes
 
 COMPARED = (0.5, 0.95)
 """Quantiles over requests that are compared."""
-SIDES = ("engine", "client", "clients")
-"""Times of the engine alone, with the client's share as one number, and with all of its values in turn."""
+CORRECTIONS = ("none", "median", "drawn")
+"""What is added to the times of the simulated engine: nothing; the median of :attr:`Residuals.first_ms`; the
+residuals of a request of the first half, drawn by lot."""
 
 type Floats = NDArray[np.float64]
 type Bools = NDArray[np.bool_]
@@ -37,14 +38,13 @@ class RequestForecast:
     measured : Mapping of str to ndarray, dims (level,)
         By :data:`~bayes_sched.planning.measures.KEYS`, at :data:`~bayes_sched.planning.measures.LEVELS`.
     predicted : Mapping of str to Mapping of str to ndarray, dims (draw, level)
-        By `SIDES`, then by time. One replay of all requests a draw, those of the second half counted.
+        By `CORRECTIONS`, then by time. One replay of all requests a draw, those of the second half counted.
     own_steps : Mapping of str to Mapping of str to ndarray, dims (level,)
         The same of one replay with the server's own step times in place of the fit's: what is left is not
         the fit's error.
-    client_ms : float
-        What clients see beside the engine (HTTP, tokenisation, the way there and back): the median over the
-        first half's requests of the measured time to first token, less that of the replay with the server's
-        own step times.
+    residual_ms : float
+        Median over the first half's requests of the measured time to first token, less that of the replay
+        with the server's own step times: see :class:`Residuals`.
     level : float
         Time that the second half's steps took, as a share of what the fit expects of them.
     num_requests : int
@@ -56,32 +56,33 @@ class RequestForecast:
     measured: Times
     predicted: Mapping[str, Times]
     own_steps: Mapping[str, Times]
-    client_ms: float
+    residual_ms: float
     level: float
     num_requests: int
     num_steps: int
 
     def table(self, *, probability: float) -> pd.DataFrame:
-        """Return one row a side, time and level, times in ms.
+        """Return one row a correction, time and level, times in ms.
 
-        ``side``, ``time``, ``level``, ``measured_ms``, ``predicted_ms`` (median over draws) with ``lower_ms``
-        and ``upper_ms``, ``error`` (share of what was measured), ``is_inside``, ``own_steps_error``.
+        ``correction``, ``time``, ``level``, ``measured_ms``, ``predicted_ms`` (median over draws) with
+        ``lower_ms`` and ``upper_ms``, ``error`` (share of what was measured), ``is_inside``,
+        ``own_steps_error``.
         """
         rows = [
-            self._row(side, key, level, 0.5 * (1.0 - probability))
-            for side in SIDES
+            self._row(correction, key, level, 0.5 * (1.0 - probability))
+            for correction in CORRECTIONS
             for key in KEYS
             for level in COMPARED
         ]
         return pd.DataFrame(rows)
 
-    def _row(self, side: str, key: str, level: float, tail: float) -> dict[str, float | str | bool]:
+    def _row(self, correction: str, key: str, level: float, tail: float) -> dict[str, float | str | bool]:
         at = int(np.argmin(np.abs(LEVELS - level)))
         measured = float(self.measured[key][at])
-        draws = self.predicted[side][key][:, at]
+        draws = self.predicted[correction][key][:, at]
         middle, lower, upper = map(float, np.quantile(draws, [0.5, tail, 1.0 - tail]))
         return {
-            "side": side,
+            "correction": correction,
             "time": key,
             "level": level,
             "measured_ms": measured,
@@ -90,7 +91,7 @@ class RequestForecast:
             "upper_ms": upper,
             "error": middle / measured - 1.0,
             "is_inside": lower <= measured <= upper,
-            "own_steps_error": float(self.own_steps[side][key][at]) / measured - 1.0,
+            "own_steps_error": float(self.own_steps[correction][key][at]) / measured - 1.0,
         }
 
 
@@ -106,7 +107,7 @@ def forecast_requests(
     """Replay all requests once for each posterior draw, and keep the quantiles of the second half.
 
     The first half is replayed too, so that the second meets a server as busy as it was. Of the measured times
-    only those of the first half are used, and only for the client's share.
+    only those of the first half are used, and only for the corrections.
 
     Parameters
     ----------
@@ -129,23 +130,24 @@ def forecast_requests(
     )
     workload, second = record.requests.workload, record.is_second
     own = replay_on_clock(record, settings, ingress_ms=record.ingress_ms)
-    client = ClientShare.of(record, own)
+    residuals = Residuals.of(record, own)
     replays = []
     num_steps = 0
     for draw in range(times.num_draws):
         table = times.table(draw, overhead_ms=settings.step_overhead_ms)
         rng = np.random.default_rng([seed, draw])
         done = replay(workload, settings, table, rng=rng)
-        replays.append(client.sides(done, second, rng))
+        replays.append(residuals.corrected(done, second, rng))
         num_steps += done.num_steps
         progress((draw + 1) / times.num_draws)
     return RequestForecast(
         measured={key: _levels(record.requests.times_ms[key][second]) for key in KEYS},
         predicted={
-            side: {key: np.stack([found[side][key] for found in replays]) for key in KEYS} for side in SIDES
+            correction: {key: np.stack([found[correction][key] for found in replays]) for key in KEYS}
+            for correction in CORRECTIONS
         },
-        own_steps=client.sides(own, second, np.random.default_rng(seed)),
-        client_ms=client.typical_ms,
+        own_steps=residuals.corrected(own, second, np.random.default_rng(seed)),
+        residual_ms=residuals.typical_ms,
         level=_level(fit, record),
         num_requests=int(second.sum()),
         num_steps=num_steps,
@@ -153,14 +155,23 @@ def forecast_requests(
 
 
 @dataclass(frozen=True, eq=False)
-class ClientShare:
-    """What clients see beside the engine, dims (request of the first half,), ms: of first and last tokens."""
+class Residuals:
+    """What clients measured beyond the simulated engine, of the first half's requests.
+
+    That is what is outside the engine (HTTP, tokenisation, the way there and back) and, not to be told from
+    it, whatever the simulation gets wrong though it knows the time of every step.
+
+    Attributes
+    ----------
+    first_ms, last_ms : ndarray, dims (request,)
+        Of first and last tokens.
+    """
 
     first_ms: Floats
     last_ms: Floats
 
     @classmethod
-    def of(cls, record: ServerRecord, own: Replay) -> ClientShare:
+    def of(cls, record: ServerRecord, own: Replay) -> Residuals:
         """Return measured times less those of a replay with the server's own step times."""
         first, measured = ~record.is_second, record.requests.times_ms
         return cls((measured["ttft"] - own.ttft_ms)[first], (measured["e2e"] - own.e2e_ms)[first])
@@ -170,8 +181,10 @@ class ClientShare:
         """The median of the first tokens."""
         return float(np.median(self.first_ms))
 
-    def sides(self, done: Replay, counted: Bools, rng: np.random.Generator) -> dict[str, dict[str, Floats]]:
-        """Return the quantiles of a replay as each of `SIDES` sees it, dims (level,)."""
+    def corrected(
+        self, done: Replay, counted: Bools, rng: np.random.Generator
+    ) -> dict[str, dict[str, Floats]]:
+        """Return the quantiles of a replay by `CORRECTIONS` and time, dims (level,)."""
         ttft, e2e, tpot = done.ttft_ms[counted], done.e2e_ms[counted], done.tpot_ms[counted]
         lot = rng.integers(0, self.first_ms.size, ttft.size)
         late_first, late_last = self.first_ms[lot], self.last_ms[lot]
@@ -180,14 +193,14 @@ class ClientShare:
         single = np.isnan(tpot)
         late_last = np.where(single, late_first, late_last)
         spread = np.maximum(e2e + late_last - ttft - late_first, 0.0) / later_tokens
-        seen = {
-            "engine": (ttft, tpot, e2e),
-            "client": (ttft + constant, tpot, e2e + constant),
-            "clients": (ttft + late_first, np.where(single, np.nan, spread), e2e + late_last),
+        found = {
+            "none": (ttft, tpot, e2e),
+            "median": (ttft + constant, tpot, e2e + constant),
+            "drawn": (ttft + late_first, np.where(single, np.nan, spread), e2e + late_last),
         }
         return {
-            side: {key: _levels(of) for key, of in zip(KEYS, values, strict=True)}
-            for side, values in seen.items()
+            correction: {key: _levels(of) for key, of in zip(KEYS, values, strict=True)}
+            for correction, values in found.items()
         }
 
 

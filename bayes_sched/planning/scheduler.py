@@ -8,6 +8,8 @@ from bayes_sched.errors import InputError
 
 BLOCK_TOKENS = 16
 """Tokens of a block of the KV cache, as vLLM divides it unless told otherwise."""
+MAX_NUM_SEQS = 256
+"""Requests that run at once at most, where nothing says otherwise."""
 UNLIMITED_BLOCKS = 2**50
 
 
@@ -36,7 +38,7 @@ class SchedulerSettings:
     """
 
     token_budget: int
-    max_num_seqs: int = 256
+    max_num_seqs: int = MAX_NUM_SEQS
     kv_tokens: int | None = None
     block_tokens: int = BLOCK_TOKENS
     step_overhead_ms: float = 0.0

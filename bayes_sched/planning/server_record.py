@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -10,14 +11,14 @@ from numpy.typing import NDArray
 
 from bayes_sched.errors import InputError
 from bayes_sched.planning.measured_requests import MeasuredRequests
-from bayes_sched.planning.scheduler import BLOCK_TOKENS, SchedulerSettings
+from bayes_sched.planning.scheduler import BLOCK_TOKENS, MAX_NUM_SEQS, SchedulerSettings
 
 NEEDED = ("timestamp", "num_decode_reqs", "num_waiting_reqs", "num_running_reqs")
 """Columns of the steps, beside B, S and the latency."""
 TOLERATED = 0.005
 """Share of the requests' tokens that the steps may hold too many or too few before that is said."""
 _FEWEST_ALONE = 5
-_DEFAULT_SEQS = 256  # vLLM's own, where the trace does not show a limit
+_NULL_BLOCKS = 1  # of the KV cache, which vLLM keeps for itself
 
 type Floats = NDArray[np.float64]
 type Ints = NDArray[np.int64]
@@ -35,15 +36,27 @@ class ServerRecord:
     requests : MeasuredRequests
     warnings : tuple of str
         Where steps and requests do not go together.
+    told : mapping of str to int
+        What the trace's side-car tells of the scheduler, by :data:`~bayes_sched.trace.sidecar.SCHEDULER`.
     """
 
     steps: pd.DataFrame
     requests: MeasuredRequests
     warnings: tuple[str, ...]
+    told: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, steps: pd.DataFrame, requests: MeasuredRequests) -> ServerRecord:
+    def of(
+        cls, steps: pd.DataFrame, requests: MeasuredRequests, *, told: Mapping[str, int] | None = None
+    ) -> ServerRecord:
         """Bring steps and requests together.
+
+        Parameters
+        ----------
+        steps : DataFrame
+        requests : MeasuredRequests
+        told : mapping of str to int, optional
+            What :func:`~bayes_sched.trace.sidecar.read_scheduler` found.
 
         Raises
         ------
@@ -64,7 +77,8 @@ class ServerRecord:
                 f"{last:.3f} s: they do not overlap; both need one clock (arrival_s as Unix time)"
             )
         work = work[work["timestamp"].between(start, end)].reset_index(drop=True)
-        return cls(steps=work, requests=requests, warnings=tuple(_mismatch(work, requests)))
+        warnings = tuple(_mismatch(work, requests))
+        return cls(steps=work, requests=requests, warnings=warnings, told=told or {})
 
     @property
     def num_first(self) -> int:
@@ -155,24 +169,41 @@ class ServerRecord:
         token_budget: int | None = None,
         max_num_seqs: int | None = None,
         kv_tokens: int | None = None,
-        block_tokens: int = BLOCK_TOKENS,
+        block_tokens: int | None = None,
     ) -> SchedulerSettings:
-        """Return the scheduler's settings; what is not given is taken from the trace.
+        """Return the scheduler's settings: as given, else as the side-car tells, else as the trace shows.
 
-        The token budget is the most tokens of a step. The limit on sequences is what ran while somebody
-        waited though tokens were left; where nobody did, vLLM's own.
+        A trace shows the token budget as the most tokens of a step, and the limit on sequences, where the KV
+        cache has none, as what ran while somebody waited though tokens were left. What it does not show is
+        :data:`~bayes_sched.planning.scheduler.MAX_NUM_SEQS`, no limit on the KV cache, and
+        :data:`~bayes_sched.planning.scheduler.BLOCK_TOKENS`. Of the blocks that a side-car tells, vLLM keeps
+        one for itself.
         """
-        tokens = self.steps["total_tokens"]
-        budget = int(tokens.max()) if token_budget is None else token_budget
-        held_back = self.steps["num_running_reqs"][(self.steps["num_waiting_reqs"] > 0) & (tokens < budget)]
-        seen = int(held_back.max()) if len(held_back) and kv_tokens is None else _DEFAULT_SEQS
+        told = self.told
+        tokens = int(self.steps["total_tokens"].max())
+        budget = _first(token_budget, told.get("max_num_batched_tokens"), tokens)
+        blocks, size = told.get("num_kv_cache_blocks"), told.get("kv_cache_block_size")
+        if kv_tokens is None and blocks is not None and size is not None:
+            kv_tokens = (blocks - _NULL_BLOCKS) * size
+        shown = self._most_held_back(budget) if kv_tokens is None else MAX_NUM_SEQS
         return SchedulerSettings(
             token_budget=budget,
-            max_num_seqs=seen if max_num_seqs is None else max_num_seqs,
+            max_num_seqs=_first(max_num_seqs, told.get("max_num_seqs"), shown),
             kv_tokens=kv_tokens,
-            block_tokens=block_tokens,
+            block_tokens=_first(block_tokens, size, BLOCK_TOKENS),
             step_overhead_ms=self.step_overhead_ms,
         )
+
+    def _most_held_back(self, budget: int) -> int:
+        """Return how many ran while somebody waited though tokens were left; if nobody did, the default."""
+        steps = self.steps
+        held_back = (steps["num_waiting_reqs"] > 0) & (steps["total_tokens"] < budget)
+        return int(steps["num_running_reqs"][held_back].max()) if held_back.any() else MAX_NUM_SEQS
+
+
+def _first(*values: int | None) -> int:
+    """Return the first that is not None."""
+    return next(value for value in values if value is not None)
 
 
 def _whole_step_ms(steps: pd.DataFrame) -> Floats:

@@ -12,7 +12,7 @@ import pandas as pd
 from bayes_sched.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.numbers import number, percent
 from bayes_sched.planning.decisions import Decisions, decisions_of_clock, decisions_of_queue
-from bayes_sched.planning.request_forecast import SIDES, RequestForecast, forecast_requests
+from bayes_sched.planning.request_forecast import RequestForecast, forecast_requests
 from bayes_sched.planning.scheduler import SchedulerSettings
 from bayes_sched.planning.server_record import ServerRecord
 from bayes_sched.predictive import check_probability
@@ -40,7 +40,7 @@ class SimulatorCheck:
     record : ServerRecord
     settings : SchedulerSettings
     of_queue, of_clock : Decisions
-        The scheduler's decisions where it is told who is there, and where it is told when steps end.
+        The scheduler's decisions where it is told how many are there, and where it is told when steps end.
     forecast : RequestForecast
     probability : float
         Of intervals.
@@ -63,16 +63,17 @@ class SimulatorCheck:
     def text(self) -> str:
         """Sentences a person can paste."""
         table = self.table
-        seen = table[table["side"] == SIDES[-1]]
-        worst = float(seen["error"].abs().max())
+        alone, drawn = (table[table["correction"] == name] for name in ("none", "drawn"))
         queue, clock = self.of_queue, self.of_clock
         return (
-            f"Told who waits and runs, the simulated scheduler puts the same requests and tokens into "
-            f"{percent(queue.share_equal, 2)} of the server's {len(queue.steps):,} steps; told only when "
-            f"clients sent their requests and when steps ended, into {percent(clock.share_equal, 2)}. "
+            "Told how many requests wait or run, the simulated scheduler puts the same requests and tokens "
+            f"into {percent(queue.share_equal, 2)} of the server's {len(queue.steps):,} steps; told only "
+            f"when clients sent their requests and when steps ended, into {percent(clock.share_equal, 2)}. "
             f"Median and 95% quantile of the three times of {self.forecast.num_requests:,} later requests "
-            f"are predicted within {percent(worst, 1)}, and {int(seen['is_inside'].sum())} of the "
-            f"{len(seen)} lie in their {100 * self.probability:g}% interval. The later steps took "
+            f"are predicted within {_worst(alone)} by the simulated engine alone, and "
+            f"{int(alone['is_inside'].sum())} of the {len(alone)} lie in their {100 * self.probability:g}% "
+            "interval; with what clients of the first half measured beyond it, within "
+            f"{_worst(drawn)} and {int(drawn['is_inside'].sum())} of {len(drawn)}. The later steps took "
             f"{percent(self.forecast.level, 1)} of what the fit expects of them."
             + "".join(f" {caution}" for caution in self.cautions)
         )
@@ -83,10 +84,13 @@ class SimulatorCheck:
         found = []
         if abs(self.forecast.level - 1.0) > STEADY:
             found.append("BEWARE: the server itself changed between the halves, and no interval holds that.")
-        if self.forecast.client_ms > BUSY_CLIENTS * float(
+        if self.forecast.residual_ms > BUSY_CLIENTS * float(
             np.nanmedian(self.record.requests.times_ms["ttft"])
         ):
-            found.append("BEWARE: much of what clients measured is their own, or the way there and back.")
+            found.append(
+                "BEWARE: much of what clients measured is not the simulated engine's, but their own, the way "
+                "there and back, or what the simulation gets wrong."
+            )
         return tuple(found)
 
     @property
@@ -99,8 +103,9 @@ class SimulatorCheck:
             f"{int(record.is_first_step.sum()):,} steps before the second half. Scheduler: "
             f"{self.settings.text} (the mean gap between model runs of the first half where a request goes "
             f"on; median {median} ms). A request takes {number(record.ingress_ms)} ms to the scheduler "
-            "(median where the server was at rest, first half). Clients see "
-            f"{number(self.forecast.client_ms)} ms more than the engine takes (median, first half)."
+            "(median where the server was at rest, first half). Clients measured "
+            f"{number(self.forecast.residual_ms)} ms more to the first token than the engine takes that is "
+            "simulated with the server's own step times (median, first half)."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +122,7 @@ class SimulatorCheck:
             "block_tokens": settings.block_tokens,
             "step_overhead_ms": settings.step_overhead_ms,
             "ingress_ms": self.record.ingress_ms,
-            "client_ms": self.forecast.client_ms,
+            "residual_ms": self.forecast.residual_ms,
             "level": self.forecast.level,
             "num_simulated_steps": self.forecast.num_steps,
             "probability": self.probability,
@@ -126,6 +131,10 @@ class SimulatorCheck:
             "warnings": list(self.record.warnings),
             "text": self.text,
         }
+
+
+def _worst(rows: pd.DataFrame) -> str:
+    return percent(float(rows["error"].abs().max()), 1)
 
 
 def check_simulator(
@@ -146,7 +155,7 @@ def check_simulator(
         Of the record's first half, ``record.steps[record.is_first_step]``.
     record : ServerRecord
     settings : SchedulerSettings, optional
-        The server's; by default as :meth:`ServerRecord.settings` reads them from the trace.
+        The server's; by default as :meth:`ServerRecord.settings` finds them.
     num_draws : int
     probability : float
         Of intervals.

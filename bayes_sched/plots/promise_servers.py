@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,11 +12,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from bayes_sched.plots.style import BLUE, GREY, INK, ORANGE, VEIL, log_axis, new_figure, styled
 
-_LOOKS = {
-    "promised": ("", BLUE, "promised", "o"),
-    "median": ("median_", ORANGE, "posterior median", "^"),
-    "curve": ("curve_", GREY, "fitted mean", "s"),
-}
+_LOOKS = ((BLUE, "o"), (ORANGE, "^"), (GREY, "s"))
 _LEAST, _MOST = 1e-4, 1.0
 _TITLES = {
     "batch": "largest decode-only batch under a limit",
@@ -23,7 +21,9 @@ _TITLES = {
 
 
 @styled
-def promise_breaks(servers: pd.DataFrame, *, quantile: float, confidence: float) -> Figure:
+def promise_breaks(
+    servers: pd.DataFrame, *, makers: Mapping[str, tuple[str, str]], quantile: float, confidence: float
+) -> Figure:
     """Draw the true share of late steps at each promise, in order.
 
     How to read it: a promise above the line is broken, so where a curve crosses the line, the share of
@@ -34,6 +34,8 @@ def promise_breaks(servers: pd.DataFrame, *, quantile: float, confidence: float)
     ----------
     servers : DataFrame
         Rows of :class:`~bayes_sched.promises.server_study.SimulatedServer`.
+    makers : mapping
+        The three who promise: by column, the prefix of their columns and their names.
     quantile, confidence : float
         Of the promises.
 
@@ -50,7 +52,8 @@ def promise_breaks(servers: pd.DataFrame, *, quantile: float, confidence: float)
         sharex=True,
     )
     for ax, (kind, title) in zip(axes[:, 0], _TITLES.items(), strict=True):
-        _draw_ordered(ax, servers[servers["promise"] == kind], allowed=1.0 - quantile, confidence=confidence)
+        chosen = servers[servers["promise"] == kind]
+        _draw_ordered(ax, chosen, makers, allowed=1.0 - quantile, confidence=confidence)
         ax.set_title(title)
         ax.set_ylabel("steps that are truly late")
         ax.axvline(confidence, color=INK, linewidth=0.8, linestyle=":")
@@ -59,13 +62,20 @@ def promise_breaks(servers: pd.DataFrame, *, quantile: float, confidence: float)
     return figure
 
 
-def _draw_ordered(ax: Axes, rows: pd.DataFrame, *, allowed: float, confidence: float) -> None:
+def _draw_ordered(
+    ax: Axes,
+    rows: pd.DataFrame,
+    makers: Mapping[str, tuple[str, str]],
+    *,
+    allowed: float,
+    confidence: float,
+) -> None:
     log_axis(ax.yaxis, sparse=True)
     ax.set(xlim=(0.0, 1.0), ylim=(_LEAST / 1.3, _MOST))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100.0 * value:g}%"))
     ax.axhspan(allowed, _MOST, color=VEIL, zorder=0.5)
     ax.axhline(allowed, color=INK, linewidth=1.0)
-    for column, (prefix, colour, name, marker) in _LOOKS.items():
+    for (column, (prefix, name)), (colour, marker) in zip(makers.items(), _LOOKS, strict=True):
         late = rows.loc[rows[column].notna(), f"{prefix}exceedance"].to_numpy(float)
         if not len(late):
             continue

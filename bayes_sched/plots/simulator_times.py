@@ -27,8 +27,8 @@ def predicted_times(check: SimulatorCheck) -> Figure:
     """Draw the share of the second half's requests that are answered within a time, for each of three times.
 
     How to read it: the dark line is what clients measured; it should run inside the band, which is where the
-    simulator puts it in so many of the posterior draws, the clients' share included. The dashed line leaves
-    the clients' share out. Dots are the median and the 95 % quantile.
+    simulator puts it in so many of the posterior draws, with what clients of the first half measured beyond
+    the simulated engine. The dashed line is the engine alone. Dots are the median and the 95 % quantile.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def predicted_times(check: SimulatorCheck) -> Figure:
 
 def _draw(ax: Axes, check: SimulatorCheck, key: str) -> None:
     tail = 0.5 * (1.0 - check.probability)
-    draws, engine = check.forecast.predicted["clients"][key], check.forecast.predicted["engine"][key]
+    draws, engine = check.forecast.predicted["drawn"][key], check.forecast.predicted["none"][key]
     lower, middle, upper = np.quantile(draws, [tail, 0.5, 1.0 - tail], axis=0)
     measured = check.forecast.measured[key]
     ax.fill_betweenx(

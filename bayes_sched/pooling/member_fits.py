@@ -14,11 +14,9 @@ from bayes_sched.diagnostics import convergence
 from bayes_sched.fitted import FittedModel
 from bayes_sched.identified import complete
 from bayes_sched.metadata import FitMetadata, RowCounts
+from bayes_sched.pooling import UNSEEN
 from bayes_sched.pooling.population import Population
 from bayes_sched.priors import Priors
-
-UNSEEN = "unseen"
-"""Name of the fit of a server not yet seen."""
 
 _PRIOR_DRAWS = 4000
 

@@ -18,7 +18,7 @@ from bayes_sched.identified import SUMS, identified
 from bayes_sched.model import all_parameters
 from bayes_sched.pooling.hierarchy import TraceDraws, population_model, redraw, sample_population
 from bayes_sched.pooling.member_fits import judged, pooled_fit, population_prior_draws, unseen_fit
-from bayes_sched.pooling.members import check_members, servers_of, shared_coordinates
+from bayes_sched.pooling.members import Candidate, check_candidates, servers_of, shared_coordinates
 from bayes_sched.pooling.population import Population
 from bayes_sched.population_prior import PopulationPrior
 from bayes_sched.priors import Priors
@@ -132,7 +132,8 @@ def pool(
     members = dict(fits) if isinstance(fits, Mapping) else {fit.metadata.name: fit for fit in fits}
     if len(members) < len(fits):
         raise InputError("two fits have the same name: give a mapping of names to fits")
-    check_members(members, accept_unconverged=accept_unconverged)
+    candidates = {key: Candidate.of_fit(fit) for key, fit in members.items()}
+    check_candidates(candidates, accept_unconverged=accept_unconverged)
     server_of = servers_of(members, servers or {})
     first = next(iter(members.values()))
     names = shared_coordinates(members)
@@ -162,7 +163,8 @@ def pool(
     if sources != members:
         show("sampling the population", None)
         population, chosen = _sampled(empty, names, draws, first.metadata.priors, settings)
-    return _with_members(population, members, sources, chosen, np.random.default_rng(settings.seed))
+    rng = np.random.default_rng([settings.seed, 1])  # other numbers than those that chose the draws
+    return _with_members(population, members, sources, chosen, rng)
 
 
 def _sampled(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bayes_sched.errors import InputError
+from bayes_sched.pooling.members import server_label
 from bayes_sched.pooling.population import Population
 from bayes_sched.population_prior import PopulationPrior
 
@@ -59,8 +60,3 @@ def choose_prior(
     if population.converged:
         return prior
     return replace(prior, text=f"{prior.text}; the pool has NOT CONVERGED")
-
-
-def server_label(labels: Mapping[str, str]) -> str:
-    """Return the server that labels tell of, as :func:`~bayes_sched.pooling.pooled.servers_of` names it."""
-    return ", ".join(filter(None, (labels.get(key, "") for key in ("gpu", "llm"))))

@@ -11,10 +11,9 @@ from scipy import special
 
 from bayes_sched.model import LatencyModel
 from bayes_sched.priors import Priors
+from bayes_sched.simulation_calibration import plausible_parameters
 from bayes_sched.steps import steps_arrays
 
-MEDIAN_MS = (2.0, 200.0)
-"""Between them lies the median latency of a trace of the server."""
 MOST_TAIL = 3.0
 """The 0.99 quantile of a step is at most so many times its mean."""
 LEAST_RISE = 1.2
@@ -22,8 +21,6 @@ LEAST_RISE = 1.2
 server that larger batches do not slow down has no largest batch to promise."""
 MOST_FALL = 0.05
 """On the way, no larger batch is quicker than a smaller one by more than this share."""
-
-_MAX_TRIES = 100_000
 
 type Floats = NDArray[np.float64]
 type Ints = NDArray[np.int64]
@@ -73,7 +70,7 @@ def plausible_server(
     quantile: float,
     rng: np.random.Generator,
 ) -> TrueServer:
-    """Draw parameters from the priors until the server could be a real one.
+    """Draw a server from the priors until it could be a real one that larger batches slow down.
 
     Parameters
     ----------
@@ -89,22 +86,20 @@ def plausible_server(
 
     Raises
     ------
-    ValueError
+    InputError
         Hardly any server of these priors is plausible.
     """
     decode = steps_arrays(batch_sizes, batch_sizes)
-    for _ in range(_MAX_TRIES):
-        drawn = {name: float(np.exp(rng.normal(p.mu, p.sigma))) for name, p in priors.items()}
-        server = TrueServer(model=model, parameters=xr.Dataset(drawn))
+
+    def is_plausible(parameters: xr.Dataset) -> bool:
+        server = TrueServer(model=model, parameters=parameters)
         mean, late = server.mean_ms(decode), server.quantile_ms(decode, quantile)
         rises = late[-1] >= LEAST_RISE * late[0]
-        falls = bool((late < (1.0 - MOST_FALL) * np.maximum.accumulate(late)).any())
-        if not rises or falls or bool((late > MOST_TAIL * mean).any()):
-            continue
-        if MEDIAN_MS[0] <= float(np.median(server.mean_ms(design))) <= MEDIAN_MS[1]:
-            return server
-    msg = f"none of {_MAX_TRIES:,} servers drawn from the priors is plausible on these steps"
-    raise ValueError(msg)
+        falls = (late < (1.0 - MOST_FALL) * np.maximum.accumulate(late)).any()
+        return bool(rises and not falls and (late <= MOST_TAIL * mean).all())
+
+    drawn = plausible_parameters(model, priors, design, rng, is_plausible=is_plausible)
+    return TrueServer(model=model, parameters=drawn)
 
 
 def largest_batch(late_ms: Floats, batch_sizes: Ints, limit_ms: float) -> int:

@@ -18,6 +18,7 @@ import xarray as xr
 
 from bayes_sched.account import open_account
 from bayes_sched.diagnostics import convergence
+from bayes_sched.errors import FIT_ERRORS, InputError, error_text
 from bayes_sched.fitted import FittedModel
 from bayes_sched.fitting import summarise_cells
 from bayes_sched.metadata import FitMetadata
@@ -92,6 +93,11 @@ class ServerStudy:
         The model's file.
     quantile, confidence : float
         Of every promise.
+
+    Raises
+    ------
+    InputError
+        The design has no decode-only steps of several sizes, or hardly any server is plausible on it.
     """
 
     def __init__(
@@ -107,8 +113,10 @@ class ServerStudy:
         region = Region.of(self.design["batch_size"].to_numpy(), self.design["total_tokens"].to_numpy())
         span = Line().span(region)
         if span is None or span[0] == span[1]:
-            msg = "the design holds no decode-only steps of several sizes"
-            raise ValueError(msg)
+            raise InputError(
+                "the design's trace has no decode-only steps of several sizes, none to promise: give another "
+                "--design"
+            )
         self.batch_sizes = np.arange(span[0], span[1] + 1)
         self.decode = steps_arrays(self.batch_sizes, self.batch_sizes)
         distinct = study.steps[["batch_size", "total_tokens"]].drop_duplicates()
@@ -116,23 +124,13 @@ class ServerStudy:
         chosen = np.unique(np.linspace(0, len(distinct) - 1, _NUM_PROBED).round().astype(int))
         self.probed = distinct.iloc[chosen].reset_index(drop=True)
         self.metadata = self._metadata(loaded)
-
-    def run(self, numbers: range) -> Iterator[SimulatedServer]:
-        """Simulate, fit and promise, one server after the other; none depends on those before it."""
-        return (self.run_one(number) for number in numbers)
+        self._server(np.random.default_rng(study.settings.seed))  # an implausible design is refused at once
 
     def run_one(self, number: int) -> SimulatedServer:
         """Simulate and fit one server. An error of the fit is part of its account."""
         start = time.perf_counter(), time.process_time()
         rng = np.random.default_rng([self.study.settings.seed, number])
-        server = plausible_server(
-            self.study.model,
-            self.study.priors,
-            self.design,
-            batch_sizes=self.batch_sizes,
-            quantile=self.quantile,
-            rng=rng,
-        )
+        server = self._server(rng)
         late_ms = server.quantile_ms(self.decode, self.quantile)
         limit_ms = limit_between(late_ms, rng)
         observed = self.study.simulate(server.parameters, rng)
@@ -142,11 +140,21 @@ class ServerStudy:
             fit, account = self._fit(observed, seed=int(rng.integers(_MOST_SEED)))
             rows = [self._batch(fit, server, limit_ms), *self._limits(fit, server)]
             table = pd.DataFrame(rows, columns=list(COLUMNS))
-        except (ArithmeticError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
-            account["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        except FIT_ERRORS as error:
+            account["error"] = error_text(error)
         account["seconds"] = time.perf_counter() - start[0]
         account["cpu_seconds"] = time.process_time() - start[1]
         return SimulatedServer(number=number, table=table, account=account)
+
+    def _server(self, rng: np.random.Generator) -> TrueServer:
+        return plausible_server(
+            self.study.model,
+            self.study.priors,
+            self.design,
+            batch_sizes=self.batch_sizes,
+            quantile=self.quantile,
+            rng=rng,
+        )
 
     def _metadata(self, loaded: ModelFile) -> FitMetadata:
         steps = self.study.steps.assign(latency_ms=1.0)

@@ -41,14 +41,16 @@ def broken_table(servers: pd.DataFrame, *, quantile: float) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``promise``, ``by``, ``servers``, ``promises``, ``broken`` (share), ``lower``, ``upper`` (its interval
-        of probability :data:`INTERVAL`, which counts servers: promises of one server go together), and
+        ``promise``, ``by``, ``servers``, ``promises``, ``nothing`` (how many of these are of no batch at all,
+        which no step can break), ``broken`` (share of all), ``lower``, ``upper`` (its interval of probability
+        :data:`INTERVAL`, which counts servers: promises of one server go together), and
         ``worst_exceedance``.
     """
     rows = []
     for kind, group in with_promises(servers).groupby("promise", sort=True):
         for column, (prefix, by) in MAKERS.items():
-            late = group.loc[group[column].notna(), f"{prefix}exceedance"].to_numpy(float)
+            given = group[group[column].notna()]
+            late = given[f"{prefix}exceedance"].to_numpy(float)
             if not len(late):
                 continue
             number, share = group["server"].nunique(), float((late > 1.0 - quantile).mean())
@@ -59,6 +61,7 @@ def broken_table(servers: pd.DataFrame, *, quantile: float) -> pd.DataFrame:
                     "by": by,
                     "servers": number,
                     "promises": len(late),
+                    "nothing": int((given[column] == 0).sum()),
                     "broken": share,
                     "lower": float(lower),
                     "upper": float(upper),

@@ -51,7 +51,11 @@ def write_server_summary(
         "given_away": server_tables.given_away_table(made),
     }
     _write_tables(folder, tables)
-    save_figure(promise_breaks(made, quantile=quantile, confidence=confidence), folder, "broken")
+    save_figure(
+        promise_breaks(made, makers=server_tables.MAKERS, quantile=quantile, confidence=confidence),
+        folder,
+        "broken",
+    )
     save_figure(promise_costs(made), folder, "given_away")
     text = _server_text(servers, tables, settings)
     _write_readme(folder, _server_readme(text, settings, command))
@@ -97,7 +101,8 @@ random choice from {settings["design"]}) and fitted with NUTS ({settings["chains
 makes: the largest decode-only batch under a limit, which is chosen so that the true one lies anywhere in the
 range of the trace, and the limit for five kinds of steps. A promise is broken if in truth more than
 {1.0 - settings["quantile"]:.2g} of the steps are late. Beside it: the same with the posterior median in place
-of the bound, and the batch that the fitted curve of the mean allows.
+of the bound, and the batch that the fitted curve of the mean allows. Where one request may already be too
+much, nothing is promised: `nothing` counts such promises, which cannot be broken and give everything away.
 
 ```
 {text}
@@ -188,8 +193,12 @@ Made by
 A fifth of each trace is held out, at random or in stretches of 100 consecutive steps, and the saturation
 model is fitted to the rest (at most {settings["max_rows"]:,} steps). The held-out steps are put in cells of
 one (B, S), or of similar ones where they are few, at least 20 steps each. The limits of a cell are quantiles
-predicted for its middle step, and the steps beyond them are counted against the predicted number. Intervals
-allow for stretches of 100 steps that go together; the two splits share a trace and are not independent.
+predicted for its middle step, and the steps beyond them are counted against the predicted number.
+
+The intervals of a trace, and of all traces together, allow for stretches of 100 steps that go together, as
+far as late steps are seen to come in stretches: where no step or every one is late, or the stretches differ
+no more than by chance, all steps are taken as independent. So are those of a cell, always. The two splits
+share a trace and are not independent.
 
 ```
 {text}

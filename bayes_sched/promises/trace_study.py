@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bayes_sched.binomial import effective_number
-from bayes_sched.errors import InputError
+from bayes_sched.binomial import effective_tries
+from bayes_sched.errors import FIT_ERRORS, error_text
 from bayes_sched.fitted import FittedModel
 from bayes_sched.fitting import fit
 from bayes_sched.promises.neighbours import neighbour_cells
@@ -27,7 +27,7 @@ from bayes_sched.sla.objective import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Obje
 from bayes_sched.sla.search import quantile_draws
 from bayes_sched.steps import steps_arrays
 from bayes_sched.validation.regimes import regime
-from bayes_sched.validation.servers import Server
+from bayes_sched.validation.servers import NO_LIMITS_MS, Server
 from bayes_sched.validation.splits import BLOCK, SPLITS, cut
 
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
@@ -43,7 +43,6 @@ COLUMNS = (
 )
 """Of a run's table; see :meth:`TraceStudy.run_one`."""
 
-_NO_LIMIT_MS = (1e-9, 1e9)  # the steps of a server are clean
 _PREDICTIVE_DRAWS = 1000
 
 type Floats = NDArray[np.float64]
@@ -111,7 +110,7 @@ class TraceStudy:
         table = pd.DataFrame([{"cell": ALL}])
         try:
             held = cut(steps, split, rng=rng, max_train=len(steps), max_test=len(steps))
-            low, high = _NO_LIMIT_MS
+            low, high = NO_LIMITS_MS
             result = fit(
                 held.train,
                 settings=replace(self.settings, seed=self.settings.seed + number),
@@ -121,8 +120,8 @@ class TraceStudy:
             )
             account |= {"rows_fitted": len(result.thinned.steps), "gate_passed": result.fit.converged}
             table = self._held_against(result.fit, held.test)
-        except (ArithmeticError, RuntimeError, ValueError, InputError, np.linalg.LinAlgError) as error:
-            account["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        except FIT_ERRORS as error:
+            account["error"] = error_text(error)
         account["seconds"] = time.perf_counter() - start[0]
         account["cpu_seconds"] = time.process_time() - start[1]
         filled = table.assign(**account, trace=server.name, split=split.name).reindex(columns=list(COLUMNS))
@@ -236,5 +235,5 @@ def _count(part: pd.DataFrame, predicted: Floats, late: Bools) -> dict[str, Any]
         "steps": len(part),
         "predicted": float(predicted.mean()),
         "late": int(late.sum()),
-        "effective_steps": effective_number(late, part["position"].to_numpy() // BLOCK),
+        "effective_steps": effective_tries(late, part["position"].to_numpy() // BLOCK),
     }

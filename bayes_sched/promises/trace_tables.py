@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import pandas as pd
 
 from bayes_sched.binomial import share_interval
@@ -35,14 +36,24 @@ def calibration_table(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def pooled_table(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return :func:`calibration_table` of all traces together, each step counting once."""
+    """Return :func:`calibration_table` of all traces together, each step counting once.
+
+    Traces are independent, so that the variances of their numbers of late steps add up; ``effective_steps``
+    are as many independent steps as have that variance, never more than there are.
+    """
+    keys, sums = ["split", "regime", "level"], ["steps", "predicted", "late", "variance"]
     chosen = _of_regimes(cells, "limit")
-    chosen = chosen.assign(predicted=chosen["predicted"] * chosen["steps"])
-    sums = ["steps", "effective_steps", "predicted", "late"]
-    total = chosen.groupby(["split", "regime", "level"], as_index=False)[sums].sum()
+    chosen = chosen.assign(
+        predicted=chosen["predicted"] * chosen["steps"],
+        variance=_variance(chosen["steps"], chosen["late"]) * chosen["steps"] / chosen["effective_steps"],
+    )
+    total = chosen.groupby(keys, as_index=False)[sums].sum()
     total["predicted"] /= total["steps"]
-    found = _realised(total.sort_values(["split", "regime", "level"], ignore_index=True))
-    return found.drop(columns="late")
+    independent = _variance(total["steps"], total["late"])
+    variance = np.maximum(total["variance"], independent)
+    total["effective_steps"] = total["steps"] * np.where(variance > 0.0, independent / variance, 1.0)
+    found = _realised(total)
+    return found[[*keys, "steps", "effective_steps", "predicted", "realised", "lower", "upper"]]
 
 
 def kept_table(cells: pd.DataFrame) -> pd.DataFrame:
@@ -84,6 +95,11 @@ def cell_table(cells: pd.DataFrame) -> pd.DataFrame:
     agree = (found["lower"] <= found["predicted"]) & (found["predicted"] <= found["upper"])
     groups = found.assign(agree=agree).groupby(["split", "regime", "level"])["agree"]
     return groups.agg(cells="size", agree="mean").reset_index()
+
+
+def _variance(steps: pd.Series, late: pd.Series) -> pd.Series:
+    """Return the variance of the number of late ones among independent steps."""
+    return late * (1.0 - late / steps)
 
 
 def _of_regimes(cells: pd.DataFrame, kind: str) -> pd.DataFrame:

@@ -1,13 +1,16 @@
-"""Labels from the ``LOG.meta.json`` that a profiler leaves beside its log."""
+"""What the ``LOG.meta.json`` that a profiler leaves beside its log tells of a server."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _KEYS = {
     "gpu": ("gpu", "gpu_name", "device_name", "device"),
     "llm": ("llm", "model", "model_name"),
 }
+SCHEDULER = ("max_num_batched_tokens", "max_num_seqs", "kv_cache_block_size", "num_kv_cache_blocks")
+"""Settings of a server's scheduler, as vLLM names them."""
 
 
 def read_labels(paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -25,7 +28,45 @@ def read_labels(paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     warnings : list of str
         One sentence for each side-car that cannot be read, and for each contradiction.
     """
-    values: dict[str, list[str]] = {}
+    contents, warnings = _contents(paths)
+    labels: dict[str, str] = {}
+    for label, keys in _KEYS.items():
+        texts = [[content.get(key) for key in keys] for content in contents]
+        told = {text for each in texts for text in [t for t in each if isinstance(t, str) and t][:1]}
+        if len(told) > 1:
+            warnings.append(
+                f"the side-cars disagree on the {label} ({', '.join(sorted(told))}): none is used"
+            )
+        elif told:
+            labels[label] = told.pop()
+    return labels, warnings
+
+
+def read_scheduler(paths: Sequence[str]) -> dict[str, int]:
+    """Read a scheduler's settings from the side-cars of some traces.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        The traces, as given; ``-`` has no side-car.
+
+    Returns
+    -------
+    dict of str to int
+        By :data:`SCHEDULER`; those that side-cars tell and no two contradict each other on.
+    """
+    contents, _ = _contents(paths)
+    found = {}
+    for name in SCHEDULER:
+        told = {value for content in contents if type(value := content.get(name)) is int and value > 0}
+        if len(told) == 1:
+            found[name] = told.pop()
+    return found
+
+
+def _contents(paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the side-cars' objects, and a warning for each that cannot be read."""
+    contents: list[dict[str, Any]] = []
     warnings: list[str] = []
     for sidecar in dict.fromkeys(_sidecar(path) for path in paths):
         if sidecar is None:
@@ -35,17 +76,8 @@ def read_labels(paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         except (OSError, ValueError, RecursionError):
             warnings.append(f"the side-car {sidecar.name} is unreadable and left out")
             continue
-        for label, keys in _KEYS.items():
-            texts = [content.get(key) for key in keys] if isinstance(content, dict) else []
-            values.setdefault(label, []).extend(
-                [text for text in texts if isinstance(text, str) and text][:1]
-            )
-    for label, found in values.items():
-        if len(set(found)) > 1:
-            warnings.append(
-                f"the side-cars disagree on the {label} ({', '.join(sorted(set(found)))}): none is used"
-            )
-    return {label: found[0] for label, found in values.items() if len(set(found)) == 1}, warnings
+        contents += [content] if isinstance(content, dict) else []
+    return contents, warnings
 
 
 def _sidecar(path: str) -> Path | None:

@@ -25,6 +25,9 @@ CONTEXT_COLUMNS = (
 )
 """What a trace may tell of a step besides B and S that is known before the step runs."""
 
+NO_LIMITS_MS = (1e-9, 1e9)
+"""Limits for the cleaning of a fit to steps of a :class:`Server`, which are clean."""
+
 _NEEDED = ("batch_size", "total_tokens", "latency_ms")
 
 
