@@ -48,7 +48,7 @@ from bayes_sched.reference_steps import ReferenceSteps, Terms, linear_start
 
 Floats = NDArray[np.float64]
 
-_MIN_GAIN = 1e-2  # of a curve's projection; positive on any trace that has steps of several sizes
+MIN_GAIN = 1e-2  # of a curve's projection; positive on any trace that has steps of several sizes
 _MIN_VISIBILITY = 1e-3
 
 
@@ -126,7 +126,7 @@ class SaturationCoordinates:
             "throughput",
             "log_k_B",
             "log_k_S",
-            "log_slope" if departure == 0.0 else "slope",
+            "log_slope",
             "slope_share",
             "level",
             "level_share",
@@ -164,26 +164,26 @@ class SaturationCoordinates:
         if self._shared is None:
             import pytensor
 
-            shared = {name: pytensor.shared(value, name=name) for name, value in self.data.items()}
-            self._shared = ReferenceSteps(*shared.values())
+            given = {key: (value, f"reference_{key}") for key, value in vars(self.reference).items()}
+            shared = {key: pytensor.shared(value, name=name) for key, (value, name) in given.items()}
+            self._shared = ReferenceSteps(**shared)
         shared_steps: ReferenceSteps = self._shared
         return shared_steps
 
     def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
         """Map coordinates (last axis) to log parameters and the log of |d logs / d coordinates|."""
-        throughput, log_k_B, log_k_S, slope, y_slope, level, y_level, per_request = (
+        throughput, log_k_B, log_k_S, log_slope, y_slope, level, y_level, per_request = (
             coordinates[..., i] for i in range(8)
         )
-        log_slope, jacobian_slope = self._slope(slope, backend)
         width = self._reference_in(backend).width
         fixed, work = self._curves(backend.exp(log_k_B), backend.exp(log_k_S), backend)
 
-        log_f, log_rest, jacobian_f = _share(y_slope, work.visibility, backend)
+        log_f, log_rest, jacobian_f = share_of(y_slope, work.visibility, backend)
         log_a_1 = log_slope + log_f - backend.log(work.gain)
         a_1 = backend.exp(log_a_1)
         remaining = (level - a_1 * work.level) / width[0]
         log_remaining = backend.log(softplus(remaining, backend)) + backend.log(width[0])
-        log_h, log_fixed, jacobian_h = _share(y_level, fixed.visibility, backend)
+        log_h, log_fixed, jacobian_h = share_of(y_level, fixed.visibility, backend)
         log_a_0 = log_remaining + log_h - backend.log(fixed.gain)
         own = (per_request - a_1 * work.per_request - backend.exp(log_a_0) * fixed.per_request) / width[1]
         log_own = backend.log(softplus(own, backend)) + backend.log(width[1])
@@ -201,7 +201,6 @@ class SaturationCoordinates:
         logs |= {name: coordinates[..., 8 + i] for i, name in enumerate(self.others)}
         log_jacobian = (
             np.log(self._throughput_sd)
-            + jacobian_slope
             + jacobian_f
             + jacobian_h
             - (softplus(-remaining, backend) + log_remaining)
@@ -224,30 +223,14 @@ class SaturationCoordinates:
             (log_P - self._throughput_mean(log_a_0, log_a_1)) / self._throughput_sd,
             logs["k_B"],
             logs["k_S"],
-            self._inverse_slope(np.logaddexp(log_curve, logs["tau_S"])),
-            _inverse_share(log_curve - logs["tau_S"], work.visibility),
-            width[0] * _inversesoftplus(remaining) + a_1 * work.level,
-            _inverse_share(log_fixed - logs["tau_0"], fixed.visibility),
-            width[1] * _inversesoftplus(own) + added,
+            np.logaddexp(log_curve, logs["tau_S"]),
+            inverse_share(log_curve - logs["tau_S"], work.visibility),
+            width[0] * inverse_softplus(remaining) + a_1 * work.level,
+            inverse_share(log_fixed - logs["tau_0"], fixed.visibility),
+            width[1] * inverse_softplus(own) + added,
             *(logs[name] for name in self.others),
         ]
         return np.stack(np.broadcast_arrays(*coordinates), axis=-1)
-
-    def _slope(self, coordinate: Any, backend: Any) -> tuple[Any, Any]:
-        """Return the log of the slope and of its derivative by the coordinate.
-
-        Where departures blur the slope it is sampled on a scale that is linear above its standard error.
-        """
-        if self._departure == 0.0:
-            return coordinate, 0.0
-        log_multiple = backend.log(softplus(coordinate, backend))
-        width = self._departure * self._reference_in(backend).fit[2]
-        return log_multiple + backend.log(width), -softplus(-coordinate, backend) - log_multiple
-
-    def _inverse_slope(self, log_slope: Floats) -> Floats:
-        if self._departure == 0.0:
-            return log_slope
-        return _inversesoftplus(np.exp(log_slope) / (self._departure * self.reference.fit[2]))
 
     def _throughput_mean(self, log_a_0: Any, log_a_1: Any) -> Any:
         """Prior mean of log P_max given a_0 and a_1: a precision-weighted mean of three views of it."""
@@ -269,8 +252,14 @@ class SaturationCoordinates:
         )
         crowding = 0.0 if summed == 0 else projected[0] / ref.width[0]
         error = backend.sqrt((ref.precision * remainder**2).sum(axis=-1) + crowding**2)
-        gain = backend.maximum(projected[summed], _MIN_GAIN)
+        gain = self._gain(curve, summed, backend)
         return _Curve(gain, projected[0], projected[1], ref.fit[summed] * error / gain + _MIN_VISIBILITY)
+
+    def _gain(self, curve: Any, summed: int, backend: Any) -> Any:
+        """Return what a curve adds to term number `summed`."""
+        return backend.maximum(
+            (self._reference_in(backend).projection[summed] * curve).sum(axis=-1), MIN_GAIN
+        )
 
 
 @dataclass(frozen=True)
@@ -283,7 +272,7 @@ class _Curve:
     visibility: Any
 
 
-def _share(y: Any, visibility: Any, backend: Any) -> tuple[Any, Any, Any]:
+def share_of(y: Any, visibility: Any, backend: Any) -> tuple[Any, Any, Any]:
     """Return log f(y), log (1 - f(y)) and log of d logit f / dy, accurate in both tails."""
     log_m = backend.log(visibility)
     log_complement = backend.log(-backend.expm1(-visibility))  # log (1 - e^-M)
@@ -293,7 +282,7 @@ def _share(y: Any, visibility: Any, backend: Any) -> tuple[Any, Any, Any]:
     return log_f, log_rest, log_complement - log_m - above - below - log_f - log_rest
 
 
-def _inverse_share(logit: Floats, visibility: Floats) -> Floats:
+def inverse_share(logit: Floats, visibility: Floats) -> Floats:
     """Return y with f(y) = logistic(logit)."""
     seen = visibility * np.exp(-np.logaddexp(0.0, -logit))  # M f
     rest = visibility * np.exp(-np.logaddexp(0.0, logit))  # M (1 - f)
@@ -305,5 +294,6 @@ def softplus(x: Any, backend: Any) -> Any:
     return np.logaddexp(0.0, x) if backend is np else backend.softplus(x)
 
 
-def _inversesoftplus(y: Floats) -> Floats:
+def inverse_softplus(y: Floats) -> Floats:
+    """Return x with softplus(x) = y."""
     return y + np.log(-np.expm1(-y))

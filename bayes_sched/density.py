@@ -8,7 +8,8 @@ import numpy as np
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
-from pytensor.graph import rewrite_graph
+from pytensor.compile import SharedVariable
+from pytensor.graph import ancestors, rewrite_graph
 from pytensor.graph.replace import clone_replace
 
 from bayes_sched.mixture import Floats
@@ -29,6 +30,11 @@ class Density:
         of log factors, which it samples as it is.
     coordinates : Coordinates
         The bijection to these values.
+
+    Attributes
+    ----------
+    data_names : frozenset of str
+        The shared variables that the density depends on: data of the model and of the coordinates.
     """
 
     def __init__(self, model: pm.Model, coordinates: Coordinates) -> None:
@@ -44,6 +50,8 @@ class Density:
         self.graph: Any = rewrite_graph(
             density + log_jacobian, include=("canonicalize", "stabilize", "local_remove_check_parameter")
         )
+        shared = (v for v in ancestors([self.graph]) if isinstance(v, SharedVariable))
+        self.data_names = frozenset(v.name for v in shared)
         with np.errstate(all="ignore"):
             self._function = pytensor.function(
                 [self.point], [self.graph, pt.grad(self.graph, self.point)], mode="NUMBA"

@@ -83,6 +83,11 @@ class EffectCoordinates:
         self.scan_scale = np.append(base.scan_scale, np.zeros(len(labels)))
 
     @property
+    def num_scalars(self) -> int:
+        """Number of leading coordinates, those of the scalar parameters."""
+        return len(self._base.names)
+
+    @property
     def start(self) -> Mapping[str, float]:
         """Logarithms of parameters at which to start looking."""
         return self._base.start

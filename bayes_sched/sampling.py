@@ -13,8 +13,9 @@ import pymc as pm
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
-from bayes_sched.bridge import log_mass
+from bayes_sched.bridge import part_masses
 from bayes_sched.density import Density
+from bayes_sched.division import INFLATION, MOST_MODES, divide
 from bayes_sched.effects import effects_of, with_effects
 from bayes_sched.interleaving import allocate, interleave
 from bayes_sched.likelihood import step_data
@@ -32,13 +33,11 @@ if TYPE_CHECKING:
 
 _PRIOR_DRAWS = 4000
 _WANDERING = (500, 2000)  # draws a chain of NUTS in two rounds, where the pilot's mixture is bad
-_SETTLING = (300, 700)  # draws a chain of NUTS in each mode in two rounds, where there are many coordinates
-_MOST_MODES = 3  # of a wide posterior
-_WIDE = 24  # coordinates from which importance sampling is hopeless, and a mode is one part
+_WIDE = 24  # coordinates from which importance sampling is hopeless
 _MASS_BATCH, _MAX_MASS_BATCHES = 1000, 20  # draws of the mixture for a chain's estimate of the parts' masses
 _MASS_EFFECTIVE = 800.0  # effective ones among them that are enough
 _NEGLIGIBLE_MASS = 2e-3  # a part of less posterior mass than this is left out
-_INFLATION = 1.05  # of the pilot's mixture: a map with tails a little too wide is benign, too narrow is not
+_SPARE = (1.3, 20)  # times as many draws, and so many more, as a part of uncertain mass is expected to need
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,17 @@ class Samples:
     data: xr.DataTree
     timings_s: dict[str, float]
     info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts that have mass: their draws, those that each chain takes and their masses, (chain, part)."""
+
+    draws: list[tuple[Floats, xr.Dataset]]
+    counts: Any
+    masses: Floats
+    neglected: float
+    efficiency: float
 
 
 @dataclass
@@ -113,7 +123,8 @@ class Sampler:
 
     def _data(self) -> dict[str, Any]:
         """Return the values of the model's and the coordinates' data, which may have been replaced."""
-        return {v.name: v.get_value() for v in self.pymc_model.data_vars} | dict(self.coordinates.data)
+        given = {v.name: v.get_value() for v in self.pymc_model.data_vars} | dict(self.coordinates.data)
+        return {name: value for name, value in given.items() if name in self.density.data_names}
 
     def explore(self, rng: np.random.Generator, progress: Progress | None = None) -> Pilot:
         """Run the pilot."""
@@ -132,7 +143,7 @@ class Sampler:
 
     @property
     def is_wide(self) -> bool:
-        """Whether there are so many coordinates that each mode is one part."""
+        """Whether there are too many coordinates for importance sampling."""
         return self.density.dim >= _WIDE
 
     def wander(
@@ -156,48 +167,6 @@ class Sampler:
                 equal = np.full(len(points), 1.0 / len(points))
                 visited = fit_mixture(points, equal, num_components=NUM_COMPONENTS, rng=rng)
         return visited.completed(mixture)
-
-    def settle(
-        self,
-        mixture: GaussianMixture,
-        rng: np.random.Generator,
-        settings: SamplerSettings,
-        progress: Progress | None = None,
-    ) -> GaussianMixture:
-        """Return a mixture of one Gaussian for each mode, fitted to where NUTS went in the mode's part."""
-        for number, draws in enumerate(_SETTLING):
-            partition = Partition(mixture)
-            paced = replace(settings, tune=_SETTLING[0], seed=settings.seed + number)
-            found = []
-            for part in range(mixture.num_components):
-                with self.clock("pilot"):
-                    points = self.nuts.draw(partition, part, draws, paced, progress)[0]
-                points = points.reshape(-1, self.density.dim)
-                equal = np.full(len(points), 1.0 / len(points))
-                found.append(fit_mixture(points, equal, num_components=1, rng=rng))
-            means, covariances = (
-                np.concatenate([getattr(f, a) for f in found]) for a in ("means", "covariances")
-            )
-            mixture = GaussianMixture(mixture.weights, means, covariances)
-        return mixture
-
-    def bridged_masses(
-        self, partition: Partition, parts: list[tuple[Floats, xr.Dataset]], rng: np.random.Generator
-    ) -> Floats:
-        """Return each chain's own estimate of the mass of the parts from its draws, dims (chain, part)."""
-
-        def log_mass_of(part: int, points: Floats) -> float:
-            return log_mass(lambda x: self.density.values(x) + partition.log_share(x, part), points, rng)
-
-        chains = range(len(parts[0][0]))
-        if len(parts) == 1:
-            return np.ones((len(chains), 1))
-        with self.clock("masses"):
-            found = np.array(
-                [[log_mass_of(k, points[c]) for k, (points, _) in enumerate(parts)] for c in chains]
-            )
-        mass: Floats = np.exp(found - found.max(axis=1, keepdims=True))
-        return mass / mass.sum(axis=1, keepdims=True)
 
     def masses(self, partition: Partition, chains: int, rng: np.random.Generator) -> tuple[Floats, float]:
         """Return each chain's own estimate of the mass of the parts, dims (chain, part), and its efficiency.
@@ -231,57 +200,94 @@ class Sampler:
         rng = np.random.default_rng(settings.seed)
         self.nuts.num_gradients = 0
         pilot = self.explore(rng, progress)
-        mixture = pilot.mixture
         if settings.sampler == "nutpie":
             with self.clock("compile"):
-                self.nuts.compile(Partition(mixture))
-        if self.is_wide:
-            mixture = self.settle(mixture.untangled(_MOST_MODES), rng, settings, progress)
-        elif pilot.efficiency < GOOD_EFFICIENCY:
-            mixture = self.wander(mixture, rng, settings, progress)
-        partition = Partition(mixture.inflated(_INFLATION))
-        if self.is_wide:  # the parts' own draws tell their masses
-            every = np.full(mixture.num_components, settings.draws)
-            parts = self._draw_parts(partition, every, settings, progress)
-            masses, efficiency = self.bridged_masses(partition, parts, rng), 0.0
-        else:
-            parts = []
-            masses, efficiency = self.masses(partition, settings.chains, rng)
-        kept = np.flatnonzero(masses.mean(axis=0) >= _NEGLIGIBLE_MASS)
-        neglected = 1.0 - float(masses.mean(axis=0)[kept].sum())
-        counts = allocate(masses[:, kept], settings.draws)
-        if parts:
-            parts = [parts[part] for part in kept]
-        else:
-            wanted = np.zeros(mixture.num_components, dtype=np.int64)
-            wanted[kept] = np.maximum(counts.max(axis=0), settings.chains)
-            parts = self._draw_parts(partition, wanted, settings, progress)
-        coordinates, stats = interleave(parts, counts)
+                self.nuts.compile(Partition(pilot.mixture))
+        found = (self._wide_parts if self.is_wide else self._parts)(pilot, settings, rng, progress)
+        coordinates, stats = interleave(found.draws, found.counts)
         info = {
             "num_modes": pilot.num_modes,
-            "num_parts": len(kept),
-            "part_masses": [float(m) for m in masses.mean(axis=0)[kept]],
-            "neglected_mass": neglected,
+            "num_parts": len(found.draws),
+            "part_masses": [float(m) for m in found.masses.mean(axis=0)],
+            "neglected_mass": found.neglected,
             "pilot_efficiency": pilot.efficiency,
-            "mixture_efficiency": efficiency,
+            "mixture_efficiency": found.efficiency,
             "num_pilot_evaluations": pilot.num_evaluations,
             "num_gradients": self.nuts.num_gradients,
         }
         data = self._tree(coordinates, stats, rng)
         return Samples(data, dict(self.clock.seconds), info)
 
+    def _parts(
+        self,
+        pilot: Pilot,
+        settings: SamplerSettings,
+        rng: np.random.Generator,
+        progress: Progress | None,
+    ) -> _Parts:
+        """Sample the parts that the pilot's mixture makes; importance sampling finds their masses."""
+        mixture = pilot.mixture
+        if pilot.efficiency < GOOD_EFFICIENCY:
+            mixture = self.wander(mixture, rng, settings, progress)
+        partition = Partition(mixture.inflated(INFLATION))
+        masses, efficiency = self.masses(partition, settings.chains, rng)
+        kept = np.flatnonzero(masses.mean(axis=0) >= _NEGLIGIBLE_MASS)
+        neglected = 1.0 - float(masses.mean(axis=0)[kept].sum())
+        counts = allocate(masses[:, kept], settings.draws)
+        wanted = np.maximum(counts.max(axis=0), settings.chains)
+        draws = self._draw_parts(partition, kept, wanted, settings, progress)
+        return _Parts(draws, counts, masses[:, kept], neglected, efficiency)
+
+    def _wide_parts(
+        self,
+        pilot: Pilot,
+        settings: SamplerSettings,
+        rng: np.random.Generator,
+        progress: Progress | None,
+    ) -> _Parts:
+        """Sample the parts that NUTS finds; bridge sampling finds their masses, from each chain's draws."""
+        with self.clock("pilot"):
+            division = divide(
+                self.nuts,
+                pilot.mixture.untangled(MOST_MODES),
+                head=getattr(self.coordinates, "num_scalars", self.density.dim),
+                settings=settings,
+                rng=rng,
+                progress=progress,
+            )
+        partition, expected = division.partition, division.masses
+        kept = np.flatnonzero(expected >= _NEGLIGIBLE_MASS)
+        spare = _SPARE[0] * expected[kept] * settings.draws + _SPARE[1]
+        draws = self._draw_parts(partition, kept, spare.astype(np.int64), settings, progress)
+        with self.clock("masses"):
+            masses = np.array(
+                [
+                    part_masses(self.density, partition, kept, [points[chain] for points, _ in draws], rng)
+                    for chain in range(settings.chains)
+                ]
+            )
+        counts = allocate(masses, settings.draws)
+        short = np.flatnonzero(counts.max(axis=0) > spare.astype(np.int64))
+        again = self._draw_parts(partition, kept[short], counts.max(axis=0)[short], settings, progress)
+        for position, found in zip(short, again, strict=True):
+            draws[position] = found
+        return _Parts(draws, counts, masses, 1.0 - float(expected[kept].sum()), 0.0)
+
     def _draw_parts(
-        self, partition: Partition, draws: Any, settings: SamplerSettings, progress: Progress | None
+        self,
+        partition: Partition,
+        parts: Any,
+        draws: Any,
+        settings: SamplerSettings,
+        progress: Progress | None,
     ) -> list[tuple[Floats, xr.Dataset]]:
-        """Sample the parts that are to have draws, dims (part,), in their order."""
-        wanted = np.flatnonzero(draws)
-        parts = []
-        for i, part in enumerate(wanted):
-            told = None if progress is None else _portion(progress, i, len(wanted))
+        """Sample parts, dims (part,), as many draws each; in their order."""
+        found = []
+        for number, (part, count) in enumerate(zip(parts, draws, strict=True)):
+            told = None if progress is None else _portion(progress, number, len(parts))
             with self.clock("sampling"):
-                found = self.nuts.draw_carefully(partition, int(part), int(draws[part]), settings, told)
-            parts.append(found)
-        return parts
+                found.append(self.nuts.draw_carefully(partition, int(part), int(count), settings, told))
+        return found
 
     def _tree(self, coordinates: Floats, stats: xr.Dataset, rng: np.random.Generator) -> xr.DataTree:
         logs, _ = self.coordinates.to_logs(coordinates, np)

@@ -34,7 +34,7 @@ import pandas as pd
 import pymc as pm
 import xarray as xr
 
-from bayes_sched.coordinates import SaturationCoordinates
+from bayes_sched.departure_coordinates import DepartureCoordinates
 from bayes_sched.effect_coordinates import EffectCoordinates
 from bayes_sched.effects import Effect
 from bayes_sched.equation import PARAMETERS, Parameter, latency_ms
@@ -91,7 +91,7 @@ class SaturationStaircase:
         """Return the coordinates that NUTS samples: those of ``saturation_context``, and of the factors."""
         others = (*self.parameters[len(SATURATION.parameters) :], *self.noise_parameters(noise))
         names = tuple(p.name for p in others)
-        base = SaturationCoordinates(steps, priors, names, departure=0.2, terms=CONTEXT.terms)
+        base = DepartureCoordinates(steps, priors, names, departure=0.2, terms=CONTEXT.terms)
         return EffectCoordinates(base, (FACTOR,), steps, self.split)
 
     def latency(self, draws: xr.Dataset, steps: xr.Dataset) -> xr.DataArray:

@@ -1,13 +1,16 @@
 """Bridge sampling: masses that are known."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
-from scipy.stats import multivariate_t
+from scipy.stats import multivariate_normal, multivariate_t
 
-from bayes_sched.bridge import bridged, log_mass
+from bayes_sched.bridge import log_masses
 from bayes_sched.mixture import Floats
+
+
+def normal_log_density(points: Floats, centre: Floats, width: float) -> Floats:
+    found: Floats = np.asarray(multivariate_normal(centre, width**2 * np.eye(len(centre))).logpdf(points))
+    return found
 
 
 @pytest.mark.parametrize("dim", [1, 10, 40])
@@ -15,40 +18,57 @@ def test_the_mass_of_a_long_tailed_density_is_found(dim: int) -> None:
     rng = np.random.default_rng(0)
     shape = np.cov(rng.normal(size=(2 * dim, 2 * dim)))[:dim, :dim].reshape(dim, dim)
     known = multivariate_t(np.arange(dim), shape, df=15)
+    gaussian = multivariate_normal(np.arange(dim), 1.15 * shape)
+    points = np.concatenate(
+        [density.rvs(4000, random_state=rng).reshape(4000, dim) for density in (known, gaussian)]
+    )
+    both = np.stack([known.logpdf(points) + 3.0, gaussian.logpdf(points)], axis=1)
+    assert log_masses(both, (4000, 4000)) == pytest.approx([3.0, 0.0], abs=0.05)
 
-    def log_density(points: Floats) -> Floats:
-        found: Floats = np.asarray(known.logpdf(points)).reshape(len(points)) + 3.0
+
+def test_densities_that_overlap_in_a_row_weigh_each_other() -> None:
+    """The last one, of known mass, overlaps with the middle one alone: the first is weighed through it."""
+    rng = np.random.default_rng(1)
+    dim, width = 20, 0.6
+    centres = np.zeros((3, dim))
+    centres[:, 0] = (-1.5, 0.0, 1.5)
+    counts = (4000, 1000, 3000)
+    points = np.concatenate(
+        [centre + width * rng.normal(size=(n, dim)) for centre, n in zip(centres, counts, strict=True)]
+    )
+    logs = np.stack([normal_log_density(points, centre, width) for centre in centres], axis=1)
+    found = log_masses(logs + np.array([2.0, -5.0, 0.0]), counts)
+    assert found == pytest.approx([2.0, -5.0, 0.0], abs=0.15)
+
+
+def test_shares_of_one_density_weigh_as_much_as_they_hold() -> None:
+    """A density cut in two by a smooth share, whose draws tell that 0.3 of it lie on one side."""
+    rng = np.random.default_rng(2)
+    points = np.concatenate([rng.normal(-1.0, 0.5, 30_000 * 3), rng.normal(1.0, 0.5, 30_000 * 7)])[:, None]
+    share = 1.0 / (1.0 + np.exp(8.0 * points[:, 0]))
+    is_left = rng.random(len(points)) < share
+    left, right = (points[mask][rng.permutation(mask.sum())[:5000]] for mask in (is_left, ~is_left))
+    proposed = rng.normal(0.0, 1.5, (5000, 1))
+    every = np.concatenate([left, right, proposed])
+
+    def log_density(x: Floats) -> Floats:
+        parts = [np.log(w) + normal_log_density(x, np.array([c]), 0.5) for w, c in ((0.3, -1.0), (0.7, 1.0))]
+        found: Floats = np.logaddexp(*parts)
         return found
 
-    draws = known.rvs(4000, random_state=rng).reshape(4000, dim)
-    assert log_mass(log_density, draws, rng) == pytest.approx(3.0, abs=0.05)
+    logs = np.stack(
+        [
+            log_density(every) - np.logaddexp(0.0, 8.0 * every[:, 0]),
+            log_density(every) - np.logaddexp(0.0, -8.0 * every[:, 0]),
+            normal_log_density(every, np.zeros(1), 1.5),
+        ],
+        axis=1,
+    )
+    masses = np.exp(log_masses(logs, (5000, 5000, 5000)))
+    assert masses[:2] == pytest.approx([is_left.mean(), 1.0 - is_left.mean()], abs=0.01)
 
 
-def test_two_parts_of_a_density_get_their_shares() -> None:
-    """A bimodal density in 20 dims, 0.3 and 0.7: importance sampling with few Gaussians has no chance."""
-    rng = np.random.default_rng(1)
-    shares, centres, dim = np.array([0.3, 0.7]), np.array([-4.0, 4.0]), 20
-
-    def draws_of(part: int) -> Floats:
-        points: Floats = rng.normal(size=(4000, dim)) * (0.5, 1.5)[part]
-        points[:, 0] += centres[part]
-        return points
-
-    def log_density_of(part: int) -> Callable[[Floats], Floats]:
-        width = (0.5, 1.5)[part]
-
-        def log_density(points: Floats) -> Floats:
-            centred = points.copy()
-            centred[:, 0] -= centres[part]
-            squares = (centred**2).sum(axis=1) / width**2
-            found: Floats = np.log(float(shares[part])) - 0.5 * squares - dim * np.log(width) + 7.0
-            return found
-
-        return log_density
-
-    masses = np.exp([log_mass(log_density_of(part), draws_of(part), rng) for part in (0, 1)])
-    assert masses / masses.sum() == pytest.approx(shares, abs=0.01)
-
-
-def test_a_density_that_is_the_gaussian_needs_no_iteration() -> None:
-    assert bridged(np.full(10, 2.5), np.full(7, 2.5)) == pytest.approx(2.5)
+def test_equal_densities_need_no_iteration() -> None:
+    logs = np.zeros((17, 2))
+    logs[:, 0] = 2.5
+    assert log_masses(logs, (10, 7)) == pytest.approx([2.5, 0.0])

@@ -1,5 +1,9 @@
 """Coordinates: a bijection to the logarithms of the parameters, with its Jacobian, on any trace."""
 
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytensor
@@ -7,6 +11,7 @@ import pytensor.tensor as pt
 import pytest
 
 from bayes_sched.coordinates import Floats, LogCoordinates, SaturationCoordinates
+from bayes_sched.departure_coordinates import DepartureCoordinates
 from bayes_sched.model import all_parameters, load_model
 from bayes_sched.priors import Prior, Priors
 from bayes_sched.reference_steps import ReferenceSteps
@@ -33,9 +38,16 @@ TRACES = {
 }
 
 
-@pytest.fixture(params=list(TRACES))
+KINDS: dict[str, Callable[..., SaturationCoordinates]] = {
+    "equation": SaturationCoordinates,
+    "departures": partial(DepartureCoordinates, departure=0.2),
+}
+
+
+@pytest.fixture(params=product(KINDS, TRACES), ids=" ".join)
 def coordinates(request: pytest.FixtureRequest) -> SaturationCoordinates:
-    return SaturationCoordinates(TRACES[request.param], PRIORS, ("nu", "sigma_rel", "sigma_floor"))
+    kind, name = request.param
+    return KINDS[kind](TRACES[name], PRIORS, ("nu", "sigma_rel", "sigma_floor"))
 
 
 @pytest.fixture
