@@ -16,7 +16,7 @@ import numpy as np
 
 from bayes_sched.bridge import part_masses
 from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
-from bayes_sched.nuts import PartSampler, Progress
+from bayes_sched.nuts import PartSampler, Progress, portion
 from bayes_sched.partition import Partition
 from bayes_sched.settings import SamplerSettings
 
@@ -89,9 +89,12 @@ def _visit(
     nuts: PartSampler, partition: Partition, draws: int, settings: SamplerSettings, progress: Progress | None
 ) -> list[Floats]:
     """Return draws of every part, dims (draw, coordinate), the chains one after the other."""
+    number = partition.mixture.num_components
     visited = (
-        nuts.draw(partition, part, draws, settings, progress)[0]
-        for part in range(partition.mixture.num_components)
+        nuts.draw(
+            partition, part, draws, settings, portion(progress, part, number, "dividing the posterior")
+        )[0]
+        for part in range(number)
     )
     return [points.reshape(-1, nuts.density.dim) for points in visited]
 

@@ -25,6 +25,13 @@ _ATTEMPTS = 3
 _SMALLER_STEPS = 0.3  # of the share of rejected proposals, at each further attempt
 
 
+def portion(progress: Progress | None, number: int, total: int, stage: str | None = None) -> Progress | None:
+    """Return a progress whose shares are of one of `total` equal stretches, of another stage if named."""
+    if progress is None:
+        return None
+    return lambda text, share: progress(stage or text, None if share is None else (number + share) / total)
+
+
 class PartSampler:
     """NUTS on the parts of one density; compiled at the first draw, for all parts and all data.
 

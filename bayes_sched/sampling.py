@@ -21,7 +21,7 @@ from bayes_sched.interleaving import allocate, interleave
 from bayes_sched.likelihood import step_data
 from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
 from bayes_sched.model import LatencyModel, all_parameters
-from bayes_sched.nuts import PartSampler, Progress
+from bayes_sched.nuts import PartSampler, Progress, portion
 from bayes_sched.partition import Partition
 from bayes_sched.pilot import GOOD_EFFICIENCY, NUM_COMPONENTS, Pilot, effective_number, run_pilot
 from bayes_sched.settings import SamplerSettings
@@ -284,7 +284,7 @@ class Sampler:
         """Sample parts, dims (part,), as many draws each; in their order."""
         found = []
         for number, (part, count) in enumerate(zip(parts, draws, strict=True)):
-            told = None if progress is None else _portion(progress, number, len(parts))
+            told = portion(progress, number, len(parts))
             with self.clock("sampling"):
                 found.append(self.nuts.draw_carefully(partition, int(part), int(count), settings, told))
         return found
@@ -317,11 +317,6 @@ class Sampler:
                 "prior": prior,
             }
         )
-
-
-def _portion(progress: Progress, number: int, total: int) -> Progress:
-    """Return a progress whose shares are those of one of `total` equal stretches."""
-    return lambda text, share: progress(text, None if share is None else (number + share) / total)
 
 
 def sample(

@@ -7,19 +7,21 @@ whole tiles, and for each level of S a factor multiplies it in steps with prefil
 .. math::
 
     \mu = \begin{cases} T_{sat}(B, S) + \tau_C C & \text{decode only} \\
-    T_{sat}(B, S')\, e^{p} + \tau_P + \tau_M C + \tau_Q Q & \text{with prefill,} \end{cases}
+    T_{sat}(B, S')\, e^{p} + \tau_P + \tau_R B + \tau_M C + \tau_Q Q & \text{with prefill,} \end{cases}
 
 with :math:`S' = S + \varphi\, (64 \lceil S / 64 \rceil - S)`, a log factor p for each level of S, and the
 rest as in ``saturation_context``. The factors come from a population whose spread is learned, :math:`p \sim
 \mathrm{Normal}(0, s_p)`. Where a level has no data its factor is drawn from the population: the equation
-extrapolates, and the band says how far levels were seen to depart from it.
+extrapolates, and the band says how far levels were seen to depart from it. Steps with prefill may cost more
+for each request: without :math:`\tau_R` factors take that over, and the tokens' slope with it.
 
-=====  =================================================================  ====  ===========================
-name   meaning                                                            unit  prior: log-normal, 95 % in
-=====  =================================================================  ====  ===========================
-phi    what a token of padding costs, relative to a token                 1     0.05 - 2
-s_p    spread of the log factors by tokens, with prefill                  1     0.005 - 0.3
-=====  =================================================================  ====  ===========================
+=====  ==================================================  ==========  ===========================
+name   meaning                                             unit        prior: log-normal, 95 % in
+=====  ==================================================  ==========  ===========================
+tau_R  latency per request, with prefill                   ms/request  0.001 - 1
+phi    what a token of padding costs, relative to a token  1           0.05 - 2
+s_p    spread of the log factors by tokens, with prefill   1           0.005 - 0.15
+=====  ==================================================  ==========  ===========================
 
 and the parameters, the priors and the noise options of ``saturation_context``.
 """
@@ -33,6 +35,7 @@ import numpy as np
 import pandas as pd
 import pymc as pm
 import xarray as xr
+from numpy.typing import NDArray
 
 from bayes_sched.departure_coordinates import DepartureCoordinates
 from bayes_sched.effect_coordinates import EffectCoordinates
@@ -58,10 +61,11 @@ def _every(*stretches: tuple[int, int]) -> tuple[float, ...]:
 TILE = 64
 """Tokens that kernels work on together."""
 PHI = Parameter("phi", r"\varphi", "what a token of padding costs, relative to a token", "1", 0.05, 2.0)
+TAU_R = Parameter("tau_R", r"\tau_R", "latency per request, with prefill", "ms/request", 1e-3, 1.0)
 FACTOR = Effect(
     "prefill_factor",
     "log factors by tokens, with prefill",
-    Parameter("s_p", "s_p", "spread of the log factors by tokens, with prefill", "1", 0.005, 0.3),
+    Parameter("s_p", "s_p", "spread of the log factors by tokens, with prefill", "1", 0.005, 0.15),
     "total_tokens",
     _every((32, 16), (512, 32), (1024, 64), (2048, 128), (4096, 256), (8192, 512)),
     prefill=True,
@@ -73,7 +77,7 @@ class SaturationStaircase:
 
     name = "saturation_staircase"
     title = "saturation equation with attention and a staircase, Student-t noise"
-    parameters = (*CONTEXT.parameters, PHI, FACTOR.scale)
+    parameters = (*CONTEXT.parameters, TAU_R, PHI, FACTOR.scale)
     columns: tuple[str, ...] = CONTEXT.columns
     noises: tuple[str, ...] = CONTEXT.noises
     effects = (FACTOR,)
@@ -91,8 +95,13 @@ class SaturationStaircase:
         """Return the coordinates that NUTS samples: those of ``saturation_context``, and of the factors."""
         others = (*self.parameters[len(SATURATION.parameters) :], *self.noise_parameters(noise))
         names = tuple(p.name for p in others)
-        base = DepartureCoordinates(steps, priors, names, departure=0.2, terms=CONTEXT.terms)
+        base = DepartureCoordinates(steps, priors, names, departure=0.2, terms=self.terms)
         return EffectCoordinates(base, (FACTOR,), steps, self.split)
+
+    def terms(self, steps: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
+        """Return what parameters in which the latency is nearly linear are multiplied by, dims (step,)."""
+        per_request = steps["batch_size"].where(steps["num_prefill_reqs"] > 0, 0.0)
+        return {**CONTEXT.terms(steps), "tau_R": per_request.to_numpy(float)}
 
     def latency(self, draws: xr.Dataset, steps: xr.Dataset) -> xr.DataArray:
         """Return the mean latency in ms."""
@@ -107,7 +116,8 @@ class SaturationStaircase:
         padding = -(-tokens // TILE) * TILE - tokens
         padded = tokens + has_prefill * draws["phi"] * padding
         equation = latency_ms(steps["batch_size"], padded, **{p.name: draws[p.name] for p in PARAMETERS})
-        return equation, CONTEXT.attention(draws, steps)
+        per_request = has_prefill * draws["tau_R"] * steps["batch_size"]
+        return equation, CONTEXT.attention(draws, steps) + per_request
 
     def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
         """Return the scale of the noise in ms."""
