@@ -9,6 +9,7 @@ import pandas as pd
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from scipy.optimize import approx_fprime
 
 from bayes_sched.coordinates import Floats, LogCoordinates, SaturationCoordinates
 from bayes_sched.departure_coordinates import DepartureCoordinates
@@ -204,6 +205,47 @@ def test_logarithms_are_the_fallback_for_models_without_coordinates() -> None:
     np.testing.assert_array_equal(log_jacobian, [0.0, 0.0])
     assert fallback.scan_mean == pytest.approx([0.0, np.log(10.0)])
     assert fallback.scan_scale == pytest.approx([2 * np.log(100.0) / (2 * 1.959964)] * 2, rel=1e-6)
+
+
+def departing() -> SaturationCoordinates:
+    return KINDS["departures"](TRACES["mixed"], PRIORS, ("nu", "sigma_rel", "sigma_floor"))
+
+
+def test_where_the_curve_takes_the_level_over_only_the_logarithm_of_what_is_left_goes_on() -> None:
+    """No wall: the rate goes down by 5, the fixed latency by a factor of e^5, and k_S stays where it is."""
+    coordinates = departing()
+    logs = {name: np.full(1, prior.mu) for name, prior in PRIORS.items()}
+    logs |= {"w_0": np.full(1, -30.0), "tau_0": np.full(1, -12.0)}
+    near = coordinates.from_logs(logs)
+    further = near.copy()
+    further[:, coordinates.names.index("rate")] -= 5.0
+    found, _ = coordinates.to_logs(further, np)
+    assert found["tau_0"] - logs["tau_0"] == pytest.approx([-5.0], abs=1e-3)
+    assert found["k_S"] == pytest.approx(logs["k_S"], abs=1e-3)
+    assert found["w_1"] - found["P_max"] == pytest.approx(logs["w_1"] - logs["P_max"], abs=1e-3)
+
+
+def test_noise_is_a_scale_at_the_typical_latency_and_the_share_of_its_floor() -> None:
+    coordinates = departing()
+    logs = prior_logs(20, seed=7)
+    there = coordinates.from_logs(logs)
+    typical = TRACES["mixed"]["latency_ms"].median()
+    scale = np.hypot(np.exp(logs["sigma_floor"]), np.exp(logs["sigma_rel"]) * typical)
+    assert there[:, coordinates.names.index("log_scale")] == pytest.approx(np.log(scale))
+    share = np.exp(2.0 * logs["sigma_floor"]) / scale**2
+    order = there[:, coordinates.names.index("floor_share")].argsort()
+    assert (np.diff(share[order]) > 0).all()
+
+
+def test_the_gradient_through_the_root_is_that_of_its_values() -> None:
+    coordinates = departing()
+    point = pt.vector("point", shape=(len(NAMES),))
+    logs, log_jacobian = coordinates.to_logs(point, pt)
+    total = log_jacobian + sum(logs.values())
+    function = pytensor.function([point], [total, pytensor.grad(total, point)], mode=INTERPRETED)
+    for x in coordinates.from_logs(prior_logs(3, seed=8)):
+        numeric = approx_fprime(x, lambda y: float(function(y)[0]), 1e-6)
+        assert function(x)[1] == pytest.approx(numeric, rel=1e-3, abs=1e-3)
 
 
 def test_what_was_compiled_follows_the_geometry_to_another_trace() -> None:

@@ -1,10 +1,13 @@
 """The log density of a model in given coordinates."""
 
 import numpy as np
+import pymc as pm
 import pytest
 from scipy.optimize import approx_fprime
 
+from bayes_sched.coordinates import LogCoordinates
 from bayes_sched.density import Density
+from bayes_sched.priors import Prior, Priors
 from tests.simulation import two_mode_sampler, two_modes
 
 
@@ -30,3 +33,14 @@ def test_a_point_without_a_density_is_impossible_and_no_error(density: Density, 
     log_density, gradient = density(np.array([value, 0.0]))
     assert log_density == -1e300
     assert (gradient == 0.0).all()
+
+
+def test_the_data_that_a_density_depends_on_are_named() -> None:
+    """What the model holds but the density does not use must not be handed to what was compiled."""
+    with pm.Model() as model:
+        used, unused = pm.Data("used", 2.0), pm.Data("unused", 3.0)
+        a = pm.LogNormal("a", 0.0, 1.0)
+        pm.Normal("x", a * used, 1.0, observed=1.0)
+        pm.Deterministic("b", a * unused)
+    density = Density(model, LogCoordinates(Priors([Prior("a", 0.1, 10.0)])))
+    assert density.data_names == {"used"}

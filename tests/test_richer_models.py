@@ -52,6 +52,7 @@ def independent_moments(model: LatencyModel, draws: xr.Dataset) -> tuple[np.ndar
     per_context = np.where(HAS_PREFILL, value["tau_M"], value["tau_C"])
     attention = per_context * STEPS["context_tokens"] + value["tau_Q"] * STEPS["prefill_pairs"]
     attention = attention + value["tau_P"] * HAS_PREFILL
+    attention = attention + value.get("tau_R", 0.0) * HAS_PREFILL * STEPS["batch_size"]
     mean = equation * np.exp(factor) + attention.to_numpy()
     relative = np.where(HAS_PREFILL, value["sigma_prefill"], value["sigma_rel"])
     return mean, np.hypot(value["sigma_floor"], relative * mean)
@@ -99,7 +100,7 @@ def test_the_density_is_student_t_times_the_priors(model: LatencyModel) -> None:
 
 def test_without_departures_the_staircase_is_the_context_model() -> None:
     draws = prior_draws(STAIRCASE, 10, seed=2)
-    draws = draws.assign(phi=0.0 * draws["phi"])
+    draws = draws.assign(phi=0.0 * draws["phi"], tau_R=0.0 * draws["tau_R"])
     flat = draws.assign({effect.name: 0.0 * draws[effect.name] for effect in effects_of(STAIRCASE)})
     expected = CONTEXT.latency(draws, dataset(STEPS)).transpose("draw", "step").to_numpy()
     found = STAIRCASE.latency(flat, dataset(STEPS)).transpose("draw", "step").to_numpy()
