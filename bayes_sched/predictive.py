@@ -114,7 +114,7 @@ class StudentTMixture:
         active = np.arange(result.size)
         for _ in range(_MAX_ITERATIONS):
             x = result[active]
-            typical = scale.mean(axis=0)
+            typical = 1.0 / (1.0 / scale).mean(axis=0)  # the narrow components decide where the quantile is
             z = (x - mean) / scale
             excess = self._components(z, rows).mean(axis=0) - q
             density = (self._density(z, rows) / scale).mean(axis=0)

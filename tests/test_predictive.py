@@ -17,18 +17,19 @@ def rng() -> np.random.Generator:
 
 
 def mixture_of(rng: np.random.Generator, kind: str) -> tuple[NDArray[np.float64], ...]:
-    """Mean, scale (draw, 1) and nu (draw,) of a narrow, a wide or a two-humped posterior of one step."""
+    """Mean, scale (draw, 1) and nu (draw,) of a posterior of one step: narrow, wide, two-humped, over decades."""
     nu = np.exp(rng.normal(np.log(2.5), 0.1, NUM_DRAWS))
     mean = {
         "narrow": rng.normal(40.0, 0.05, NUM_DRAWS),
         "wide": rng.normal(40.0, 10.0, NUM_DRAWS),
         "two humps": np.where(rng.random(NUM_DRAWS) < 0.3, 20.0, 200.0),
+        "decades": np.exp(rng.normal(4.0, 3.0, NUM_DRAWS)),
     }[kind]
-    scale = np.exp(rng.normal(0.0, 0.2, NUM_DRAWS))
+    scale = np.exp(rng.normal(0.0, 0.2, NUM_DRAWS)) * (0.01 * mean if kind == "decades" else 1.0)
     return mean[:, None], scale[:, None], nu
 
 
-@pytest.mark.parametrize("kind", ["narrow", "wide", "two humps"])
+@pytest.mark.parametrize("kind", ["narrow", "wide", "two humps", "decades"])
 @pytest.mark.parametrize("q", [0.001, 0.05, 0.3, 0.5, 0.9, 0.999])
 def test_a_quantile_is_the_one_of_monte_carlo_draws(rng: np.random.Generator, kind: str, q: float) -> None:
     mean, scale, nu = mixture_of(rng, kind)
@@ -39,7 +40,7 @@ def test_a_quantile_is_the_one_of_monte_carlo_draws(rng: np.random.Generator, ki
     assert abs(share_below - q) < 4.5 * np.sqrt(q * (1 - q) / num_samples)
 
 
-@pytest.mark.parametrize("kind", ["narrow", "wide", "two humps"])
+@pytest.mark.parametrize("kind", ["narrow", "wide", "two humps", "decades"])
 @pytest.mark.parametrize("q", [1e-3, 0.05, 0.3, 0.5, 0.95, 0.9999])
 def test_the_probability_below_a_quantile_is_its_level(rng: np.random.Generator, kind: str, q: float) -> None:
     mean, scale, nu = mixture_of(rng, kind)
