@@ -17,7 +17,7 @@ def rng() -> np.random.Generator:
 
 
 def mixture_of(rng: np.random.Generator, kind: str) -> tuple[NDArray[np.float64], ...]:
-    """Mean, scale (draw, 1) and nu (draw,) of a posterior of one step: narrow, wide, two-humped, over decades."""
+    """Mean, scale (draw, 1) and nu (draw,) of a posterior of one step, of a shape."""
     nu = np.exp(rng.normal(np.log(2.5), 0.1, NUM_DRAWS))
     mean = {
         "narrow": rng.normal(40.0, 0.05, NUM_DRAWS),
