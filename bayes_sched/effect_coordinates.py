@@ -15,7 +15,7 @@ from bayes_sched.effects import Effect, Floats
 if TYPE_CHECKING:
     from bayes_sched.model import Coordinates
 
-_LEAST = 0.05  # share of a latency taken to be left for the equation, whatever the rest is said to cost
+_LEAST = 0.01  # share of a latency taken to be left for what effects multiply, whatever the rest costs
 
 type Split = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Any, Any]]
 """(draws of the parameters, columns of steps) -> what effects multiply, and the rest of the latency, ms."""
@@ -32,22 +32,26 @@ class _Levels:
     latency_ms : ndarray, dims (level,)
         Its typical latency.
     error : ndarray, dims (level,)
-        Standard error of its log factor, as far as its own steps tell.
+        Standard error of that, relative to it, as far as its own steps tell.
     shares : dict of str to ndarray, dims (level, level of another effect)
         For each earlier effect, how the level's steps spread over its levels.
+    relative_spread : ndarray, dims (level,)
+        Standard deviation of its log factor in the population, relative to the effect's scale.
     """
 
     columns: dict[str, Floats]
     latency_ms: Floats
     error: Floats
     shares: dict[str, Floats]
+    relative_spread: Floats
 
 
 class EffectCoordinates:
     r"""Coordinates of a model with effects: those of its scalar parameters, and one for each level with data.
 
     Given the parameters, a level's own steps say that its log factor is about :math:`\hat r`, what takes the
-    equation to their typical latency, with standard error e; the population says 0 with standard deviation s.
+    latency to their typical one, with standard error e: that of the latency, relative to the part of it that
+    effects multiply. The population says 0 with standard deviation s.
     Sampled is the standardised departure from what both say together,
 
     .. math::  r = \frac{s^2}{s^2 + e^2} \hat r + w u, \qquad w^{-2} = s^{-2} + e^{-2},
@@ -125,6 +129,7 @@ class EffectCoordinates:
                 latency_ms=groups.median().to_numpy(float),
                 error=max(1.48 * float(spread), 1e-3) / np.sqrt(groups.size().to_numpy(float)),
                 shares={name: table.to_numpy(float) for name, table in shares.items()},
+                relative_spread=effect.relative_spread[effect.seen(steps)],
             )
         return found
 
@@ -175,7 +180,7 @@ class EffectCoordinates:
         own = backend.log(left) + backend.log(typical) - backend.log(smooth)
         for name, shares in levels.shares.items():
             own = own - logs[name] @ shares.T
-        precision = backend.exp(-2.0 * logs[effect.scale.name])[..., None]
-        own_precision = self._value(f"{effect.name}_error", backend) ** -2
+        precision = backend.exp(-2.0 * logs[effect.scale.name])[..., None] / levels.relative_spread**2
+        own_precision = (left / self._value(f"{effect.name}_error", backend)) ** 2
         variance = 1.0 / (precision + own_precision)
         return variance * own_precision * own, backend.sqrt(variance)

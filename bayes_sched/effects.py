@@ -5,12 +5,14 @@ a few batch sizes. An effect multiplies a part of the latency by :math:`e^{r_j}`
 
 .. math::  r_j \sim \mathrm{Normal}(0, s),
 
-and s, how far levels depart from the equation, learned with the rest. Levels with data learn their own
-departure, levels without keep the equation and widen the band by what other levels were seen to do.
+and s, how far levels depart from the equation, learned with the rest; it may fade with the column. Levels
+with data learn their own departure, levels without keep the equation and widen the band by what other levels
+were seen to do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,6 +49,9 @@ class Effect:
         Largest value of each level but the last, which is open; increasing.
     prefill : bool
         Whether it acts on the steps with prefill, or on those that only decode.
+    fade : float
+        Value of the column beyond which what a level departs by no longer grows with it: the log factor of a
+        level up to v has the standard deviation s / (1 + v / fade). By default it never fades.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Effect:
     column: str
     upper: tuple[float, ...]
     prefill: bool
+    fade: float = math.inf
 
     @property
     def dim(self) -> str:
@@ -65,6 +71,11 @@ class Effect:
     def num_levels(self) -> int:
         """Number of levels."""
         return len(self.upper) + 1
+
+    @cached_property
+    def relative_spread(self) -> Floats:
+        """Standard deviation of each level's log factor relative to s, dims (level,)."""
+        return 1.0 / (1.0 + np.array((*self.upper, self.upper[-1])) / self.fade)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -114,7 +125,7 @@ class Effect:
     def draw(self, scale: Floats, rng: np.random.Generator) -> Floats:
         """Draw log factors of all levels from their population, dims (*dims of `scale`, level)."""
         scale = np.asarray(scale, dtype=np.float64)
-        return scale[..., None] * rng.standard_normal((*scale.shape, self.num_levels))
+        return scale[..., None] * self.relative_spread * rng.standard_normal((*scale.shape, self.num_levels))
 
 
 def effects_of(model: object) -> tuple[Effect, ...]:

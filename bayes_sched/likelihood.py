@@ -87,6 +87,7 @@ def _log_factors(effect: Effect, theta: dict[str, Any], steps: pd.DataFrame, col
     """Return the log factors of the levels with data, and the position among them of each cell's level."""
     seen = effect.seen(steps)
     pm.modelcontext(None).add_coord(effect.dim, [effect.labels[level] for level in seen])
-    factors = pm.Normal(effect.name, 0.0, theta[effect.scale.name], dims=effect.dim)
+    spread = theta[effect.scale.name] * effect.relative_spread[seen]
+    factors = pm.Normal(effect.name, 0.0, spread, dims=effect.dim)
     position = np.searchsorted(seen, effect.level(column)).clip(max=len(seen) - 1)
     return factors, pm.Data(f"{effect.dim}_of_cell", position, dims="cell")

@@ -2,25 +2,31 @@ r"""The saturation equation with attention and a staircase: departures level by 
 
 Latency is a staircase in S, because kernels work in tiles: on one GPU a step of 260 tokens takes twice as
 long as one of 250. The documented equation is smooth. Here it is taken at the tokens with their padding to
-whole tiles, and for each level of S a factor multiplies it in steps with prefill:
+whole tiles, and for each level of S a factor multiplies what tokens cost in steps with prefill:
 
 .. math::
 
-    \mu = \begin{cases} T_{sat}(B, S) + \tau_C C & \text{decode only} \\
-    T_{sat}(B, S')\, e^{p} + \tau_P + \tau_R B + \tau_M C + \tau_Q Q & \text{with prefill,} \end{cases}
+    \mu = T_{sat}(B, S') + \begin{cases} \tau_C C & \text{decode only} \\
+    (e^{p} - 1)\, c_B S' + \tau_P + \tau_R B + \tau_M C + \tau_Q Q & \text{with prefill,} \end{cases}
 
-with :math:`S' = S + \varphi\, (64 \lceil S / 64 \rceil - S)`, a log factor p for each level of S, and the
-rest as in ``saturation_context``. The factors come from a population whose spread is learned, :math:`p \sim
-\mathrm{Normal}(0, s_p)`. Where a level has no data its factor is drawn from the population: the equation
-extrapolates, and the band says how far levels were seen to depart from it. Steps with prefill may cost more
-for each request: without :math:`\tau_R` factors take that over, and the tokens' slope with it.
+with :math:`S' = S + \varphi\, (64 \lceil S / 64 \rceil - S)`, or S where a step only decodes, the slope
+:math:`c_B = w_1 / (P_{max} (1 - e^{-k_B B})) + \tau_S`, a log factor p for each level of S, and the rest as
+in ``saturation_context``. The factors come from a population whose spread is learned: at a level up to S,
+
+.. math::  p \sim \mathrm{Normal}\left(0, \frac{s_p}{1 + S / 256}\right),
+
+so that a departure in ms, which comes from tiles, grows with S no more once a step has several of them.
+Where a level has no data its factor is drawn from the population: the equation extrapolates, and the band
+says how far levels were seen to depart from it. The factors leave the floor alone; if they multiplied all
+of the latency they could carry its whole trend, and the slope would be free to vanish. Steps with prefill
+may cost more for each request: without :math:`\tau_R` factors take that over.
 
 =====  ==================================================  ==========  ===========================
 name   meaning                                             unit        prior: log-normal, 95 % in
 =====  ==================================================  ==========  ===========================
 tau_R  latency per request, with prefill                   ms/request  0.001 - 1
 phi    what a token of padding costs, relative to a token  1           0.05 - 2
-s_p    spread of the log factors by tokens, with prefill   1           0.005 - 0.15
+s_p    spread of the log factors of the smallest steps     1           0.02 - 1
 =====  ==================================================  ==========  ===========================
 
 and the parameters, the priors and the noise options of ``saturation_context``.
@@ -60,15 +66,18 @@ def _every(*stretches: tuple[int, int]) -> tuple[float, ...]:
 
 TILE = 64
 """Tokens that kernels work on together."""
+SEVERAL_TILES = 256.0
+"""Tokens beyond which the departure of a level, in ms, no longer grows with its tokens."""
 PHI = Parameter("phi", r"\varphi", "what a token of padding costs, relative to a token", "1", 0.05, 2.0)
 TAU_R = Parameter("tau_R", r"\tau_R", "latency per request, with prefill", "ms/request", 1e-3, 1.0)
 FACTOR = Effect(
     "prefill_factor",
     "log factors by tokens, with prefill",
-    Parameter("s_p", "s_p", "spread of the log factors by tokens, with prefill", "1", 0.005, 0.15),
+    Parameter("s_p", "s_p", "spread of the log factors of the smallest steps", "1", 0.02, 1.0),
     "total_tokens",
     _every((32, 16), (512, 32), (1024, 64), (2048, 128), (4096, 256), (8192, 512)),
     prefill=True,
+    fade=SEVERAL_TILES,
 )
 
 
@@ -110,14 +119,17 @@ class SaturationStaircase:
         return latency
 
     def split(self, draws: Any, steps: Any) -> tuple[Any, Any]:
-        """Return what the factors multiply and what they do not, both in ms."""
+        """Return what the factors multiply, the slope times the tokens, and what they do not, both in ms."""
         has_prefill = steps["num_prefill_reqs"] > 0
         tokens = steps["total_tokens"]
         padding = -(-tokens // TILE) * TILE - tokens
         padded = tokens + has_prefill * draws["phi"] * padding
-        equation = latency_ms(steps["batch_size"], padded, **{p.name: draws[p.name] for p in PARAMETERS})
-        per_request = has_prefill * draws["tau_R"] * steps["batch_size"]
-        return equation, CONTEXT.attention(draws, steps) + per_request
+        batch_size = steps["batch_size"]
+        equation = latency_ms(batch_size, padded, **{p.name: draws[p.name] for p in PARAMETERS})
+        slope = draws["tau_S"] - draws["w_1"] / draws["P_max"] / np.expm1(-draws["k_B"] * batch_size)
+        work = slope * padded
+        per_request = has_prefill * draws["tau_R"] * batch_size
+        return work, equation - work + CONTEXT.attention(draws, steps) + per_request
 
     def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
         """Return the scale of the noise in ms."""

@@ -1,5 +1,7 @@
 """Effects: levels, their log factors at steps, and coordinates that untie them from the equation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytensor
@@ -76,6 +78,14 @@ def test_drawn_factors_have_the_spread_of_their_population() -> None:
     assert drawn.dims == ("draw", "factor_level")
     assert drawn.std("draw").to_numpy() == pytest.approx([0.2] * 3, rel=0.02)
     assert drawn["factor_level"].to_numpy().tolist() == ["1-16", "17-32", ">32"]
+
+
+def test_a_departure_that_fades_is_bounded_by_what_the_column_costs_at_that_value() -> None:
+    fading = replace(effect(16, 256, 4096), fade=256.0)
+    assert fading.relative_spread == pytest.approx([16 / 17, 1 / 2, 1 / 17, 1 / 17])
+    scale = xr.Dataset({"s": ("draw", np.full(20_000, 0.2))})
+    drawn = with_effects(scale, [fading], np.random.default_rng(0))["factor"]
+    assert drawn.std("draw").to_numpy() == pytest.approx(0.2 * fading.relative_spread, rel=0.02)
 
 
 def test_a_model_without_effects_has_none() -> None:

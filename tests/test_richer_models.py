@@ -53,7 +53,9 @@ def independent_moments(model: LatencyModel, draws: xr.Dataset) -> tuple[np.ndar
     attention = per_context * STEPS["context_tokens"] + value["tau_Q"] * STEPS["prefill_pairs"]
     attention = attention + value["tau_P"] * HAS_PREFILL
     attention = attention + value.get("tau_R", 0.0) * HAS_PREFILL * STEPS["batch_size"]
-    mean = equation * np.exp(factor) + attention.to_numpy()
+    saturated = 1.0 - np.exp(-value["k_B"] * STEPS["batch_size"].to_numpy())
+    slope = value["w_1"] / (value["P_max"] * saturated) + value["tau_S"]
+    mean = equation + (np.exp(factor) - 1.0) * slope * (tokens + padding) + attention.to_numpy()
     relative = np.where(HAS_PREFILL, value["sigma_prefill"], value["sigma_rel"])
     return mean, np.hypot(value["sigma_floor"], relative * mean)
 
@@ -93,7 +95,9 @@ def test_the_density_is_student_t_times_the_priors(model: LatencyModel) -> None:
             point[f"{name}_log__"] = np.log(value)
         for effect in effects_of(model):
             own = one[effect.name].to_numpy()[effect.seen(STEPS)]
-            expected += norm(scale=float(one[effect.scale.name])).logpdf(own).sum()
+            upper = np.array((*effect.upper, effect.upper[-1]))[effect.seen(STEPS)]
+            spread = float(one[effect.scale.name]) / (1.0 + upper / 256.0)
+            expected += norm(scale=spread).logpdf(own).sum()
             point[effect.name] = own
         assert float(logp(point)) == pytest.approx(expected, rel=1e-9)
 
