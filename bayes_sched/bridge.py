@@ -23,7 +23,7 @@ from bayes_sched.density import Density
 from bayes_sched.mixture import Floats
 from bayes_sched.partition import Partition
 
-_PROPOSED = 1000  # draws of the mixture
+_PROPOSED = 4000  # draws of the mixture
 
 
 def log_masses(log_densities: Floats, counts: Sequence[int]) -> Floats:

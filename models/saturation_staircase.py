@@ -9,9 +9,10 @@ whole tiles, and for each level of S a factor multiplies what tokens cost in ste
     \mu = T_{sat}(B, S') + \begin{cases} \tau_C C & \text{decode only} \\
     (e^{p} - 1)\, c_B S' + \tau_P + \tau_R B + \tau_M C + \tau_Q Q & \text{with prefill,} \end{cases}
 
-with :math:`S' = S + \varphi\, (64 \lceil S / 64 \rceil - S)`, or S where a step only decodes, the slope
-:math:`c_B = w_1 / (P_{max} (1 - e^{-k_B B})) + \tau_S`, a log factor p for each level of S, and the rest as
-in ``saturation_context``. The factors come from a population whose spread is learned: at a level up to S,
+with :math:`S' = S + \varphi\, (h \lceil S / h \rceil - S)`, or S where a step only decodes; tiles of
+h = 16, 32, 64 or 128 tokens, the smallest that holds the step, or 128; the slope :math:`c_B = w_1 / (P_{max}
+(1 - e^{-k_B B})) + \tau_S`; a log factor p for each level of S; and the rest as in ``saturation_context``.
+The factors come from a population whose spread is learned: at a level up to S,
 
 .. math::  p \sim \mathrm{Normal}\left(0, \frac{s_p}{1 + S / 256}\right),
 
@@ -34,7 +35,7 @@ and the parameters, the priors and the noise options of ``saturation_context``.
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,8 @@ def _every(*stretches: tuple[int, int]) -> tuple[float, ...]:
     return tuple(float(top) for top in chain(*ranges))
 
 
-TILE = 64
-"""Tokens that kernels work on together."""
+TILES = (16.0, 32.0, 64.0, 128.0)
+"""Tokens that kernels work on together: the smallest tile that holds a step, or the largest."""
 SEVERAL_TILES = 256.0
 """Tokens beyond which the departure of a level, in ms, no longer grows with its tokens."""
 PHI = Parameter("phi", r"\varphi", "what a token of padding costs, relative to a token", "1", 0.05, 2.0)
@@ -122,7 +123,8 @@ class SaturationStaircase:
         """Return what the factors multiply, the slope times the tokens, and what they do not, both in ms."""
         has_prefill = steps["num_prefill_reqs"] > 0
         tokens = steps["total_tokens"]
-        padding = -(-tokens // TILE) * TILE - tokens
+        tile = TILES[0] + sum((tokens > small) * (large - small) for small, large in pairwise(TILES))
+        padding = -(-tokens // tile) * tile - tokens
         padded = tokens + has_prefill * draws["phi"] * padding
         batch_size = steps["batch_size"]
         equation = latency_ms(batch_size, padded, **{p.name: draws[p.name] for p in PARAMETERS})

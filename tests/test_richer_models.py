@@ -43,7 +43,8 @@ def independent_moments(model: LatencyModel, draws: xr.Dataset) -> tuple[np.ndar
     """Mean and scale of `STEPS` for one draw, from the formulas of the docstrings."""
     value = {str(name): draws[name].to_numpy() for name in draws}
     tokens = STEPS["total_tokens"].to_numpy(float)
-    padding = np.where(HAS_PREFILL, 64.0 * np.ceil(tokens / 64.0) - tokens, 0.0) * value.get("phi", 0.0)
+    tile = np.array([next((h for h in (16.0, 32.0, 64.0) if h >= s), 128.0) for s in tokens])
+    padding = np.where(HAS_PREFILL, tile * np.ceil(tokens / tile) - tokens, 0.0) * value.get("phi", 0.0)
     equation = SATURATION.latency(draws, dataset(STEPS.assign(total_tokens=tokens + padding))).to_numpy()
     factor = np.zeros(len(STEPS))
     for effect in effects_of(model):
