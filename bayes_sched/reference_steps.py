@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 Floats = NDArray[np.float64]
 
 _MAX_REFERENCE_STEPS = 64
+_LEAST_LATENCY = 0.01  # relative to the median
 _LEAST_SHARE = 1e-3  # of a latency, that a start gives to each of its terms
 
 type Terms = Callable[[pd.DataFrame], Mapping[str, Floats]]
@@ -110,3 +111,12 @@ def linear_start(steps: pd.DataFrame, terms: Terms | None) -> dict[str, float]:
         name: float(np.log(max(value, _LEAST_SHARE) / size[name]))
         for name, value in zip(used, values, strict=True)
     }
+
+
+def with_positive_latencies(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the steps, none faster than a hundredth of the typical absolute latency.
+
+    Absurd simulated servers have steps of negative latency, whose logarithm is no geometry to sample in.
+    """
+    latency = steps["latency_ms"]
+    return steps.assign(latency_ms=latency.clip(lower=_LEAST_LATENCY * float(latency.abs().median())))

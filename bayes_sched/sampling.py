@@ -24,6 +24,7 @@ from bayes_sched.model import LatencyModel, all_parameters
 from bayes_sched.nuts import PartSampler, Progress, portion
 from bayes_sched.partition import Partition
 from bayes_sched.pilot import GOOD_EFFICIENCY, NUM_COMPONENTS, Pilot, effective_number, run_pilot
+from bayes_sched.reference_steps import with_positive_latencies
 from bayes_sched.settings import SamplerSettings
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ _WANDERING = (500, 2000)  # draws a chain of NUTS in two rounds, where the pilot
 _WIDE = 24  # coordinates from which importance sampling is hopeless
 _MASS_BATCH, _MAX_MASS_BATCHES = 1000, 20  # draws of the mixture for a chain's estimate of the parts' masses
 _MASS_EFFECTIVE = 800.0  # effective ones among them that are enough
-_LEAST_LATENCY = 0.01  # of a step that coordinates are adapted to, relative to the median
 _NEGLIGIBLE_MASS = 2e-3  # a part of less posterior mass than this is left out
 _SPARE = (1.3, 20)  # times as many draws, and so many more, as a part of uncertain mass is expected to need
 
@@ -119,9 +119,7 @@ class Sampler:
         values, coords = step_data(self.model, steps)
         with self.pymc_model:
             pm.set_data(values, coords=coords)
-        # Absurd simulated servers have steps of negative latency, which tell nothing of a good geometry.
-        least = _LEAST_LATENCY * float(steps["latency_ms"].abs().median())
-        self.coordinates.adapt(steps.assign(latency_ms=steps["latency_ms"].clip(lower=least)))
+        self.coordinates.adapt(with_positive_latencies(steps))
         self.steps = steps
 
     def _data(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from bayes_sched.effects import Effect, effects_of, with_effects
 from bayes_sched.equation import Parameter
 from bayes_sched.model import all_parameters, load_model
 from bayes_sched.priors import Priors
+from bayes_sched.reference_steps import with_positive_latencies
 from tests.simulation import INTERPRETED
 from tests.staircase import staircase_steps
 
@@ -131,6 +132,19 @@ def test_pytensor_agrees_with_numpy_and_follows_adapted_data() -> None:
         *found, found_jacobian = function(row)
         assert np.concatenate([np.atleast_1d(x) for x in found]) == pytest.approx(flat(expected), rel=1e-9)
         assert float(found_jacobian) == pytest.approx(float(jacobian), rel=1e-9)
+
+
+def test_an_absurd_trace_with_negative_latencies_leaves_a_geometry_to_sample_in() -> None:
+    mapped = coordinates()
+    absurd = STEPS.assign(latency_ms=STEPS["latency_ms"].where(STEPS["num_prefill_reqs"] == 0, -5.0))
+    with np.errstate(invalid="ignore"):
+        mapped.adapt(absurd)
+        assert np.isnan(mapped.from_logs(prior_draw(np.random.default_rng(4)))).any()
+    mapped.adapt(with_positive_latencies(absurd))
+    logs = prior_draw(np.random.default_rng(4))
+    back, log_jacobian = mapped.to_logs(mapped.from_logs(logs), np)
+    assert flat(back) == pytest.approx(flat(logs), abs=1e-6)
+    assert np.isfinite(log_jacobian)
 
 
 def test_at_the_coordinate_origin_a_level_with_many_steps_has_the_factor_its_steps_ask_for() -> None:
