@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bayes_sched.bridge import part_masses
-from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
+from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture, regular
 from bayes_sched.nuts import PartSampler, Progress, portion
 from bayes_sched.partition import Partition
 from bayes_sched.settings import SamplerSettings
@@ -108,16 +108,18 @@ def _finer(draws: Sequence[Floats], weights: Floats, head: int, rng: np.random.G
     points = np.concatenate(draws)
     weight = np.concatenate([w * _equal(found) for w, found in zip(weights, draws, strict=True)])
     weight = weight / weight.sum()
-    heads = fit_mixture(points[:, :head], weight, num_components=_NUM_COMPONENTS, rng=rng)
     mean = weight @ points
-    centred = points - mean
-    covariance = (centred * weight[:, None]).T @ centred
+    scale = np.sqrt(weight @ np.square(points - mean))
+    points = (points - mean) / scale
+    covariance = regular((points * weight[:, None]).T @ points)
     slopes = np.linalg.solve(covariance[:head, :head], covariance[:head, head:])
     rest = np.diag(np.diag(covariance[head:, head:] - slopes.T @ covariance[:head, head:]))
-    means = np.hstack([heads.means, mean[head:] + (heads.means - mean[:head]) @ slopes])
+    heads = fit_mixture(points[:, :head], weight, num_components=_NUM_COMPONENTS, rng=rng)
+    means = np.hstack([heads.means, heads.means @ slopes])
     cross = heads.covariances @ slopes
     joint = [
         np.block([[own, shared], [shared.T, slopes.T @ shared + rest]])
         for own, shared in zip(heads.covariances, cross, strict=True)
     ]
-    return GaussianMixture(heads.weights, means, np.array(joint))
+    covariances = regular(np.array(joint))
+    return GaussianMixture(heads.weights, mean + scale * means, covariances * np.outer(scale, scale))

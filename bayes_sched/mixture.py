@@ -243,7 +243,7 @@ def _from_moments(moments: Floats, effective: float) -> GaussianMixture:
     pooled = scatter.sum(axis=0) / counts.sum()
     prior = dim + 2.0
     covariances = (scatter * effective + prior * pooled) / (counts * effective + prior)[:, None, None]
-    return GaussianMixture(counts / counts.sum(), means, _regular(covariances))
+    return GaussianMixture(counts / counts.sum(), means, regular(covariances))
 
 
 def _start(
@@ -256,7 +256,7 @@ def _start(
     """Return a first mixture: `start`, and components at points far from it (k-means++ seeding)."""
     mean = weights @ points
     spread = (points - mean).T @ ((points - mean) * weights[:, None])
-    whiten = np.linalg.inv(np.linalg.cholesky(_regular(spread[None])[0]))
+    whiten = np.linalg.inv(np.linalg.cholesky(regular(spread)))
     white = (points - mean) @ whiten.T
     chosen: list[Floats] = [] if start is None else list((start.means - mean) @ whiten.T)
     if not chosen:
@@ -269,7 +269,7 @@ def _start(
         distance = np.minimum(distance, np.square(white - white[seeds[-1]]).sum(axis=1))
     if start is None:
         means = np.vstack([mean + np.linalg.solve(whiten, chosen[0]), points[seeds]])
-        covariances = np.repeat(_regular(spread[None] / 4.0), len(means), axis=0)
+        covariances = np.repeat(regular(spread[None] / 4.0), len(means), axis=0)
         return GaussianMixture(np.full(len(means), 1.0 / len(means)), means, covariances)
     if not seeds:
         return start
@@ -278,12 +278,12 @@ def _start(
     return GaussianMixture(
         np.concatenate([(1 - share) * start.weights, np.full(len(seeds), share / len(seeds))]),
         np.vstack([start.means, points[seeds]]),
-        np.concatenate([start.covariances, np.repeat(_regular(pooled[None]), len(seeds), axis=0)]),
+        np.concatenate([start.covariances, np.repeat(regular(pooled[None]), len(seeds), axis=0)]),
     )
 
 
-def _regular(covariances: Floats) -> Floats:
-    """Add a millionth of each variance to the diagonal: positive definite whatever the rounding."""
-    diagonal = np.einsum("kii->ki", covariances)
-    ridge: Floats = 1e-6 * np.einsum("ki,ij->kij", diagonal + 1e-30, np.eye(covariances.shape[1]))
+def regular(covariances: Floats) -> Floats:
+    """Add a millionth of each variance to the diagonal, dims (..., dim, dim): rounding cannot undo that."""
+    diagonal = np.einsum("...ii->...i", covariances)
+    ridge: Floats = 1e-6 * np.einsum("...i,ij->...ij", diagonal + 1e-30, np.eye(covariances.shape[-1]))
     return covariances + ridge
