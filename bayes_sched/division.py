@@ -26,6 +26,7 @@ _SETTLING_TUNE = 300
 _TRIAL = 200  # draws, and tuning draws before, a chain of NUTS in each part of the finer mixture
 _NUM_COMPONENTS = 6
 _LEAST_WEIGHT = 0.05  # of a mode, whatever its mass, so that the finer mixture knows it
+_LEAST_VARIANCE = 1e-9  # of a component, relative to that of all draws: chains that are stuck have none
 INFLATION = 1.05  # a map with tails a little too wide is benign, too narrow is not
 
 
@@ -121,5 +122,5 @@ def _finer(draws: Sequence[Floats], weights: Floats, head: int, rng: np.random.G
         np.block([[own, shared], [shared.T, slopes.T @ shared + rest]])
         for own, shared in zip(heads.covariances, cross, strict=True)
     ]
-    covariances = regular(np.array(joint))
+    covariances = np.array(joint) + _LEAST_VARIANCE * np.eye(points.shape[1])
     return GaussianMixture(heads.weights, mean + scale * means, covariances * np.outer(scale, scale))

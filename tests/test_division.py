@@ -118,3 +118,26 @@ def test_the_stage_has_a_name_of_its_own_and_shares_that_grow(divided: tuple[Div
     assert {text for text, _ in told} == {"dividing the posterior"}
     first = [share for _, share in told[:2]]
     assert first == [0.25, 0.75]
+
+
+class StuckSampler(ExactSampler):
+    """A sampler whose chains never leave the first point they find: a posterior too steep for it."""
+
+    def draw(
+        self,
+        partition: Partition,
+        part: int,
+        draws: int,
+        settings: SamplerSettings,
+        progress: Progress | None,
+    ) -> tuple[Floats, Any]:
+        points, stats = super().draw(partition, part, draws, settings, progress)
+        return np.repeat(points[:, :1], draws, axis=1), stats
+
+
+def test_chains_that_are_stuck_are_divided_too_for_the_gate_to_tell() -> None:
+    rng = np.random.default_rng(6)
+    one = modes().collapsed()
+    division = divide(cast(PartSampler, StuckSampler()), one, head=HEAD, settings=SETTINGS, rng=rng)
+    assert np.isfinite(division.partition.mixture.inverse_cholesky).all()
+    assert division.masses.sum() == pytest.approx(1.0)
