@@ -1,6 +1,7 @@
 """The division of a wide posterior, with a sampler that needs none: the posterior is a known mixture."""
 
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -34,10 +35,12 @@ class KnownDensity:
         return truth().logpdf(points) + 123.0
 
 
+@dataclass(frozen=True)
 class ExactSampler:
-    """Draws of a part of the known mixture: its draws, kept as often as the part's share says."""
+    """Draws of a part of the known mixture, kept as often as the part's share says; of stuck chains the first."""
 
-    density = KnownDensity()
+    is_stuck: bool = False
+    density: ClassVar = KnownDensity()
 
     def draw(
         self,
@@ -55,7 +58,8 @@ class ExactSampler:
         kept = rng.choice(len(points), size=number, p=share / share.sum())
         if progress is not None:
             progress("sampling", 0.5)
-        return points[kept].reshape(settings.chains, draws, -1), None
+        found = points[kept].reshape(settings.chains, draws, -1)
+        return np.repeat(found[:, :1], draws, axis=1) if self.is_stuck else found, None
 
 
 def modes() -> GaussianMixture:
@@ -120,24 +124,11 @@ def test_the_stage_has_a_name_of_its_own_and_shares_that_grow(divided: tuple[Div
     assert first == [0.25, 0.75]
 
 
-class StuckSampler(ExactSampler):
-    """A sampler whose chains never leave the first point they find: a posterior too steep for it."""
-
-    def draw(
-        self,
-        partition: Partition,
-        part: int,
-        draws: int,
-        settings: SamplerSettings,
-        progress: Progress | None,
-    ) -> tuple[Floats, Any]:
-        points, stats = super().draw(partition, part, draws, settings, progress)
-        return np.repeat(points[:, :1], draws, axis=1), stats
-
-
 def test_chains_that_are_stuck_are_divided_too_for_the_gate_to_tell() -> None:
     rng = np.random.default_rng(6)
     one = modes().collapsed()
-    division = divide(cast(PartSampler, StuckSampler()), one, head=HEAD, settings=SETTINGS, rng=rng)
+    division = divide(
+        cast(PartSampler, ExactSampler(is_stuck=True)), one, head=HEAD, settings=SETTINGS, rng=rng
+    )
     assert np.isfinite(division.partition.mixture.inverse_cholesky).all()
     assert division.masses.sum() == pytest.approx(1.0)

@@ -81,7 +81,7 @@ def test_drawn_factors_have_the_spread_of_their_population() -> None:
     assert drawn["factor_level"].to_numpy().tolist() == ["1-16", "17-32", ">32"]
 
 
-def test_a_departure_that_fades_is_bounded_by_what_the_column_costs_at_that_value() -> None:
+def test_the_spread_of_a_departure_that_fades_falls_as_one_over_the_column() -> None:
     fading = replace(effect(16, 256, 4096), fade=256.0)
     assert fading.relative_spread == pytest.approx([16 / 17, 1 / 2, 1 / 17, 1 / 17])
     scale = xr.Dataset({"s": ("draw", np.full(20_000, 0.2))})
