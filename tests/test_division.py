@@ -37,7 +37,7 @@ class KnownDensity:
 
 @dataclass(frozen=True)
 class ExactSampler:
-    """Draws of a part of the known mixture, kept as often as the part's share says; of stuck chains the first."""
+    """Draws of a part of the known mixture, by how much of each the part holds; stuck chains repeat one."""
 
     is_stuck: bool = False
     density: ClassVar = KnownDensity()
