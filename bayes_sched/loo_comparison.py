@@ -141,6 +141,11 @@ def compare_models(members: Mapping[str, LeaveOneOut]) -> ModelComparison:
     return ModelComparison(table=pd.DataFrame(rows).set_index("model"), members=dict(members))
 
 
+def lacking_columns(steps: pd.DataFrame, needed: Sequence[str]) -> list[str]:
+    """Return those of the needed columns that no step holds a value of."""
+    return [column for column in needed if column not in steps or steps[column].isna().all()]
+
+
 def comparable_steps(
     steps: pd.DataFrame, columns: Mapping[str, Sequence[str]], *, max_rows: int, seed: int
 ) -> pd.DataFrame:
@@ -168,7 +173,7 @@ def comparable_steps(
         The table lacks a column that a model needs, or no row holds all of them.
     """
     for name, needed in columns.items():
-        missing = [column for column in needed if column not in steps or steps[column].isna().all()]
+        missing = lacking_columns(steps, needed)
         if missing:
             raise InputError(
                 f"the model {name} needs {', '.join(missing)}, which the trace does not hold: "

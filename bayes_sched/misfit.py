@@ -10,7 +10,8 @@ halves change places, so that noise that is merely imitated counts against the r
 2. The levels of the richer model's effects: the median of the rest relative to the latency, level by level,
    drawn towards 0 as the levels' spread and their numbers of steps ask for.
 
-A richer model is a shipped one that has every parameter and column of this one, and more.
+A richer model is a shipped one that has every parameter and column of this one, and more. One that takes the
+use of the KV cache for the context is considered where the trace tells no more of the context than that.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ MIN_FURTHER_SHARE = 0.05
 MAX_STEPS = 12_000
 """Of a longer trace, a random sample of so many steps is looked at."""
 
+_STAND_IN = "kv_cache_usage"
+"""The column that stands for a step's context where a trace tells of it no more than that."""
 _MAX_DRAWS = 200
 _NUM_BLOCKS = 20
 """Neighbouring steps resemble each other: the halves are made of whole stretches of the trace."""
@@ -127,8 +130,9 @@ def estimate_misfit(fit: FittedModel, steps: pd.DataFrame) -> Misfit | None:
     if not richer:
         return None
     usable = [model for model in richer if _holds(steps, model.columns)]
+    usable = [model for model in usable if _STAND_IN not in model.columns] or usable
     if not usable:
-        lacking = tuple(c for c in richer[0].columns if not _holds(steps, (c,)))
+        lacking = tuple(c for c in richer[-1].columns if not _holds(steps, (c,)))
         return Misfit(error_ms=float(_table(fit, steps)["residual_ms"].abs().mean()), lacking=lacking)
     needed = sorted({column for model in usable for column in model.columns})
     table = _table(fit, steps.dropna(subset=needed))

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--models",
         type=command.names,
         metavar="A,B",
-        help="what is compared (default: all of the project's models)",
+        help="what is compared (default: the project's models that the trace has the columns for)",
     )
     add("--json", action="store_true", help="print one JSON document in place of the tables")
     add("--csv", type=Path, metavar="FILE", help="write the comparison as a table, too")
@@ -94,8 +94,7 @@ def prepare(arguments: Sequence[str]) -> argparse.Namespace:
     from bayes_sched.model import shipped_models
     from bayes_sched.trace.opening import expand_paths
 
-    options.models = options.models or shipped_models()
-    check_models(options.models, shipped_models())
+    check_models(options.models or (), shipped_models())
     files, warnings = expand_paths(options.traces)
     for warning in warnings:
         say(f"warning: {warning}")
@@ -161,12 +160,15 @@ def study(
     from bayes_sched.benchmarking import fit_account
     from bayes_sched.fitting import fit
     from bayes_sched.loo import leave_one_out
-    from bayes_sched.loo_comparison import compare_models
+    from bayes_sched.loo_comparison import comparable_steps, compare_models
     from bayes_sched.settings import SamplerSettings
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
-    members = [member(name) for name in options.models]
-    steps = chosen_steps(options, members, show)
+    cleaned = cleaned_steps(options, show)
+    members = [member(name) for name in options.models or usable_models(cleaned)]
+    columns = {one.name: tuple(one.model.columns) for one in members}
+    steps = comparable_steps(cleaned, columns, max_rows=options.rows, seed=options.seed)
+    say(f"{len(steps):,} of {len(cleaned):,} cleaned steps are compared on")
     settings = SamplerSettings(
         **{name: getattr(options, name) for name in ("draws", "tune", "chains", "seed")}
     )
@@ -211,12 +213,9 @@ def member(name: str) -> Member:
     return Member(name, loaded, noise)
 
 
-def chosen_steps(
-    options: argparse.Namespace, members: Sequence[Member], show: command.Progress
-) -> pd.DataFrame:
-    """Read the trace and choose the steps that every model is fitted to."""
+def cleaned_steps(options: argparse.Namespace, show: command.Progress) -> pd.DataFrame:
+    """Read and clean the trace."""
     show("reading the trace", None)
-    from bayes_sched.loo_comparison import comparable_steps
     from bayes_sched.trace import clean_steps, read_trace
 
     trace = read_trace(options.traces)
@@ -225,10 +224,19 @@ def chosen_steps(
     )
     for warning in (*trace.warnings, *cleaned.warnings):
         say(f"warning: {warning}")
-    columns = {one.name: tuple(one.model.columns) for one in members}
-    steps = comparable_steps(cleaned.steps, columns, max_rows=options.rows, seed=options.seed)
-    say(f"{len(steps):,} of {cleaned.num_after:,} cleaned steps are compared on")
-    return steps
+    return cleaned.steps
+
+
+def usable_models(steps: pd.DataFrame) -> list[str]:
+    """Return the names of the project's models that the steps have the columns for; say which they lack."""
+    from bayes_sched.loo_comparison import lacking_columns
+    from bayes_sched.model import load_model, shipped_models
+
+    lacking = {name: lacking_columns(steps, load_model(name).columns) for name in shipped_models()}
+    for name, columns in lacking.items():
+        if columns:
+            say(f"{name} left out: the trace lacks {', '.join(columns)}")
+    return [name for name, columns in lacking.items() if not columns]
 
 
 def write(options: argparse.Namespace, found: ModelComparison) -> None:

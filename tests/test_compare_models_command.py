@@ -129,6 +129,17 @@ def test_a_model_whose_columns_the_trace_lacks_is_one_sentence(
     )
 
 
+def test_of_the_models_that_nobody_named_those_without_their_columns_are_left_out(
+    stubbed_sampling: None, short_trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([short_trace, "--rows", "30", "--draws", "200", "--chains", "2", "--json"]) in (0, 3)
+    printed = capsys.readouterr()
+    compared = {row["model"] for row in json.loads(printed.out)["models"]}
+    assert compared == {"saturation", "saturation_kv_cache"}
+    assert "saturation_context left out: the trace lacks context_tokens, prefill_pairs" in printed.err
+    assert "saturation_kv_cache left out" not in printed.err
+
+
 def test_a_noise_option_that_a_model_lacks_is_one_sentence(
     stubbed_sampling: None, short_trace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

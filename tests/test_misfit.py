@@ -13,7 +13,7 @@ from bayes_sched.model import load_model
 from tests.richer_fit import STEPS, richer_fit, without_context
 from tests.synthetic_fit import simulated_steps, synthetic_fit
 
-CONTEXT, STAIRCASE = "saturation_context", "saturation_staircase"
+CONTEXT, KV_CACHE, STAIRCASE = "saturation_context", "saturation_kv_cache", "saturation_staircase"
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,17 @@ def test_context_that_takes_time_is_found_with_its_share(plain: FittedModel) -> 
     assert found.context_share == pytest.approx(expected, abs=0.05)
     assert found.staircase_share == 0.0
     assert f"--model {CONTEXT}" in found.advice
+
+
+def test_the_use_of_the_cache_stands_for_the_context_where_a_trace_tells_no_more(plain: FittedModel) -> None:
+    steps = with_context(simulated_steps(3000, seed=1), seed=1)
+    steps["kv_cache_usage"] = steps["context_tokens"] / 200_000
+    steps["latency_ms"] += 5e-5 * (steps["context_tokens"] - 2250 * steps["batch_size"])
+    all_known, usage_alone = estimate_misfit(plain, steps), estimate_misfit(plain, without_context(steps))
+    assert all_known is not None
+    assert usage_alone is not None
+    assert (all_known.richer, usage_alone.richer) == (CONTEXT, KV_CACHE)
+    assert usage_alone.context_share == pytest.approx(all_known.context_share, abs=0.02)
 
 
 def test_context_that_saves_time_is_not_what_the_richer_model_says(plain: FittedModel) -> None:

@@ -13,14 +13,15 @@ from bayes_sched.priors import Priors
 from tests.simulation import INTERPRETED
 from tests.staircase import staircase_steps
 
-SATURATION, CONTEXT, STAIRCASE = (
-    load_model(name) for name in ("saturation", "saturation_context", "saturation_staircase")
+SATURATION, CONTEXT, KV_CACHE, STAIRCASE = (
+    load_model(name)
+    for name in ("saturation", "saturation_context", "saturation_kv_cache", "saturation_staircase")
 )
-STEPS = staircase_steps(12, seed=5)
+STEPS = staircase_steps(12, seed=5).assign(kv_cache_usage=np.linspace(0.05, 0.9, 12))
 HAS_PREFILL = STEPS["num_prefill_reqs"].to_numpy() > 0
 
 
-@pytest.fixture(params=["saturation_context", "saturation_staircase"])
+@pytest.fixture(params=["saturation_context", "saturation_kv_cache", "saturation_staircase"])
 def model(request: pytest.FixtureRequest) -> LatencyModel:
     return load_model(request.param)
 
@@ -50,8 +51,11 @@ def independent_moments(model: LatencyModel, draws: xr.Dataset) -> tuple[np.ndar
     for effect in effects_of(model):
         level = [sum(x > top for top in effect.upper) for x in STEPS[effect.column]]
         factor += np.where(effect.prefill == HAS_PREFILL, value[effect.name][level], 0.0)
-    per_context = np.where(HAS_PREFILL, value["tau_M"], value["tau_C"])
-    attention = per_context * STEPS["context_tokens"] + value["tau_Q"] * STEPS["prefill_pairs"]
+    if "tau_Q" in value:
+        per_context = np.where(HAS_PREFILL, value["tau_M"], value["tau_C"])
+        attention = per_context * STEPS["context_tokens"] + value["tau_Q"] * STEPS["prefill_pairs"]
+    else:
+        attention = np.where(HAS_PREFILL, value["tau_V"], value["tau_U"]) * STEPS["kv_cache_usage"]
     attention = attention + value["tau_P"] * HAS_PREFILL
     attention = attention + value.get("tau_R", 0.0) * HAS_PREFILL * STEPS["batch_size"]
     saturated = 1.0 - np.exp(-value["k_B"] * STEPS["batch_size"].to_numpy())
@@ -118,6 +122,16 @@ def test_without_context_the_context_model_is_the_equation_and_a_fixed_cost_of_p
     expected = SATURATION.latency(draws, empty) + draws["tau_P"] * (empty["num_prefill_reqs"] > 0)
     found = CONTEXT.latency(draws, empty).transpose("draw", "step").to_numpy()
     assert found == pytest.approx(expected.transpose("draw", "step").to_numpy(), rel=1e-12)
+
+
+def test_a_share_of_the_cache_in_use_costs_what_its_tokens_cost() -> None:
+    draws = prior_draws(KV_CACHE, 10, seed=4)
+    capacity = 300_000.0
+    tokens = draws.assign(tau_C=draws["tau_U"] / capacity, tau_M=draws["tau_V"] / capacity, tau_Q=0.0)
+    steps = STEPS.assign(context_tokens=capacity * STEPS["kv_cache_usage"])
+    expected = CONTEXT.latency(tokens, dataset(steps)).transpose("draw", "step").to_numpy()
+    found = KV_CACHE.latency(draws, dataset(steps)).transpose("draw", "step").to_numpy()
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("noise", ["proportional", "constant"])
