@@ -14,7 +14,8 @@ coordinate             what is different
 ``rate``               :math:`\log k_S + \log\frac{F}{2 F + G}`. As k_S falls G takes over until F is 0, and
                        the logarithm of k_S runs into a wall; here it is log F that goes on
 ``log_scale``,         of the noise's floor and its part relative to the latency: scale at the typical latency
-``floor_share``        of a step that only decodes, and the floor's share of its square
+``floor_share``        of a step that only decodes, and the floor's share of its square; ``log_prefill_scale``
+                       and ``prefill_floor_share`` where the noise of steps with prefill has its own floor
 =====================  =====================================================================================
 
 Given the rest, k_S is the root of an equation in one unknown, which Newton's method finds in a few steps.
@@ -44,7 +45,11 @@ from bayes_sched.reference_steps import Terms
 _NEWTON_STEPS = 16
 _LONGEST_STEP = 5.0
 _LEAST_ELASTICITY = 0.02  # of G by k_S: 1 for slow saturation, more for fast
-_NOISE = ("sigma_rel", "sigma_floor")
+_NOISE = (
+    {"sigma_rel": "log_scale", "sigma_floor": "floor_share"},
+    {"sigma_prefill": "log_prefill_scale", "sigma_prefill_floor": "prefill_floor_share"},
+)
+"""The part of the noise relative to the latency, its floor, and their coordinates: decode only, prefill."""
 
 
 class DepartureCoordinates(SaturationCoordinates):
@@ -70,10 +75,13 @@ class DepartureCoordinates(SaturationCoordinates):
         super().__init__(steps, priors, others, departure=departure, terms=terms)
         self._departure = departure
         self._rates = np.exp([priors["k_B"].mu, priors["k_S"].mu])
-        self._noise = [others.index(name) for name in _NOISE] if {*_NOISE} <= {*others} else None
         given = {"log_k_S": "rate", "log_slope": "slope"}
-        if self._noise is not None:
-            given |= {"log_sigma_rel": "log_scale", "log_sigma_floor": "floor_share"}
+        self._noise: dict[int, tuple[str, str]] = {}  # relative part and floor, by regime
+        for regime, pair in enumerate(_NOISE):
+            if {*pair} <= {*others}:
+                relative, floor = pair
+                self._noise[regime] = relative, floor
+                given |= {f"log_{name}": coordinate for name, coordinate in pair.items()}
         self.names = tuple(given.get(name, name) for name in self.names)
         self._geometry = self._geometry_of(steps)
         self._shared_geometry: Any = None
@@ -91,15 +99,11 @@ class DepartureCoordinates(SaturationCoordinates):
             self._shared_geometry.set_value(self._geometry)
 
     def _geometry_of(self, steps: pd.DataFrame) -> Floats:
-        """Return M of both shares, few tokens, the typical latency of a decode, M of the noise's share."""
+        """Return M of both shares, few tokens; by regime the typical latency and M of the noise's share."""
         fixed, work = self._curves(self._rates[0], self._rates[1], np)
-        decodes = steps[steps["num_prefill_reqs"] == 0] if "num_prefill_reqs" in steps else steps
-        latency = (steps if decodes.empty else decodes)["latency_ms"].to_numpy(float)
-        typical = float(np.median(latency))
-        # Twice the standard error of a variance's share, from steps whose latencies differ.
-        seen = np.sqrt(len(latency) / 4.0) * np.std(np.minimum((latency / typical) ** 2, 4.0)) + 0.1
         few = float(self.reference.total_tokens.min())
-        return np.array([fixed.visibility, work.visibility, few, typical, seen], dtype=float)
+        noise = [_noise_geometry(steps, prefill=prefill) for prefill in (False, True)]
+        return np.array([fixed.visibility, work.visibility, few, *noise[0], *noise[1]], dtype=float)
 
     def _geometry_in(self, backend: Any) -> Any:
         if backend is np:
@@ -240,24 +244,37 @@ class DepartureCoordinates(SaturationCoordinates):
         return log_curve - backend.log(gain) + _log_excess(few_x, few, backend), elasticity
 
     def _noise_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
-        logs = {name: coordinates[..., 8 + i] for i, name in enumerate(self.others)}
-        if self._noise is None:
-            return logs, 0.0
-        typical, visibility = (self._geometry_in(backend)[i] for i in (3, 4))
-        log_scale, y = (coordinates[..., 8 + i] for i in self._noise)
-        log_floor, log_rest, jacobian = share_of(y, visibility, backend)
-        logs["sigma_rel"] = log_scale + 0.5 * log_rest - backend.log(typical)
-        logs["sigma_floor"] = log_scale + 0.5 * log_floor
-        return logs, jacobian - np.log(2.0)
+        found = {name: coordinates[..., 8 + i] for i, name in enumerate(self.others)}
+        log_jacobian: Any = 0.0
+        for regime, (relative, floor) in self._noise.items():
+            typical, visibility = (self._geometry_in(backend)[3 + 2 * regime + i] for i in range(2))
+            log_scale = found[relative]
+            log_floor, log_rest, jacobian = share_of(found[floor], visibility, backend)
+            found[relative] = log_scale + 0.5 * log_rest - backend.log(typical)
+            found[floor] = log_scale + 0.5 * log_floor
+            log_jacobian = log_jacobian + jacobian - np.log(2.0)
+        return found, log_jacobian
 
     def _noise_coordinates(self, logs: Mapping[str, Any]) -> list[Any]:
         values = {name: logs[name] for name in self.others}
-        if self._noise is not None:
-            typical, visibility = self._geometry[3:]
-            relative, floor = np.asarray(logs["sigma_rel"]) + np.log(typical), np.asarray(logs["sigma_floor"])
-            values["sigma_rel"] = 0.5 * np.logaddexp(2.0 * relative, 2.0 * floor)
-            values["sigma_floor"] = inverse_share(2.0 * (floor - relative), visibility)
+        for regime, (relative, floor) in self._noise.items():
+            typical, visibility = self._geometry[3 + 2 * regime : 5 + 2 * regime]
+            log_relative, log_floor = np.asarray(logs[relative]) + np.log(typical), np.asarray(logs[floor])
+            values[relative] = 0.5 * np.logaddexp(2.0 * log_relative, 2.0 * log_floor)
+            values[floor] = inverse_share(2.0 * (log_floor - log_relative), visibility)
         return list(values.values())
+
+
+def _noise_geometry(steps: pd.DataFrame, *, prefill: bool) -> tuple[float, float]:
+    """Return the typical latency (ms) of a regime's steps and M of the share of their noise's floor.
+
+    M is twice the standard errors of a variance's share, from steps whose latencies differ.
+    """
+    own = steps[(steps["num_prefill_reqs"] > 0) == prefill] if "num_prefill_reqs" in steps else steps
+    latency = (steps if own.empty else own)["latency_ms"].to_numpy(float)
+    typical = float(np.median(latency))
+    seen = np.sqrt(len(latency) / 4.0) * np.std(np.minimum((latency / typical) ** 2, 4.0)) + 0.1
+    return typical, float(seen)
 
 
 def _log_excess(x: Any, few: Any, backend: Any) -> Any:

@@ -22,15 +22,23 @@ says how far levels were seen to depart from it. The factors leave the floor alo
 of the latency they could carry its whole trend, and the slope would be free to vanish. Steps with prefill
 may cost more for each request: without :math:`\tau_R` factors take that over.
 
-=====  ==================================================  ==========  ===========================
-name   meaning                                             unit        prior: log-normal, 95 % in
-=====  ==================================================  ==========  ===========================
-tau_R  latency per request, with prefill                   ms/request  0.001 - 1
-phi    what a token of padding costs, relative to a token  1           0.05 - 2
-s_p    spread of the log factors of the smallest steps     1           0.02 - 1
-=====  ==================================================  ==========  ===========================
+===================  ==================================================  ==========  ==================
+name                 meaning                                             unit        prior, 95 % in
+===================  ==================================================  ==========  ==================
+tau_R                latency per request, with prefill                   ms/request  0.001 - 1
+phi                  what a token of padding costs, relative to a token  1           0.05 - 2
+s_p                  spread of the log factors of the smallest steps     1           0.02 - 1
+sigma_prefill_floor  noise floor, with prefill                           ms          0.01 - 3
+===================  ==================================================  ==========  ==================
 
-and the parameters, the priors and the noise options of ``saturation_context``.
+log-normal, and the parameters, the priors and the noise options of ``saturation_context``. In ``regime`` the
+noise of steps with prefill has a floor of its own: what the staircase leaves of them is nearly as large in
+ms for 25 tokens as for 1,024.
+
+.. math::
+
+    \sigma^2 = \begin{cases} \sigma_{floor}^2 + (\sigma_{rel} \mu)^2 & \text{decode only} \\
+    \sigma_{prefill\,floor}^2 + (\sigma_{prefill} \mu)^2 & \text{with prefill} \end{cases}
 """
 
 from __future__ import annotations
@@ -71,6 +79,9 @@ SEVERAL_TILES = 256.0
 """Tokens beyond which the departure of a level, in ms, no longer grows with its tokens."""
 PHI = Parameter("phi", r"\varphi", "what a token of padding costs, relative to a token", "1", 0.05, 2.0)
 TAU_R = Parameter("tau_R", r"\tau_R", "latency per request, with prefill", "ms/request", 1e-3, 1.0)
+SIGMA_PREFILL_FLOOR = Parameter(
+    "sigma_prefill_floor", r"\sigma_{prefill\,floor}", "noise floor, with prefill", "ms", 0.01, 3.0
+)
 FACTOR = Effect(
     "prefill_factor",
     "log factors by tokens, with prefill",
@@ -95,7 +106,7 @@ class SaturationStaircase:
     def noise_parameters(self, noise: str) -> tuple[Parameter, ...]:
         """Return the parameters of a noise option."""
         parameters: tuple[Parameter, ...] = CONTEXT.noise_parameters(noise)
-        return parameters
+        return (*parameters, SIGMA_PREFILL_FLOOR) if noise == "regime" else parameters
 
     def build(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> pm.Model:
         """Return the PyMC model: the priors, the factors of levels with data, Student-t observations."""
@@ -136,7 +147,11 @@ class SaturationStaircase:
     def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
         """Return the scale of the noise in ms."""
         scale: xr.DataArray = CONTEXT.scale(draws, mean, steps)
-        return scale
+        if "sigma_prefill_floor" not in draws:
+            return scale
+        prefill = (draws["sigma_prefill_floor"] ** 2 + (draws["sigma_prefill"] * mean) ** 2) ** 0.5
+        has_prefill = steps["num_prefill_reqs"] > 0
+        return has_prefill * prefill + ~has_prefill * scale
 
     def combinations(self, draws: xr.Dataset) -> xr.Dataset:
         """Return what the data see of the parameters, whatever single ones they leave open."""

@@ -237,6 +237,27 @@ def test_noise_is_a_scale_at_the_typical_latency_and_the_share_of_its_floor() ->
     assert (np.diff(share[order]) > 0).all()
 
 
+def test_the_noise_of_steps_with_prefill_is_a_scale_at_their_own_typical_latency() -> None:
+    noise = ("sigma_rel", "sigma_floor", "sigma_prefill", "sigma_prefill_floor")
+    extra = [Prior(name, 0.01, 0.3) for name in noise[2:]]
+    steps = TRACES["mixed"].assign(num_prefill_reqs=np.arange(len(TRACES["mixed"])) % 3)
+    coordinates = KINDS["departures"](steps, Priors([*PRIORS.values(), *extra]), noise)
+    logs = prior_logs(20, seed=7)
+    logs |= {"sigma_prefill": logs["sigma_rel"] + 0.3, "sigma_prefill_floor": logs["sigma_floor"] - 0.2}
+    there = coordinates.from_logs(logs)
+    for names, own in (
+        (("sigma_rel", "sigma_floor", "log_scale"), steps["num_prefill_reqs"] == 0),
+        (("sigma_prefill", "sigma_prefill_floor", "log_prefill_scale"), steps["num_prefill_reqs"] > 0),
+    ):
+        relative, floor, found = names
+        typical = steps.loc[own, "latency_ms"].median()
+        scale = np.hypot(np.exp(logs[floor]), np.exp(logs[relative]) * typical)
+        assert there[:, coordinates.names.index(found)] == pytest.approx(np.log(scale))
+    back, _ = coordinates.to_logs(there, np)
+    for name in noise:
+        assert back[name] == pytest.approx(logs[name], abs=1e-9)
+
+
 def test_the_gradient_through_the_root_is_that_of_its_values() -> None:
     coordinates = departing()
     point = pt.vector("point", shape=(len(NAMES),))

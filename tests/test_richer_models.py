@@ -62,7 +62,9 @@ def independent_moments(model: LatencyModel, draws: xr.Dataset) -> tuple[np.ndar
     slope = value["w_1"] / (value["P_max"] * saturated) + value["tau_S"]
     mean = equation + (np.exp(factor) - 1.0) * slope * (tokens + padding) + attention.to_numpy()
     relative = np.where(HAS_PREFILL, value["sigma_prefill"], value["sigma_rel"])
-    return mean, np.hypot(value["sigma_floor"], relative * mean)
+    floor = value["sigma_floor"]
+    floor = np.where(HAS_PREFILL, value.get("sigma_prefill_floor", floor), floor)
+    return mean, np.hypot(floor, relative * mean)
 
 
 def test_every_shipped_model_keeps_the_documented_parameters_and_names_its_noise() -> None:
