@@ -31,7 +31,10 @@ def add_fit_options(made: argparse.ArgumentParser) -> None:
 
 def _add_model_options(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("model").add_argument
-    add("--model", default="saturation", help=f"name of a model, or a .py file, which is run {DEFAULT}")
+    from bayes_sched.model import shipped_models
+
+    names = ", ".join(shipped_models())
+    add("--model", default="saturation", help=f"{names}, or a .py file, which is run {DEFAULT}")
     add("--noise", metavar="OPTION", help="noise option of the model, such as constant (default: its first)")
     add("--probability", type=command.probability, default=0.9, metavar="P", help=f"of intervals {DEFAULT}")
 
