@@ -35,6 +35,12 @@ class GaussianMixture:
         return len(self.weights)
 
     @cached_property
+    def log_weights(self) -> Floats:
+        """Logarithms of the weights, dims (component,); minus infinity where a fit has left nothing."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.weights)
+
+    @cached_property
     def cholesky(self) -> Floats:
         """Lower Cholesky factors of the covariances, dims (component, dim, dim)."""
         return np.linalg.cholesky(self.covariances)
@@ -50,8 +56,7 @@ class GaussianMixture:
         for k, factor in enumerate(self.inverse_cholesky):
             whitened = (points - self.means[k]) @ factor.T
             out[:, k] = -0.5 * np.einsum("ni,ni->n", whitened, whitened) + np.log(np.diag(factor)).sum()
-        log_weights: Floats = np.log(self.weights)
-        joint: Floats = out + log_weights - 0.5 * points.shape[1] * _LOG_2PI
+        joint: Floats = out + self.log_weights - 0.5 * points.shape[1] * _LOG_2PI
         return joint
 
     def logpdf(self, points: Floats) -> Floats:
@@ -213,7 +218,7 @@ def _maximise(
         precision = np.linalg.inv(mixture.covariances)
         linear = np.einsum("kij,kj->ki", precision, mixture.means)
         constant = (
-            np.log(mixture.weights)
+            mixture.log_weights
             - 0.5 * np.linalg.slogdet(mixture.covariances)[1]
             - 0.5 * (np.einsum("ki,ki->k", linear, mixture.means) + dim * _LOG_2PI)
         )

@@ -48,7 +48,7 @@ class Partition:
         return {
             "part_mean": self.mixture.means[part],
             "part_cholesky": self.mixture.cholesky[part],
-            "mixture_log_weights": np.log(self.mixture.weights),
+            "mixture_log_weights": self.mixture.log_weights,
             "mixture_means": self.mixture.means,
             "mixture_inverse_cholesky": self.mixture.inverse_cholesky,
         }

@@ -1,5 +1,7 @@
 """Mixtures of Gaussians: density, draws, fits to weighted points."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -32,6 +34,16 @@ def scipy_logpdf(mixture: GaussianMixture, points: Floats) -> Floats:
 def test_the_density_is_that_of_scipy_near_and_far() -> None:
     points = np.random.default_rng(0).normal(0.0, 10.0, (200, 3))
     assert KNOWN.logpdf(points) == pytest.approx(scipy_logpdf(KNOWN, points), rel=1e-10)
+
+
+def test_a_component_of_no_weight_adds_nothing_without_a_warning() -> None:
+    covariances = np.stack([np.eye(2), 4.0 * np.eye(2)])
+    both = GaussianMixture(np.array([1.0, 0.0]), np.array([[0.0, 1.0], [5.0, 5.0]]), covariances)
+    alone = GaussianMixture(np.ones(1), both.means[:1], covariances[:1])
+    points = np.random.default_rng(2).normal(size=(20, 2)) * 4.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert both.logpdf(points) == pytest.approx(alone.logpdf(points))
 
 
 def test_draws_have_the_moments_of_the_mixture() -> None:
