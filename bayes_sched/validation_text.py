@@ -75,5 +75,5 @@ def _rows_text(found: Validation, server: str) -> str:
     )
     train = f"at most {fits['train_rows'].max():,} steps to learn from"
     if capped:
-        train += f" (thinned at random for {', '.join(capped)})"
+        train += f" (rare sizes first for {', '.join(capped)})"
     return f"{train}, at most {fits['test_rows'].max():,} to predict"

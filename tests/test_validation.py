@@ -148,6 +148,22 @@ def test_the_caps_are_kept_and_said() -> None:
     assert (len(made.train), made.num_train, len(made.test), made.num_test) == (100, 480, 50, 120)
 
 
+def test_steps_to_learn_from_are_chosen_as_a_fit_chooses_them() -> None:
+    steps = steps_of(600)
+    steps.loc[steps.index % 100 > 2, ["batch_size", "total_tokens"]] = [8, 8]
+    made, whole = (
+        cut(steps, SPLITS["random"], rng=np.random.default_rng(0), max_train=most, max_test=50)
+        for most in (100, 10_000)
+    )
+    sizes = ["batch_size", "total_tokens"]
+    is_rare = [(table[sizes] != 8).any(axis=1) for table in (made.train, whole.train)]
+        (table[["batch_size", "total_tokens"]] != 8).any(axis=1) for table in (made.train, whole.train)
+    ]
+    assert is_rare[0].sum() == is_rare[1].sum() > 5
+    assert len(made.train) == 100
+    assert whole.train.merge(made.train).shape == made.train.shape
+
+
 def test_traces_of_one_budget_have_no_budget_to_leave_out() -> None:
     found = validate([server_of(traces=1)], contenders=[Mean()], settings=FEW)
     assert found.splits_of("srv") == ["random"]
@@ -318,5 +334,5 @@ def test_the_text_marks_the_best_and_the_fits_that_failed_their_gate() -> None:
     )
     assert mean.count("!") == 2
     assert slope.count("*") == 2
-    assert "thinned at random for random, budget" in text
+    assert "rare sizes first for random, budget" in text
     assert max(map(len, text.splitlines())) <= 100

@@ -11,6 +11,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from bayes_sched.errors import InputError
+from bayes_sched.thinning import choose_rows, thin_steps
 from bayes_sched.validation.regimes import regime
 
 HELD_OUT = 0.2
@@ -54,7 +55,7 @@ class Cut:
     ----------
     train, test : DataFrame
     num_train, num_test : int
-        How many there were before they were thinned at random.
+        How many there were before they were thinned.
     """
 
     train: pd.DataFrame
@@ -73,7 +74,8 @@ def cut(steps: pd.DataFrame, split: Split, *, rng: Generator, max_train: int, ma
     split : Split
     rng : Generator
     max_train, max_test : int
-        Where there are more steps, a random choice of so many stays.
+        Where there are more steps, so many at most stay: to learn from as a fit chooses them, the rare ones
+        first (:func:`~bayes_sched.thinning.thin_steps`), to predict a random choice.
 
     Raises
     ------
@@ -84,13 +86,13 @@ def cut(steps: pd.DataFrame, split: Split, *, rng: Generator, max_train: int, ma
     for rows, what in ((train, "to learn from"), (test, "to predict")):
         if len(rows) < MIN_ROWS:
             raise InputError(f"{len(rows)} steps {what}, fewer than {MIN_ROWS}")
-    kept = _thinned(train, max_train, rng), _thinned(test, max_test, rng)
-    frames = [steps.iloc[rows].reset_index(drop=True) for rows in kept]
-    return Cut(train=frames[0], test=frames[1], num_train=len(train), num_test=len(test))
-
-
-def _thinned(rows: NDArray[np.int64], most: int, rng: Generator) -> NDArray[np.int64]:
-    return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
+    seeds = rng.integers(2**31, size=2)
+    return Cut(
+        train=thin_steps(steps.iloc[train], max_train, seed=int(seeds[0])).steps,
+        test=choose_rows(steps.iloc[test], max_test, seed=int(seeds[1])),
+        num_train=len(train),
+        num_test=len(test),
+    )
 
 
 def _random(steps: pd.DataFrame, rng: Generator) -> tuple[Mask, Mask]:
