@@ -157,8 +157,6 @@ def test_steps_to_learn_from_are_chosen_as_a_fit_chooses_them() -> None:
     )
     sizes = ["batch_size", "total_tokens"]
     is_rare = [(table[sizes] != 8).any(axis=1) for table in (made.train, whole.train)]
-        (table[["batch_size", "total_tokens"]] != 8).any(axis=1) for table in (made.train, whole.train)
-    ]
     assert is_rare[0].sum() == is_rare[1].sum() > 5
     assert len(made.train) == 100
     assert whole.train.merge(made.train).shape == made.train.shape
