@@ -75,5 +75,6 @@ def _rows_text(found: Validation, server: str) -> str:
     )
     train = f"at most {fits['train_rows'].max():,} steps to learn from"
     if capped:
-        train += f" (rare sizes first for {', '.join(capped)})"
+        how = "rare sizes first" if found.settings["rare_first"] else "thinned at random"
+        train += f" ({how} for {', '.join(capped)})"
     return f"{train}, at most {fits['test_rows'].max():,} to predict"

@@ -78,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"steps learned from {DEFAULT}",
     )
+    add(
+        "--rare-first",
+        action="store_true",
+        help="choose the steps learned from as a fit does, the rare sizes first (default: at random)",
+    )
     add("--max-test", type=command.at_least(20), default=2000, metavar="N", help=f"steps predicted {DEFAULT}")
     add = made.add_argument_group("traces").add_argument
     add(
@@ -217,6 +222,7 @@ def study(job: Job, show: command.Progress, check_interrupts: Callable[[], None]
             seed=options.seed,
             max_train=options.max_train,
             max_test=options.max_test,
+            rare_first=options.rare_first,
         ),
         kept=Kept(job.unfinished),
         notes=missing,

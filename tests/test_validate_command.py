@@ -195,5 +195,5 @@ def test_budgets_of_one_server_are_left_out_and_drawn(
     small = ["--models", "line", "--splits", "budget", "--max-train", "300", "--max-test", "200"]
     assert main([traces, *small]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("h100_qwq-32b-fp8: at most 300 steps to learn from (rare sizes first for budget)")
+    assert out.startswith("h100_qwq-32b-fp8: at most 300 steps to learn from (thinned at random for budget)")
     assert Path("results/validation/figures/validation_extrapolation.png").is_file()

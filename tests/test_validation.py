@@ -148,11 +148,18 @@ def test_the_caps_are_kept_and_said() -> None:
     assert (len(made.train), made.num_train, len(made.test), made.num_test) == (100, 480, 50, 120)
 
 
-def test_steps_to_learn_from_are_chosen_as_a_fit_chooses_them() -> None:
+def test_steps_to_learn_from_are_chosen_as_a_fit_chooses_them_if_asked_for() -> None:
     steps = steps_of(600)
     steps.loc[steps.index % 100 > 2, ["batch_size", "total_tokens"]] = [8, 8]
     made, whole = (
-        cut(steps, SPLITS["random"], rng=np.random.default_rng(0), max_train=most, max_test=50)
+        cut(
+            steps,
+            SPLITS["random"],
+            rng=np.random.default_rng(0),
+            max_train=most,
+            max_test=50,
+            rare_first=True,
+        )
         for most in (100, 10_000)
     )
     sizes = ["batch_size", "total_tokens"]
@@ -332,5 +339,5 @@ def test_the_text_marks_the_best_and_the_fits_that_failed_their_gate() -> None:
     )
     assert mean.count("!") == 2
     assert slope.count("*") == 2
-    assert "rare sizes first for random, budget" in text
+    assert "thinned at random for random, budget" in text
     assert max(map(len, text.splitlines())) <= 100

@@ -11,7 +11,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from bayes_sched.errors import InputError
-from bayes_sched.thinning import choose_rows, thin_steps
+from bayes_sched.thinning import thin_steps
 from bayes_sched.validation.regimes import regime
 
 HELD_OUT = 0.2
@@ -22,6 +22,7 @@ neighbours were learned from is half seen."""
 MIN_ROWS = 20
 """Fewer training steps or held-out steps than this say nothing."""
 _SAME_BUDGET = 0.9
+_MAX_SEED = 2**31
 
 type Mask = NDArray[np.bool_]
 type Choose = Callable[[pd.DataFrame, Generator], tuple[Mask, Mask]]
@@ -64,7 +65,15 @@ class Cut:
     num_test: int
 
 
-def cut(steps: pd.DataFrame, split: Split, *, rng: Generator, max_train: int, max_test: int) -> Cut:
+def cut(
+    steps: pd.DataFrame,
+    split: Split,
+    *,
+    rng: Generator,
+    max_train: int,
+    max_test: int,
+    rare_first: bool = False,
+) -> Cut:
     """Hold steps out.
 
     Parameters
@@ -74,8 +83,10 @@ def cut(steps: pd.DataFrame, split: Split, *, rng: Generator, max_train: int, ma
     split : Split
     rng : Generator
     max_train, max_test : int
-        Where there are more steps, so many at most stay: to learn from as a fit chooses them, the rare ones
-        first (:func:`~bayes_sched.thinning.thin_steps`), to predict a random choice.
+        Where there are more steps, a random choice of so many stays.
+    rare_first : bool
+        Whether those to learn from are chosen as a fit chooses them, the rare ones first
+        (:func:`~bayes_sched.thinning.thin_steps`).
 
     Raises
     ------
@@ -86,13 +97,17 @@ def cut(steps: pd.DataFrame, split: Split, *, rng: Generator, max_train: int, ma
     for rows, what in ((train, "to learn from"), (test, "to predict")):
         if len(rows) < MIN_ROWS:
             raise InputError(f"{len(rows)} steps {what}, fewer than {MIN_ROWS}")
-    seeds = rng.integers(2**31, size=2)
-    return Cut(
-        train=thin_steps(steps.iloc[train], max_train, seed=int(seeds[0])).steps,
-        test=choose_rows(steps.iloc[test], max_test, seed=int(seeds[1])),
-        num_train=len(train),
-        num_test=len(test),
-    )
+    kept = [steps.iloc[rows].reset_index(drop=True) for rows in (train, test)]
+    if rare_first:
+        kept[0] = thin_steps(kept[0], max_train, seed=int(rng.integers(_MAX_SEED))).steps
+    chosen = [_thinned(rows, most, rng) for rows, most in zip(kept, (max_train, max_test), strict=True)]
+    return Cut(train=chosen[0], test=chosen[1], num_train=len(train), num_test=len(test))
+
+
+def _thinned(steps: pd.DataFrame, most: int, rng: Generator) -> pd.DataFrame:
+    if len(steps) <= most:
+        return steps
+    return steps.iloc[np.sort(rng.choice(len(steps), most, replace=False))].reset_index(drop=True)
 
 
 def _random(steps: pd.DataFrame, rng: Generator) -> tuple[Mask, Mask]:

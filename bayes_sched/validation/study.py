@@ -42,6 +42,9 @@ class StudySettings:
         Of everything random. What is held out does not depend on who takes part or on the other splits.
     max_train, max_test : int
         Steps to learn from and to predict at most; a random choice of them.
+    rare_first : bool
+        Whether the steps to learn from are chosen as a fit chooses them, the rare sizes first: they tell more
+        of what lies beyond, and resemble those that are predicted less.
     """
 
     splits: tuple[str, ...] = tuple(SPLITS)
@@ -49,6 +52,7 @@ class StudySettings:
     seed: int = 0
     max_train: int = 4000
     max_test: int = 2000
+    rare_first: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.splits if name not in SPLITS]
@@ -149,7 +153,12 @@ def _heats(server: Server, settings: StudySettings, notes: list[str]) -> Iterato
             rng = np.random.default_rng([settings.seed, _number(server.name), _number(split.name), repeat])
             try:
                 made = cut(
-                    server.steps, split, rng=rng, max_train=settings.max_train, max_test=settings.max_test
+                    server.steps,
+                    split,
+                    rng=rng,
+                    max_train=settings.max_train,
+                    max_test=settings.max_test,
+                    rare_first=settings.rare_first,
                 )
             except InputError as error:
                 notes.append(f"{server.name}: no split {split.name} ({error})")
@@ -218,7 +227,7 @@ def _with(key: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plain(settings: StudySettings) -> dict[str, Any]:
-    names = ("repeats", "seed", "max_train", "max_test")
+    names = ("repeats", "seed", "max_train", "max_test", "rare_first")
     return {"splits": list(settings.splits)} | {name: getattr(settings, name) for name in names}
 
 
