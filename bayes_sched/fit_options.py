@@ -10,6 +10,7 @@ from typing import TypedDict
 from bayes_sched import command
 from bayes_sched.command import DEFAULT
 from bayes_sched.errors import InputError
+from bayes_sched.model import shipped_models
 from bayes_sched.settings import SAMPLERS, SamplerSettings
 
 SAMPLING = ("draws", "tune", "chains", "seed", "sampler")
@@ -31,8 +32,6 @@ def add_fit_options(made: argparse.ArgumentParser) -> None:
 
 def _add_model_options(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("model").add_argument
-    from bayes_sched.model import shipped_models
-
     names = ", ".join(shipped_models())
     add("--model", default="saturation", help=f"{names}, or a .py file, which is run {DEFAULT}")
     add("--noise", metavar="OPTION", help="noise option of the model, such as constant (default: its first)")
@@ -82,8 +81,6 @@ def check_model(model: str) -> None:
     InputError
         It is neither the name of a shipped one nor a file.
     """
-    from bayes_sched.model import shipped_models
-
     if model not in shipped_models() and not Path(model).is_file():
         names = ", ".join(shipped_models())
         raise InputError(f"--model {model}: no such model; give one of {names} or the path of a .py file")

@@ -23,7 +23,7 @@ of the latency they could carry its whole trend, and the slope would be free to 
 may cost more for each request: without :math:`\tau_R` factors take that over.
 
 ===================  ==================================================  ==========  ==================
-name                 meaning                                             unit        prior, 95 % in
+name                 meaning                                             unit        95 % of prior in
 ===================  ==================================================  ==========  ==================
 tau_R                latency per request, with prefill                   ms/request  0.001 - 1
 phi                  what a token of padding costs, relative to a token  1           0.05 - 2
@@ -31,9 +31,9 @@ s_p                  spread of the log factors of the smallest steps     1      
 sigma_prefill_floor  noise floor, with prefill                           ms          0.01 - 3
 ===================  ==================================================  ==========  ==================
 
-log-normal, and the parameters, the priors and the noise options of ``saturation_context``. In ``regime`` the
+(log-normal priors) and the parameters, priors and noise options of ``saturation_context``. In ``regime`` the
 noise of steps with prefill has a floor of its own: what the staircase leaves of them is nearly as large in
-ms for 25 tokens as for 1,024.
+ms for small steps as for large ones.
 
 .. math::
 
