@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-import bayes_sched
+from bayes_sched.whole_file import VERSION
 from bayes_sched.metadata import (
     CleaningRecord,
     FitMetadata,
@@ -98,7 +98,7 @@ def open_account(
         ),
         converged=False,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        bayes_sched_version=bayes_sched.__version__,
+        bayes_sched_version=VERSION,
         labels={**trace.labels, **given} if isinstance(trace, Trace) else given,
         traces=_sources(trace) if isinstance(trace, Trace) else (),
         bad_lines=dict(trace.bad_lines.counts) if isinstance(trace, Trace) else {},

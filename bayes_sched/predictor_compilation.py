@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
-import bayes_sched
+from bayes_sched.whole_file import VERSION
 from bayes_sched.errors import InputError
 from bayes_sched.fitted import FittedModel
 from bayes_sched.prediction import Evaluator
@@ -94,7 +94,7 @@ def _provenance(fit: FittedModel, source: _Source, errors: dict[str, float]) -> 
         num_draws=source.num_draws,
         converged=metadata.converged,
         fitted_at=metadata.created_at,
-        bayes_sched_version=bayes_sched.__version__,
+        bayes_sched_version=VERSION,
         region_text=fit.region.text,
         errors=errors,
     )

@@ -6,9 +6,13 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 from bayes_sched.errors import InputError
+
+VERSION = version("bayes-sched")
+"""Version of the package, as files and pages name it."""
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from bayes_sched import plots
+from bayes_sched.plots import probability_map, ratio_map
 from bayes_sched.comparison import Comparison, compare
 from bayes_sched.comparison.pair_study import coverage_table, one_step_each, reliability_table
 from bayes_sched.comparison_text import comparison_text
@@ -108,8 +108,8 @@ def test_every_figure_says_what_it_shows_and_carries_units(found: Comparison) ->
 
 def test_a_grid_of_one_step_is_drawn_without_a_surface() -> None:
     one = compare([server(name="a"), server(name="b")], batch_size=[4], total_tokens=[64])
-    assert plots.ratio_map(one).axes
-    assert plots.probability_map(one).axes
+    assert ratio_map(one).axes
+    assert probability_map(one).axes
 
 
 def test_the_text_fits_a_terminal_and_names_every_server(found: Comparison) -> None:

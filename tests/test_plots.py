@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from bayes_sched import plots
+from bayes_sched.plots import calibrate, combination_pairs, latency_by_batch, latency_by_tokens, latency_contours, posterior_predictive_check, prior_posterior, prior_predictive, ranks, residuals, save_figure
 from bayes_sched.fitted import FittedModel
 from bayes_sched.plots.chain_ranks import deviation
 from bayes_sched.plots.latency import typical_batch_sizes
@@ -22,15 +22,15 @@ from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 type Draw = Callable[[FittedModel, pd.DataFrame], Figure]
 
 FIGURES: dict[str, Draw] = {
-    "latency_by_tokens": plots.latency_by_tokens,
-    "latency_by_batch": plots.latency_by_batch,
-    "latency_contours": plots.latency_contours,
-    "posterior_predictive_check": plots.posterior_predictive_check,
-    "residuals": plots.residuals,
-    "prior_posterior": lambda fit, _: plots.prior_posterior(fit),
-    "combination_pairs": lambda fit, _: plots.combination_pairs(fit),
-    "ranks": lambda fit, _: plots.ranks(fit),
-    "prior_predictive": plots.prior_predictive,
+    "latency_by_tokens": latency_by_tokens,
+    "latency_by_batch": latency_by_batch,
+    "latency_contours": latency_contours,
+    "posterior_predictive_check": posterior_predictive_check,
+    "residuals": residuals,
+    "prior_posterior": lambda fit, _: prior_posterior(fit),
+    "combination_pairs": lambda fit, _: combination_pairs(fit),
+    "ranks": lambda fit, _: ranks(fit),
+    "prior_predictive": prior_predictive,
 }
 
 
@@ -104,7 +104,7 @@ def test_figures_leave_the_settings_and_the_state_of_pyplot_alone(
     fit: FittedModel, steps: pd.DataFrame
 ) -> None:
     before = dict(mpl.rcParams)
-    plots.latency_by_batch(fit, steps)
+    latency_by_batch(fit, steps)
     assert dict(mpl.rcParams) == before
 
 
@@ -113,7 +113,7 @@ def test_a_figure_is_saved_as_png_and_svg_with_the_same_bytes_each_time(
 ) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        png, svg = plots.save_figure(plots.latency_by_batch(fit, steps), tmp_path / folder, "x")
+        png, svg = save_figure(latency_by_batch(fit, steps), tmp_path / folder, "x")
         assert png.read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in svg.read_bytes()
     for name in ("x.png", "x.svg"):
@@ -126,7 +126,7 @@ def test_a_long_title_is_wrapped_into_the_figure() -> None:
 
 
 def test_a_right_model_is_calibrated(steps: pd.DataFrame) -> None:
-    calibration = plots.calibrate(synthetic_fit(spread=1e-6), simulated_steps(4000, seed=5))
+    calibration = calibrate(synthetic_fit(spread=1e-6), simulated_steps(4000, seed=5))
     assert calibration.max_deviation < 0.03
     assert calibration.coverage_of(0.9) == pytest.approx(0.9, abs=0.02)
     everything = calibration.coverage.iloc[:3]
@@ -141,11 +141,11 @@ def test_a_wrong_noise_shows_in_the_coverage() -> None:
     data = right.data.copy()
     data["posterior"] = xr.DataTree(posterior)
     wide = FittedModel(data=data, model=right.model, metadata=right.metadata)
-    assert plots.calibrate(wide, steps).coverage_of(0.5) > 0.8
+    assert calibrate(wide, steps).coverage_of(0.5) > 0.8
 
 
 def test_coverage_counts_every_step_once_per_kind(fit: FittedModel, steps: pd.DataFrame) -> None:
-    coverage = plots.calibrate(fit, steps).coverage
+    coverage = calibrate(fit, steps).coverage
     counts = coverage[coverage["probability"] == 0.9].set_index("steps")["num_steps"]
     assert counts["all steps"] == len(steps) == counts.drop("all steps").sum()
 
@@ -176,7 +176,7 @@ def test_ranks_of_chains_that_agree_are_even_and_of_a_stray_chain_are_not() -> N
 
 
 def test_rank_plots_cover_parameters_and_sampled_coordinates(fit: FittedModel) -> None:
-    titles = [ax.get_title("left") for ax in plots.ranks(fit).axes if ax.get_visible()]
+    titles = [ax.get_title("left") for ax in ranks(fit).axes if ax.get_visible()]
     assert r"$\tau_S$" in titles
     assert "throughput" in titles
     assert len(titles) == len(TRUTH) + 3

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_sched import plots
+from bayes_sched.plots import pool_latency, pool_shrinkage
 from bayes_sched.pool_text import pool_text
 from bayes_sched.pooling import UNSEEN, Pool
 from bayes_sched.pooling.spread import change_table, spread_table
@@ -143,7 +143,7 @@ def test_the_page_stands_alone_and_escapes_what_comes_from_data(
 
 
 def test_the_figure_of_shrinkage_shows_each_interval(pool: Pool, found: PoolSummary) -> None:
-    figure = plots.pool_shrinkage(found.changes, found.spread, probability=0.9)
+    figure = pool_shrinkage(found.changes, found.spread, probability=0.9)
     panels = [ax for ax in figure.axes if ax.get_visible()]
     assert [ax.get_title(loc="left") for ax in panels][:2] == ["L_8 (ms)", "c (ms/token)"]
     labels = [tick.get_text() for tick in panels[0].get_yticklabels()]
@@ -157,7 +157,7 @@ def test_the_figure_of_shrinkage_shows_each_interval(pool: Pool, found: PoolSumm
 
 
 def test_the_figure_of_latencies_has_a_panel_a_number_of_requests(pool: Pool) -> None:
-    figure = plots.pool_latency(pool, probability=0.9)
+    figure = pool_latency(pool, probability=0.9)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles == ["1 request", "8 requests", "32 requests"]
     assert figure.axes[0].get_ylabel() == "mean latency (ms)"

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from bayes_sched import plots
+from bayes_sched.plots import effect_factors, effect_table
 from bayes_sched.comparison import compare
 from bayes_sched.effects import effects_of
 from bayes_sched.errors import InputError
@@ -94,7 +94,7 @@ def test_the_cost_of_a_request_is_an_average_over_levels(fit: FittedModel) -> No
 
 
 def test_levels_with_steps_are_told_from_those_without(fit: FittedModel) -> None:
-    table = plots.effect_table(fit, STEPS)
+    table = effect_table(fit, STEPS)
     prefill = table[table["effect"] == "tokens"].set_index("level")
     assert (
         prefill.loc["481-512", "num_steps"]
@@ -111,14 +111,14 @@ def test_levels_with_steps_are_told_from_those_without(fit: FittedModel) -> None
 
 def test_a_model_without_effects_has_neither_their_table_nor_their_figure() -> None:
     plain, steps = synthetic_fit(), simulated_steps(200, seed=1)
-    assert plots.effect_table(plain, steps).empty
+    assert effect_table(plain, steps).empty
     found = summary(plain, steps)
     assert "effect_factors" not in {f.name for f in figures.report_figures(plain, steps, found)}
     assert "Factors of the levels" not in render_page(found, {})
 
 
 def test_the_figure_of_effects_has_a_panel_for_each_with_its_unit(fit: FittedModel) -> None:
-    figure = plots.effect_factors(fit, STEPS)
+    figure = effect_factors(fit, STEPS)
     labels = [ax.get_xlabel() for ax in figure.axes]
     assert labels == ["requests of the step, B", "tokens of the step, S"]
     left, right = figure.axes[1].get_xlim()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import bayes_sched
+from bayes_sched.whole_file import VERSION
 from bayes_sched.analysis import TraceAnalysis
 from bayes_sched.report.analysis_tables import finding_pages, regime_page, slowest_page, statistics_page
 from bayes_sched.report.files import ReportFigure
@@ -36,7 +36,7 @@ def render_analysis(
     values = {
         "analysis": analysis,
         "command": command,
-        "version": bayes_sched.__version__,
+        "version": VERSION,
         "made_at": date(datetime.now(UTC).isoformat()),
         "statistics": statistics_page(analysis),
         "regimes": regime_page(analysis),

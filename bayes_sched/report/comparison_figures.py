@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayes_sched import plots
+from bayes_sched.plots import comparison_bands, parameter_forest, probability_map, ratio_map
 from bayes_sched.comparison import Comparison
 from bayes_sched.numbers import percent
 from bayes_sched.plots.comparison_maps import MAX_PAIRS
@@ -29,7 +29,7 @@ def comparison_figures(comparison: Comparison) -> tuple[ReportFigure, ...]:
             "undecided; dots are steps of the traces, far from which the equation fills in; hatched "
             "parts are extrapolation for at least one server. A step cannot hold fewer "
             f"tokens than requests.{rest}",
-            lambda: plots.ratio_map(comparison),
+            lambda: ratio_map(comparison),
         ),
         ReportFigure(
             "probability_map",
@@ -37,14 +37,14 @@ def comparison_figures(comparison: Comparison) -> tuple[ReportFigure, ...]:
             "Left, the probability that the first server is faster on average: what is known, which more "
             "data would sharpen. Right, that a single step on the first beats a single step on the second: "
             f"noise included, which no data take away.{rest}",
-            lambda: plots.probability_map(comparison),
+            lambda: probability_map(comparison),
         ),
         ReportFigure(
             "comparison_bands",
             "Latencies side by side",
             f"Lines are mean latencies, bands are where {percent(comparison.probability)} of single steps "
             "fall. A thin line without a band is extrapolation.",
-            lambda: plots.comparison_bands(comparison),
+            lambda: comparison_bands(comparison),
         ),
         ReportFigure(
             "parameter_forest",
@@ -52,6 +52,6 @@ def comparison_figures(comparison: Comparison) -> tuple[ReportFigure, ...]:
             "Filled marks are identified on both servers; right of the grey bar they are larger on the "
             "first. Hollow ones are not identified: they stand where the priors put them, and no verdict is "
             f"given. Logarithmic axis.{rest}",
-            lambda: plots.parameter_forest(comparison),
+            lambda: parameter_forest(comparison),
         ),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-import bayes_sched
+from bayes_sched.whole_file import VERSION
 from bayes_sched.comparison import Comparison
 from bayes_sched.report import comparison_tables as tables
 from bayes_sched.report.files import ReportFigure
@@ -29,7 +29,7 @@ def render_comparison(
     values = {
         "comparison": comparison,
         "command": command,
-        "version": bayes_sched.__version__,
+        "version": VERSION,
         "made_at": date(datetime.now(UTC).isoformat()),
         "unconverged": [m.label for m in comparison.members if not m.fit.converged],
         "has_prices": any(m.price_per_hour is not None for m in comparison.members),

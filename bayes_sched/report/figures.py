@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bayes_sched import plots
+from bayes_sched.plots import combination_pairs, effect_factors, latency_by_batch, latency_by_tokens, latency_contours, posterior_predictive_check, prior_posterior, prior_predictive, ranks, residuals
 from bayes_sched.fitted import FittedModel
 from bayes_sched.numbers import percent
 from bayes_sched.report.files import ReportFigure
@@ -45,14 +45,14 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
             f"The light band is where {share} of the steps fall; the dark one is where the mean latency "
             f"lies, with {share} certainty. Dots are observed steps with about that many requests. Hatched "
             f"parts are extrapolation.{load}",
-            lambda: plots.latency_by_tokens(fit, steps, probability=p),
+            lambda: latency_by_tokens(fit, steps, probability=p),
         ),
         ReportFigure(
             "latency_by_batch",
             "Latency of decode-only steps",
             "Every request of these steps decodes one token, so B = S. The slope is what one more "
             f"decoding request costs all of them. Bands and dots as above.{load}",
-            lambda: plots.latency_by_batch(fit, steps, probability=p),
+            lambda: latency_by_batch(fit, steps, probability=p),
         ),
         ReportFigure(
             "latency_contours",
@@ -60,7 +60,7 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
             "Steps along a line take equally long. To keep a promise, stay on the near side of its line "
             "in the lower panel. Dots are steps of the trace; hatched parts are extrapolation. A step "
             f"cannot hold fewer tokens than requests.{load}",
-            lambda: plots.latency_contours(fit, steps),
+            lambda: latency_contours(fit, steps),
         ),
         ReportFigure(
             "posterior_predictive_check",
@@ -68,7 +68,7 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
             f"{calibration.text} Above, a line inside the grey band means that the predicted probabilities "
             "are right; in long traces look at its size more than at the grey band. Below, each dot "
             "should lie on the dashed line of its colour. These are the steps of the fit itself.",
-            lambda: plots.posterior_predictive_check(fit, steps, calibration=calibration),
+            lambda: posterior_predictive_check(fit, steps, calibration=calibration),
         ),
         ReportFigure(
             "residuals",
@@ -76,7 +76,7 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
             "The blue line is the running median of observed minus mean latency and should stay near "
             "zero; the band holds the middle 90% of the steps. Left in ms, right in units of the "
             "predicted noise, where the band should be equally wide everywhere.",
-            lambda: plots.residuals(fit, steps),
+            lambda: residuals(fit, steps),
         ),
         ReportFigure(
             "effect_factors",
@@ -85,7 +85,7 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
             "says; the model's documentation names that part. A level is as wide as the values it holds. "
             "Blue ones have steps in the trace; of grey ones nothing was seen, and how far they may depart "
             "is what other levels were seen to do. Mind that each panel has its own scale.",
-            lambda: plots.effect_factors(fit, steps, probability=p),
+            lambda: effect_factors(fit, steps, probability=p),
         ),
         ReportFigure(
             "prior_posterior",
@@ -93,14 +93,14 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
             "Where the blue posterior looks like the grey prior, the data say nothing about that "
             "parameter. A contraction of 1 means that all was learnt from the data, 0 nothing. "
             "Logarithmic axes; each shape is scaled to its own peak.",
-            lambda: plots.prior_posterior(fit),
+            lambda: prior_posterior(fit),
         ),
         ReportFigure(
             "combination_pairs",
             "Combinations that the data identify",
             "Posterior draws, pair by pair. A narrow diagonal: the two trade off against each other. Two "
             "clouds: two explanations of the same trace.",
-            lambda: plots.combination_pairs(fit),
+            lambda: combination_pairs(fit),
         ),
         ReportFigure(
             "ranks",
@@ -108,13 +108,13 @@ def report_figures(fit: FittedModel, steps: pd.DataFrame, summary: Summary) -> t
             "For each parameter and sampled coordinate, how the ranks of each chain's draws among all "
             "draws deviate from even. Lines inside the grey band: the chains explored the same "
             "distribution.",
-            lambda: plots.ranks(fit),
+            lambda: ranks(fit),
         ),
         ReportFigure(
             "prior_predictive",
             "What the priors allowed",
             prior_words(fit),
-            lambda: plots.prior_predictive(fit, steps),
+            lambda: prior_predictive(fit, steps),
         ),
     )
     return tuple(f for f in figures if f.name != "effect_factors" or not summary.effects.empty)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-import bayes_sched
+from bayes_sched.whole_file import VERSION
 from bayes_sched.planning.capacity_plan import CapacityPlan
 from bayes_sched.planning.optimum import Optimum
 from bayes_sched.report.files import ReportPaths, write_figures, write_json, write_tables
@@ -48,7 +48,7 @@ def write_plan(plan: Optimum | CapacityPlan, folder: str | Path, *, command: str
         "is_capacity": is_capacity,
         "pages": plan_pages(plan),
         "command": command,
-        "version": bayes_sched.__version__,
+        "version": VERSION,
         "made_at": date(datetime.now(UTC).isoformat()),
         "table_names": list(tables),
     }

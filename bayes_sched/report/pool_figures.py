@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayes_sched import plots
+from bayes_sched.plots import pool_latency, pool_shrinkage
 from bayes_sched.numbers import percent
 from bayes_sched.pooling import Pool
 from bayes_sched.report.files import ReportFigure
@@ -26,7 +26,7 @@ def pool_figures(pool: Pool, found: PoolSummary) -> tuple[ReportFigure, ...]:
             f"One panel a quantity that data identify, logarithmic. Grey, the {share} interval of a trace by "
             "itself; blue, with the strength of the others. Where a trace says enough, the two are alike. "
             f"The green band is where a server not yet seen is expected with {share} probability.",
-            lambda: plots.pool_shrinkage(found.changes, found.spread, probability=found.probability),
+            lambda: pool_shrinkage(found.changes, found.spread, probability=found.probability),
         ),
         ReportFigure(
             "pool_latency",
@@ -34,6 +34,6 @@ def pool_figures(pool: Pool, found: PoolSummary) -> tuple[ReportFigure, ...]:
             "Lines are mean latencies of the pooled servers, thin where their traces hold no such steps. "
             f"The band holds the mean latency of a server not yet seen with {share} probability: how far "
             f"servers differ, and not what single steps do. Both axes are logarithmic. {context}".strip(),
-            lambda: plots.pool_latency(pool, probability=found.probability),
+            lambda: pool_latency(pool, probability=found.probability),
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import bayes_sched
+from bayes_sched.whole_file import VERSION
 from bayes_sched.numbers import number
 from bayes_sched.pooling.hierarchy import BETWEEN, WITHIN
 from bayes_sched.report import pool_tables as tables
@@ -29,7 +29,7 @@ def render_pool(found: PoolSummary, figures: Mapping[ReportFigure, Path]) -> str
         "gate": found.gate,
         "efficiency": number(found.gate["ess_per_1000_gradients"]),
         "priors": {"between": BETWEEN, "within": WITHIN},
-        "version": bayes_sched.__version__,
+        "version": VERSION,
         "made_at": date(found.population.created_at),
         "table_names": list(tables.file_tables(found)),
         "tables": {

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import xarray as xr
 
-from bayes_sched import plots
+from bayes_sched.plots import decode_promise, promise_map, request_survival
 from bayes_sched.region import TOLERANCE
 from bayes_sched.report.files import ReportFigure
 from bayes_sched.sla import RequestSLA, StepSLA, step_risk
@@ -54,7 +54,7 @@ def _map(steps: StepSLA, risk: xr.Dataset) -> ReportFigure:
         "the solid line. Between it and the dashed one lie the steps that a single fitted curve allows and "
         "that are late too often. Hatched parts are extrapolation; a step cannot hold fewer tokens "
         "than requests.",
-        lambda: plots.promise_map(steps, risk),
+        lambda: promise_map(steps, risk),
     )
 
 
@@ -66,7 +66,7 @@ def _decode(steps: StepSLA, decode: xr.Dataset) -> ReportFigure:
         "Above: the share of decode-only steps that take longer than the limit, on a logarithmic scale; the "
         f"band ({band} credible) is what we do not know of the server. Below: how sure one may be that no "
         "more than the allowed share is late. More data narrow the band; they do not lower the curve.",
-        lambda: plots.decode_promise(steps, decode),
+        lambda: decode_promise(steps, decode),
     )
 
 
@@ -76,7 +76,7 @@ def _requests(request: RequestSLA) -> ReportFigure:
         "How long requests take",
         "The share of the requests that take longer than a time, on a logarithmic scale; the band is what we "
         "do not know of the server. Steps share its parameters; their noise is taken as independent.",
-        lambda: plots.request_survival(request),
+        lambda: request_survival(request),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-import bayes_sched
+from bayes_sched.whole_file import VERSION
 from bayes_sched.errors import InputError
 from bayes_sched.report.files import ReportFigure, ReportPaths, write_figures, write_json, write_tables
 from bayes_sched.report.sla_figures import decode_risk, risk_table, sla_figures
@@ -100,7 +100,7 @@ def _page(
         "times": None if request is None else request_page(request),
         "request_steps": None if request is None else request_step_page(request),
         "command": command,
-        "version": bayes_sched.__version__,
+        "version": VERSION,
         "made_at": date(datetime.now(UTC).isoformat()),
         "table_names": tables,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayes_sched import plots
+from bayes_sched.plots import band_calibration, error_by_size, extrapolation_bands, score_overview
 from bayes_sched.report.files import ReportFigure
 from bayes_sched.validation import Validation
 
@@ -17,21 +17,21 @@ def validation_figures(found: Validation) -> tuple[ReportFigure, ...]:
             "Which model predicts best",
             "Continuous ranked probability score, the average pinball loss, in ms: how far from what was "
             "said the steps fell. Logarithmic axis; less is better. Models compare within a split.",
-            lambda: plots.score_overview(found),
+            lambda: score_overview(found),
         ),
         ReportFigure(
             "validation_calibration",
             "Do bands keep their word",
             "Share of unseen steps inside each central band against the probability of the band. Below the "
             "diagonal bands are too narrow, above it too wide.",
-            lambda: plots.band_calibration(found),
+            lambda: band_calibration(found),
         ),
         ReportFigure(
             "validation_errors",
             "Where predictions are off",
             f"Mean absolute percentage error of the point prediction by the size of the step, split {first}; "
             "both axes are logarithmic. Bins with fewer than five steps are left out.",
-            lambda: plots.error_by_size(found, split=first),
+            lambda: error_by_size(found, split=first),
         ),
     ]
     if "budget" in scored:
@@ -42,7 +42,7 @@ def validation_figures(found: Validation) -> tuple[ReportFigure, ...]:
                 "Dots are held-out steps with prefill of the largest token budget; the grey part is where "
                 "training steps were. Lines are predicted medians, bands hold 90 % by the model's word, both "
                 "averaged over steps of like S.",
-                lambda: plots.extrapolation_bands(found),
+                lambda: extrapolation_bands(found),
             )
         )
     return tuple(figures)

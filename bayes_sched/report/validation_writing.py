@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-import bayes_sched
+from bayes_sched.whole_file import VERSION
 from bayes_sched.report.files import ReportPaths, write_figures, write_json, write_tables
 from bayes_sched.report.templates import date, render
 from bayes_sched.report.validation_figures import validation_figures
@@ -60,7 +60,7 @@ def _values(found: Validation, command: str) -> dict[str, object]:
     return {
         "found": found,
         "command": command,
-        "version": bayes_sched.__version__,
+        "version": VERSION,
         "made_at": date(datetime.now(UTC).isoformat()),
         "metrics": METRICS,
         "regimes": REGIMES,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import bayes_sched
+from bayes_sched.whole_file import VERSION
 from bayes_sched.errors import InputError
 from bayes_sched.validation.contender import Contender
 from bayes_sched.validation.forecast import Forecast
@@ -216,7 +216,7 @@ def _depends_on(heat: _Heat, contender: Contender) -> dict[str, Any]:
         "seed": heat.seed,
         "rows": [len(heat.cut.train), len(heat.cut.test)],
         "contender": repr(contender),
-        "version": bayes_sched.__version__,
+        "version": VERSION,
     }
 
 
