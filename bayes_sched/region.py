@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from bayes_sched.arrays import Floats
+
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
 TOLERANCE = 0.05
 """How far outside the hull still counts as seen: about 5 % in B or in S."""
-
-type Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,10 +36,10 @@ import pandas as pd
 import pymc as pm
 import xarray as xr
 
-from bayes_sched.coordinates import SaturationCoordinates
-from bayes_sched.equation import PARAMETERS, Parameter, latency_ms
-from bayes_sched.likelihood import student_t_model
-from bayes_sched.priors import Priors
+from bayes_sched.model.equation import PARAMETERS, Parameter, latency_ms
+from bayes_sched.model.likelihood import student_t_model
+from bayes_sched.model.priors import Priors
+from bayes_sched.sampling.coordinates import SaturationCoordinates
 
 _NU = Parameter("nu", r"\nu", "degrees of freedom of the noise (small: long tails)", "1", 1.0, 30.0)
 _NOISE = {

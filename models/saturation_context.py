@@ -39,11 +39,11 @@ import pymc as pm
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayes_sched.coordinates import SaturationCoordinates
-from bayes_sched.equation import Parameter
-from bayes_sched.likelihood import student_t_model
-from bayes_sched.model import load_model
-from bayes_sched.priors import Priors
+from bayes_sched.model.equation import Parameter
+from bayes_sched.model.likelihood import student_t_model
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import load_model
+from bayes_sched.sampling.coordinates import SaturationCoordinates
 
 SATURATION = load_model("saturation")
 

@@ -52,13 +52,11 @@ import pymc as pm
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayes_sched.departure_coordinates import DepartureCoordinates
-from bayes_sched.effect_coordinates import EffectCoordinates
-from bayes_sched.effects import Effect
-from bayes_sched.equation import PARAMETERS, Parameter, latency_ms
-from bayes_sched.likelihood import student_t_model
-from bayes_sched.model import load_model
-from bayes_sched.priors import Priors
+from bayes_sched.model.equation import PARAMETERS, Parameter, latency_ms
+from bayes_sched.model.likelihood import Effect, student_t_model
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import load_model
+from bayes_sched.sampling.group_coordinates import DepartureCoordinates, EffectCoordinates
 
 SATURATION = load_model("saturation")
 CONTEXT: Any = load_model("saturation_context")

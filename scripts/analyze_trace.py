@@ -16,12 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
-    from bayes_sched.analysis import Limits, TraceAnalysis
+    from bayes_sched.trace.analysis import TraceAnalysis
+    from bayes_sched.trace.findings import Limits
 
 PROGRAM = "analyze_trace"
 say = partial(command.say, PROGRAM)
@@ -106,8 +107,8 @@ class Job:
 
 def prepare(options: argparse.Namespace, arguments: Sequence[str]) -> Job:
     """Check the arguments, cheapest first."""
-    from bayes_sched.results import ANALYSIS, check_result
-    from bayes_sched.trace.names import result_name
+    from bayes_sched.files import ANALYSIS, check_result
+    from bayes_sched.trace.formats import result_name
     from bayes_sched.trace.opening import expand_paths
 
     if options.name is not None and not options.report:
@@ -128,8 +129,8 @@ def run_analyze(job: Job) -> int:
     options = job.options
     with command.shown_progress(PROGRAM) as show:
         show("reading the trace", None)
-        from bayes_sched.analysis import analyze
-        from bayes_sched.trace import read_trace
+        from bayes_sched.trace.analysis import analyze
+        from bayes_sched.trace.reader import read_trace
 
         trace = read_trace(options.traces, max_bad_share=options.max_bad_share)
         show("analysing", None)
@@ -142,7 +143,7 @@ def run_analyze(job: Job) -> int:
         numbers = {**found.to_dict(), "paths": paths, "seconds": round(seconds, 1)}
         print(json.dumps(numbers, indent=2, allow_nan=False))
         return command.DONE
-    from bayes_sched.analysis_text import analysis_text
+    from bayes_sched.reports.trace import analysis_text
 
     print(analysis_text(found, num_findings=options.top))
     saved = [f"Saved {path}" for name, path in paths.items() if name in {"csv", "report"}]
@@ -151,7 +152,7 @@ def run_analyze(job: Job) -> int:
 
 
 def limits(options: argparse.Namespace) -> Limits:
-    from bayes_sched.analysis import Limits
+    from bayes_sched.trace.findings import Limits
 
     return Limits(
         slow_schedule_ms=options.slow_schedule_ms,
@@ -172,8 +173,9 @@ def write(job: Job, found: TraceAnalysis, show: command.Progress) -> dict[str, s
     if job.folder is None:
         return paths
     show("writing the report", None)
-    from bayes_sched.report import write_analysis
-    from bayes_sched.results import ANALYSIS, result_folder
+    from bayes_sched.reports.trace import write_analysis
+
+    from bayes_sched.files import ANALYSIS, result_folder
 
     with result_folder(job.folder, overwrite=job.options.overwrite, holds=ANALYSIS) as folder:
         write_analysis(found, folder, command=job.command)
@@ -185,8 +187,8 @@ def write(job: Job, found: TraceAnalysis, show: command.Progress) -> dict[str, s
 
 
 def run_watch(options: argparse.Namespace) -> int:
-    from bayes_sched.analysis.following import check_followable
-    from bayes_sched.watching import watch
+    from bayes_sched.cli.watching import watch
+    from bayes_sched.trace.watch import check_followable
 
     check_followable(options.trace, is_needed=options.once)
     end_s = 0.0 if options.once else options.duration

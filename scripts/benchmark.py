@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 def prepare(arguments: Sequence[str]) -> argparse.Namespace:
     """Check the arguments as far as that goes without reading a trace."""
     options = parser().parse_args(arguments)
-    from bayes_sched.model import shipped_models
+    from bayes_sched.model.protocol import shipped_models
     from bayes_sched.trace.opening import expand_paths
 
     options.files, _ = expand_paths(options.traces)
@@ -133,13 +133,15 @@ def run_sampling(options: argparse.Namespace) -> int:
 
     import pandas as pd
 
-    from bayes_sched.trace import clean_steps, read_trace
+    from bayes_sched.trace.cleaning import clean_steps
+    from bayes_sched.trace.reader import read_trace
 
     tables = {file: clean_steps(read_trace(file).steps).steps for file in options.files}
     say("loading the libraries")
-    from bayes_sched.benchmarking import ratios_to_best
-    from bayes_sched.benchmarking_text import sampling_text
-    from bayes_sched.thinning import choose_rows
+    from bayes_sched.reports.studies import sampling_text
+
+    from bayes_sched.studies.speed import ratios_to_best
+    from bayes_sched.trace.cleaning import choose_rows
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
     results = []
@@ -165,10 +167,10 @@ def run_sampling(options: argparse.Namespace) -> int:
 
 def sample_all(steps: pd.DataFrame, options: argparse.Namespace, *, label: str) -> list[dict[str, Any]]:
     """Sample one trace in every way."""
-    from bayes_sched.benchmarking import measure_direct, measure_ours
-    from bayes_sched.model import all_parameters, load_model
-    from bayes_sched.priors import Priors
-    from bayes_sched.settings import SamplerSettings
+    from bayes_sched.model.priors import Priors
+    from bayes_sched.model.protocol import all_parameters, load_model
+    from bayes_sched.sampling.nuts import SamplerSettings
+    from bayes_sched.studies.speed import measure_direct, measure_ours
 
     model = load_model(options.model)
     noise = model.noises[0]
@@ -206,9 +208,10 @@ def run_fits(options: argparse.Namespace) -> int:
             for seed in options.seeds:
                 say(f"{Path(file).name}, seed {seed}")
                 runs.append(fit_once(options, file, seed, Path(folder) / str(len(runs))))
-        from bayes_sched.benchmarking import fit_account
-        from bayes_sched.benchmarking_text import fits_text
-        from bayes_sched.fitted import FittedModel
+        from bayes_sched.reports.studies import fits_text
+
+        from bayes_sched.posterior.fitted import FittedModel
+        from bayes_sched.studies.speed import fit_account
 
         rows = [one | fit_account(FittedModel.load(one.pop("posterior"))) for one in runs]
     if options.json:

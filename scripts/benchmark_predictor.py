@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bayes_sched.predictor import Predictor
+    from bayes_sched.predictor.predictor import Predictor
 
 PROGRAM = "benchmark_predictor"
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,26 +95,28 @@ def prepare(arguments: Sequence[str]) -> argparse.Namespace:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
     if options.fit is not None:
-        from bayes_sched.results import fit_file
+        from bayes_sched.files import fit_file
 
         options.fit = fit_file(options.fit)
     return options
 
 
 def run(options: argparse.Namespace) -> int:
-    from bayes_sched.predictor import MonitorSettings, Predictor
+    from bayes_sched.predictor.monitor import MonitorSettings
+    from bayes_sched.predictor.predictor import Predictor
 
     predictor = Predictor.load(options.predictor, settings=MonitorSettings(tolerance=options.tolerance))
     say("timing fresh processes")
     found: dict[str, Any] = {"predictor": predictor.provenance.name, "fresh": fresh(options)}
-    from bayes_sched.predictor_trial import accuracy, replay, speed
-    from bayes_sched.trace import clean_steps, read_trace
+    from bayes_sched.studies.predictor import accuracy, replay, speed
+    from bayes_sched.trace.cleaning import clean_steps
+    from bayes_sched.trace.reader import read_trace
 
     steps = clean_steps(read_trace(options.trace).steps).steps
     say("timing answers")
     found["speed_s"] = speed(predictor, steps, others=lightgbm(steps))
     if options.fit is not None:
-        from bayes_sched.fitted import FittedModel
+        from bayes_sched.posterior.fitted import FittedModel
 
         say("comparing with the fit")
         found["largest_errors"] = accuracy(predictor, FittedModel.load(options.fit), seed=options.seed)

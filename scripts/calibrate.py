@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
-from bayes_sched.study import StudyFolder
+from bayes_sched.studies.runs import StudyFolder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bayes_sched.simulation_calibration import CalibrationStudy, Simulation
+    from bayes_sched.studies.sbc import CalibrationStudy, Simulation
 
 PROGRAM = "calibrate"
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "vllm_cpu_12m_sweep.jsonl.gz"
@@ -105,15 +105,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def make_study(options: argparse.Namespace) -> CalibrationStudy:
-    from bayes_sched.trace import clean_steps, read_trace
+    from bayes_sched.trace.cleaning import clean_steps
+    from bayes_sched.trace.reader import read_trace
 
     steps = clean_steps(read_trace(options.design).steps).steps
     say("loading the libraries")
     import logging
 
-    from bayes_sched.model import load_model
-    from bayes_sched.settings import SamplerSettings
-    from bayes_sched.simulation_calibration import CalibrationStudy
+    from bayes_sched.model.protocol import load_model
+    from bayes_sched.sampling.nuts import SamplerSettings
+    from bayes_sched.studies.sbc import CalibrationStudy
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
     return CalibrationStudy.of_design(
@@ -154,10 +155,11 @@ ACCOUNT = (
 
 def summarise(study: CalibrationStudy, simulations: pd.DataFrame, options: argparse.Namespace) -> str:
     """Write the ranks, the figure and the account; return the summary."""
-    from bayes_sched.model import all_parameters
-    from bayes_sched.plots.simulated_ranks import simulated_ranks
-    from bayes_sched.plots.style import save_figure
-    from bayes_sched.simulation_calibration import evenness_table
+    from bayes_sched.reports.plots.studies import simulated_ranks
+    from bayes_sched.reports.plots.style import save_figure
+
+    from bayes_sched.model.protocol import all_parameters
+    from bayes_sched.studies.sbc import evenness_table
 
     folder: Path = options.results_dir
     is_rank = simulations.columns.str.startswith("rank ")

@@ -13,15 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
-from bayes_sched.study import SETTINGS, StudyFolder
+from bayes_sched.studies.runs import SETTINGS, StudyFolder
 
 if TYPE_CHECKING:
-    from bayes_sched.promises.server_study import ServerStudy
-    from bayes_sched.promises.summary import Summary
-    from bayes_sched.promises.trace_study import TraceStudy
+    from bayes_sched.reports.studies import Summary
+
+    from bayes_sched.studies.sla_servers import ServerStudy
+    from bayes_sched.studies.sla_traces import TraceStudy
 
 PROGRAM = "calibrate_promises"
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "vllm_cpu_12m_sweep.jsonl.gz"
@@ -177,11 +178,12 @@ def run_traces(
 
 
 def make_server_study(options: argparse.Namespace) -> ServerStudy:
-    from bayes_sched.model import load_model_file
-    from bayes_sched.promises.server_study import ServerStudy
-    from bayes_sched.settings import SamplerSettings
-    from bayes_sched.simulation_calibration import CalibrationStudy
-    from bayes_sched.trace import clean_steps, read_trace
+    from bayes_sched.model.protocol import load_model_file
+    from bayes_sched.sampling.nuts import SamplerSettings
+    from bayes_sched.studies.sbc import CalibrationStudy
+    from bayes_sched.studies.sla_servers import ServerStudy
+    from bayes_sched.trace.cleaning import clean_steps
+    from bayes_sched.trace.reader import read_trace
 
     loaded = load_model_file("saturation")
     fits = CalibrationStudy.of_design(
@@ -196,10 +198,10 @@ def make_server_study(options: argparse.Namespace) -> ServerStudy:
 
 
 def make_trace_study(options: argparse.Namespace) -> TraceStudy:
-    from bayes_sched.promises.trace_study import TraceStudy
-    from bayes_sched.settings import SamplerSettings
-    from bayes_sched.trace import read_trace
-    from bayes_sched.validation.servers import servers_of as grouped
+    from bayes_sched.sampling.nuts import SamplerSettings
+    from bayes_sched.studies.prediction import servers_of as grouped
+    from bayes_sched.studies.sla_traces import TraceStudy
+    from bayes_sched.trace.reader import read_trace
 
     settings = SamplerSettings(
         draws=options.draws, tune=options.tune, chains=options.chains, seed=options.seed
@@ -216,7 +218,7 @@ def make_trace_study(options: argparse.Namespace) -> TraceStudy:
 
 def summaries(options: argparse.Namespace) -> dict[str, Summary]:
     """Write the tables, the figures and the accounts; return each in words and in numbers."""
-    from bayes_sched.promises.summary import write_server_summary, write_trace_summary
+    from bayes_sched.reports.studies import write_server_summary, write_trace_summary
 
     found = {}
     if options.servers:

@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
-    from bayes_sched.fitted import FittedModel
     from bayes_sched.planning.server_record import ServerRecord
-    from bayes_sched.planning.simulator_check import SimulatorCheck
+    from bayes_sched.posterior.fitted import FittedModel
+    from bayes_sched.studies.simulator import SimulatorCheck
 
 PROGRAM = "check_simulator"
 SETTINGS = ("token_budget", "max_num_seqs", "kv_tokens", "block_tokens")
@@ -120,8 +120,8 @@ def report_folder(options: argparse.Namespace, files: Sequence[str]) -> Path | N
         raise InputError("--name names the report: give --report too")
     if not options.report:
         return None
-    from bayes_sched.results import SIMULATOR, check_result
-    from bayes_sched.trace.names import result_name
+    from bayes_sched.files import SIMULATOR, check_result
+    from bayes_sched.trace.formats import result_name
 
     name = f"{result_name(files)}-simulator" if options.name is None else options.name
     return check_result(options.results_dir, name, overwrite=options.overwrite, holds=SIMULATOR)
@@ -136,7 +136,7 @@ def run(job: Job) -> int:
     with command.noticed_interrupts() as check_interrupts, command.shown_progress(PROGRAM) as show:
         fit = fit_first_half(record, options, show)
         check_interrupts()
-        from bayes_sched.planning.simulator_check import check_simulator
+        from bayes_sched.studies.simulator import check_simulator
 
         found = check_simulator(
             fit,
@@ -156,9 +156,8 @@ def run(job: Job) -> int:
 
 
 def read(options: argparse.Namespace) -> ServerRecord:
-    from bayes_sched.planning.measured_requests import read_measured_requests
-    from bayes_sched.planning.server_record import ServerRecord
-    from bayes_sched.trace import read_trace
+    from bayes_sched.planning.server_record import ServerRecord, read_measured_requests
+    from bayes_sched.trace.reader import read_trace
     from bayes_sched.trace.sidecar import read_scheduler
 
     requests, trace = read_measured_requests(options.requests), read_trace(options.trace)
@@ -170,8 +169,8 @@ def fit_first_half(record: ServerRecord, options: argparse.Namespace, show: comm
     show("loading the libraries", None)
     import logging
 
-    from bayes_sched.fitting import fit
-    from bayes_sched.settings import SamplerSettings
+    from bayes_sched.posterior.fit import fit
+    from bayes_sched.sampling.nuts import SamplerSettings
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
     result = fit(
@@ -192,7 +191,7 @@ def show_result(found: SimulatorCheck, path: Path | None, *, is_json: bool) -> N
         report = {"report": None if path is None else str(path)}
         print(json.dumps({**found.to_dict(), **report}, indent=2, allow_nan=False))
         return
-    from bayes_sched.simulator_text import check_text
+    from bayes_sched.reports.studies import check_text
 
     print("\n\n".join([check_text(found), *([] if path is None else [f"Saved {path}"])]))
 
@@ -202,11 +201,11 @@ def write(job: Job, found: SimulatorCheck, show: command.Progress) -> Path | Non
     if job.folder is None:
         return None
     show("writing the report", None)
-    from bayes_sched.plots.simulator_load import decisions_over_time
-    from bayes_sched.plots.simulator_times import predicted_times
-    from bayes_sched.plots.style import save_figure
-    from bayes_sched.report.files import write_json, write_tables
-    from bayes_sched.results import SIMULATOR, result_folder
+    from bayes_sched.reports.page import write_json, write_tables
+    from bayes_sched.reports.plots.studies import decisions_over_time, predicted_times
+    from bayes_sched.reports.plots.style import save_figure
+
+    from bayes_sched.files import SIMULATOR, result_folder
 
     tables = {"requests": found.table, "decisions": found.of_clock.steps}
     with result_folder(job.folder, overwrite=job.options.overwrite, holds=SIMULATOR) as folder:
@@ -220,7 +219,7 @@ def write(job: Job, found: SimulatorCheck, show: command.Progress) -> Path | Non
 
 
 def readme(job: Job, found: SimulatorCheck) -> str:
-    from bayes_sched.simulator_text import check_text
+    from bayes_sched.reports.studies import check_text
 
     return f"""# The simulator beside a real server
 

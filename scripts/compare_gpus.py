@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
-    from bayes_sched.comparison import Comparison
+    from bayes_sched.comparison.compare import Comparison
 
 PROGRAM = "compare_gpus"
 say = partial(command.say, PROGRAM)
@@ -135,7 +135,7 @@ class Job:
 def prepare(arguments: Sequence[str]) -> Job:
     """Check the arguments, cheapest first."""
     options = parser().parse_intermixed_args(arguments)
-    from bayes_sched.results import COMPARISON, check_result, fit_file
+    from bayes_sched.files import COMPARISON, check_result, fit_file
 
     files = [fit_file(path) for path in options.fits]
     if len(files) < 2:
@@ -178,7 +178,7 @@ def run(job: Job) -> int:
         numbers = {**found.to_dict(), "command": job.command, "paths": paths, "seconds": round(seconds, 1)}
         print(json.dumps(numbers, indent=2, allow_nan=False))
     else:
-        from bayes_sched.comparison_text import comparison_text
+        from bayes_sched.reports.comparison import comparison_text
 
         saved = f"Saved {paths.get('report', paths['folder'])}\nTook {seconds:.1f} s"
         print(f"{comparison_text(found)}\n\n{saved}")
@@ -191,8 +191,8 @@ def run(job: Job) -> int:
 def compare_fits(job: Job, show: command.Progress) -> Comparison:
     options = job.options
     show("reading the fits", None)
-    from bayes_sched.comparison import compare
-    from bayes_sched.fitted import FittedModel
+    from bayes_sched.comparison.compare import compare
+    from bayes_sched.posterior.fitted import FittedModel
 
     fits = [FittedModel.load(file, model=options.model) for file in job.files]
     show("comparing", None)
@@ -210,8 +210,9 @@ def compare_fits(job: Job, show: command.Progress) -> Comparison:
 
 def write(job: Job, found: Comparison) -> dict[str, str]:
     """Write the folder of the result; return its files by what they are."""
-    from bayes_sched.report import write_comparison
-    from bayes_sched.results import COMPARISON, result_folder
+    from bayes_sched.reports.comparison import write_comparison
+
+    from bayes_sched.files import COMPARISON, result_folder
 
     options = job.options
     with result_folder(job.folder, overwrite=options.overwrite, holds=COMPARISON) as folder:

@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bayes_sched.loo_comparison import ModelComparison
-    from bayes_sched.model import LatencyModel, ModelFile
+    from bayes_sched.checks.loo import ModelComparison
+    from bayes_sched.model.protocol import LatencyModel, ModelFile
 
 PROGRAM = "compare_models"
 say = partial(command.say, PROGRAM)
@@ -91,7 +91,7 @@ def prepare(arguments: Sequence[str]) -> argparse.Namespace:
         )
     if options.figure is not None and options.figure.suffix != ".png":
         raise InputError(f"--figure {options.figure}: name a .png file")
-    from bayes_sched.model import shipped_models
+    from bayes_sched.model.protocol import shipped_models
     from bayes_sched.trace.opening import expand_paths
 
     check_models(options.models or (), shipped_models())
@@ -139,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
         shown = {name: plain(fit) for name, fit in fits.items()}
         print(json.dumps({**plain(found.to_dict()), "fits": shown}, indent=2, allow_nan=False))
     else:
-        from bayes_sched.loo_text import comparison_text
+        from bayes_sched.reports.loo import comparison_text
 
         print(comparison_text(found, fits))
         for path in filter(None, (options.csv, options.figure)):
@@ -157,11 +157,10 @@ def study(
     show("loading the libraries", None)
     import logging
 
-    from bayes_sched.benchmarking import fit_account
-    from bayes_sched.fitting import fit
-    from bayes_sched.loo import leave_one_out
-    from bayes_sched.loo_comparison import comparable_steps, compare_models
-    from bayes_sched.settings import SamplerSettings
+    from bayes_sched.checks.loo import comparable_steps, compare_models, leave_one_out
+    from bayes_sched.posterior.fit import fit
+    from bayes_sched.sampling.nuts import SamplerSettings
+    from bayes_sched.studies.speed import fit_account
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
     cleaned = cleaned_steps(options, show)
@@ -204,7 +203,7 @@ def show_stage(show: command.Progress, prefix: str, stage: str, share: float | N
 
 def member(name: str) -> Member:
     """Load a model and check its noise option."""
-    from bayes_sched.model import all_parameters, load_model_file
+    from bayes_sched.model.protocol import all_parameters, load_model_file
 
     path, _, noise = name.partition(":")
     loaded = load_model_file(path)
@@ -216,7 +215,8 @@ def member(name: str) -> Member:
 def cleaned_steps(options: argparse.Namespace, show: command.Progress) -> pd.DataFrame:
     """Read and clean the trace."""
     show("reading the trace", None)
-    from bayes_sched.trace import clean_steps, read_trace
+    from bayes_sched.trace.cleaning import clean_steps
+    from bayes_sched.trace.reader import read_trace
 
     trace = read_trace(options.traces)
     cleaned = clean_steps(
@@ -229,8 +229,8 @@ def cleaned_steps(options: argparse.Namespace, show: command.Progress) -> pd.Dat
 
 def usable_models(steps: pd.DataFrame) -> list[str]:
     """Return the names of the project's models that the steps have the columns for; say which they lack."""
-    from bayes_sched.loo_comparison import lacking_columns
-    from bayes_sched.model import load_model, shipped_models
+    from bayes_sched.checks.loo import lacking_columns
+    from bayes_sched.model.protocol import load_model, shipped_models
 
     lacking = {name: lacking_columns(steps, load_model(name).columns) for name in shipped_models()}
     for name, columns in lacking.items():
@@ -244,8 +244,9 @@ def write(options: argparse.Namespace, found: ModelComparison) -> None:
     if options.csv is not None:
         command.write_whole(options.csv, found.table.to_csv(float_format="%.6g"))
     if options.figure is not None:
-        from bayes_sched.plots.model_differences import model_differences
-        from bayes_sched.whole_file import whole_file
+        from bayes_sched.reports.plots.comparison import model_differences
+
+        from bayes_sched.files import whole_file
 
         with whole_file(options.figure, what="the figure") as temporary:
             model_differences(found).savefig(temporary, format="png", dpi=144)

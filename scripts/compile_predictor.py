@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayes_sched import command
+from bayes_sched.cli import command
 
 if TYPE_CHECKING:
-    from bayes_sched.predictor import Predictor
+    from bayes_sched.predictor.predictor import Predictor
 
 PROGRAM = "compile_predictor"
 PREDICTOR = "predictor.npz"
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 def prepare(arguments: Sequence[str]) -> argparse.Namespace:
     """Check the arguments as far as that goes without reading the fit."""
     options = parser().parse_args(arguments)
-    from bayes_sched.results import fit_file
+    from bayes_sched.files import fit_file
 
     options.posterior = fit_file(options.result)
     if options.output is None:
@@ -79,8 +79,8 @@ def run(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     with command.shown_progress(PROGRAM) as show:
         show("loading the libraries", None)
-        from bayes_sched.fitted import FittedModel
-        from bayes_sched.predictor_compilation import compile_predictor
+        from bayes_sched.posterior.fitted import FittedModel
+        from bayes_sched.predictor.compile import compile_predictor
 
         fit = FittedModel.load(options.posterior, model=options.model)
         show("compiling (a minute or two)", None)

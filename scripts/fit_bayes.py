@@ -16,16 +16,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.arguments import add_fit_options, check_limits, check_model, settings_of
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
-from bayes_sched.fit_options import add_fit_options, check_limits, check_model, settings_of
 
 if TYPE_CHECKING:
-    from bayes_sched.fitting import FitResult
-    from bayes_sched.population_prior import PopulationPrior
-    from bayes_sched.report import Summary
-    from bayes_sched.trace import Trace
+    from bayes_sched.reports.fit import Summary
+
+    from bayes_sched.pooling.prior import PopulationPrior
+    from bayes_sched.posterior.fit import FitResult
+    from bayes_sched.trace.reader import Trace
 
 PROGRAM = "fit_bayes"
 say = partial(command.say, PROGRAM)
@@ -92,8 +93,8 @@ def prepare(arguments: Sequence[str]) -> Job:
         raise InputError(f"{given} goes with --prior-from or --pool")
     if options.prior_from is not None and options.priors is not None:
         raise InputError("--priors with --prior-from: a fit has one prior, give one of them")
-    from bayes_sched.results import check_result, population_file
-    from bayes_sched.trace.names import result_name
+    from bayes_sched.files import check_result, population_file
+    from bayes_sched.trace.formats import result_name
     from bayes_sched.trace.opening import expand_paths
 
     files, _ = expand_paths(options.traces)
@@ -107,7 +108,7 @@ def prepare(arguments: Sequence[str]) -> Job:
 
 def _read_priors(path: Path) -> dict[str, Any]:
     """Read the overrides and check their form; which names there are only the model knows."""
-    from bayes_sched.priors import Prior, Priors, read_prior_overrides
+    from bayes_sched.model.priors import Prior, Priors, read_prior_overrides
 
     table = read_prior_overrides(path)
     try:
@@ -145,7 +146,7 @@ def run(job: Job) -> int:
 
 def read(traces: Sequence[str], options: argparse.Namespace, show: command.Progress) -> Trace:
     show("reading the trace", None)
-    from bayes_sched.trace import read_trace
+    from bayes_sched.trace.reader import read_trace
 
     return read_trace(traces, max_bad_share=options.max_bad_share)
 
@@ -155,7 +156,7 @@ def fit_trace(job: Job, trace: Trace, show: command.Progress) -> FitResult:
     show("loading the libraries", None)
     import logging
 
-    from bayes_sched.fitting import fit
+    from bayes_sched.posterior.fit import fit
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
     labels = {key: getattr(options, key) for key in ("gpu", "llm") if getattr(options, key)}
@@ -182,9 +183,9 @@ def fit_trace(job: Job, trace: Trace, show: command.Progress) -> FitResult:
 def pool_prior(job: Job, labels: Mapping[str, str]) -> tuple[str, PopulationPrior]:
     """Return the pool's noise option, and what it tells of this server; say whose prior that is."""
     assert job.pool is not None
-    from bayes_sched.model import load_model_file
+    from bayes_sched.model.protocol import load_model_file
+    from bayes_sched.pooling.pool import choose_prior
     from bayes_sched.pooling.population import Population
-    from bayes_sched.pooling.prior_choice import choose_prior
 
     options = job.options
     population = Population.load(job.pool)
@@ -205,7 +206,7 @@ def write(job: Job, result: FitResult) -> tuple[Summary, dict[str, str]]:
 
     A report that fails does not take the fit with it: the sampling may have taken minutes.
     """
-    from bayes_sched.results import POSTERIOR, result_folder
+    from bayes_sched.files import POSTERIOR, result_folder
 
     options = job.options
     paths = {"folder": str(job.folder), "posterior": str(job.folder / POSTERIOR)}
@@ -228,7 +229,7 @@ def write(job: Job, result: FitResult) -> tuple[Summary, dict[str, str]]:
 
 
 def report(result: FitResult, folder: Path | None, probability: float) -> Summary:
-    from bayes_sched.report import summary, write_report
+    from bayes_sched.reports.fit import summary, write_report
 
     if folder is not None:
         write_report(result.fit, result.steps, folder, probability=probability)
@@ -236,7 +237,7 @@ def report(result: FitResult, folder: Path | None, probability: float) -> Summar
 
 
 def as_text(result: FitResult, found: Summary, paths: dict[str, str], seconds: float) -> str:
-    from bayes_sched.terminal import bad_lines_text, cleaning_text, paragraph_text, parameter_text
+    from bayes_sched.reports.terminal import bad_lines_text, cleaning_text, paragraph_text, parameter_text
 
     stages = ", ".join(f"{name} {value:.1f} s" for name, value in found.metadata.timings_s.items())
     files = [f"Saved {paths[name]}" for name in ("posterior", "report") if name in paths]

@@ -16,13 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
-    from bayes_sched.fitted import FittedModel
-    from bayes_sched.planning import CapacityPlan, Optimum, PoissonWorkload, Workload
+    from bayes_sched.planning.capacity import CapacityPlan
+    from bayes_sched.planning.settings import Optimum
+    from bayes_sched.planning.workload import PoissonWorkload, Workload
+    from bayes_sched.posterior.fitted import FittedModel
 
 PROGRAM = "plan"
 REFUSED = 1
@@ -178,7 +180,7 @@ def prepare(arguments: Sequence[str]) -> Job:
         check_workload(options)
     if options.kind == "budget" and options.decodes + options.waiting_tokens < 1:
         raise InputError("a step without decodes and waiting tokens: give --decodes or --waiting-tokens")
-    from bayes_sched.results import fit_file
+    from bayes_sched.files import fit_file
 
     posterior = fit_file(options.fit)
     line = command.shown_command(f"scripts/{PROGRAM}.py", arguments, [])
@@ -209,7 +211,7 @@ def report_folder(options: argparse.Namespace, posterior: Path) -> Path | None:
         raise InputError("--name names the report: give --report too")
     if not options.report:
         return None
-    from bayes_sched.results import PLAN, check_result
+    from bayes_sched.files import PLAN, check_result
 
     name = f"{posterior.resolve().parent.name}-{options.kind}" if options.name is None else options.name
     return check_result(options.results_dir, name, overwrite=options.overwrite, holds=PLAN)
@@ -218,7 +220,7 @@ def report_folder(options: argparse.Namespace, posterior: Path) -> Path | None:
 def run(job: Job) -> int:
     """Do what was asked for; return the exit status."""
     options = job.options
-    from bayes_sched.fitted import FittedModel
+    from bayes_sched.posterior.fitted import FittedModel
 
     workload = read_workload(options) if options.kind == "capacity" else None
     fit = FittedModel.load(job.posterior, model=options.model)
@@ -239,14 +241,14 @@ def run(job: Job) -> int:
         numbers = {**about, **plan.to_dict(), "paths": paths, "seconds": round(seconds, 2)}
         print(json.dumps(numbers, indent=2, allow_nan=False))
     else:
-        from bayes_sched.planning_text import plan_text
+        from bayes_sched.reports.planning import plan_text
 
         print("\n\n".join([plan_text(plan), *([f"Saved {paths['report']}"] if paths else [])]))
     return command.DONE if plan.is_promised else REFUSED
 
 
 def read_workload(options: argparse.Namespace) -> Workload | PoissonWorkload:
-    from bayes_sched.planning import Lengths, PoissonWorkload, read_workload
+    from bayes_sched.planning.workload import Lengths, PoissonWorkload, read_workload
 
     if options.workload is not None:
         return read_workload(options.workload)
@@ -259,7 +261,7 @@ def read_workload(options: argparse.Namespace) -> Workload | PoissonWorkload:
 
 
 def optimize(fit: FittedModel, options: argparse.Namespace) -> Optimum:
-    from bayes_sched.planning import optimize_steps
+    from bayes_sched.planning.settings import optimize_steps
 
     return optimize_steps(fit, slo_ms=options.slo_ms, max_draws=options.draws, **trust(options))
 
@@ -270,7 +272,8 @@ def capacity(
     options: argparse.Namespace,
     show: command.Progress,
 ) -> CapacityPlan:
-    from bayes_sched.planning import SchedulerSettings, plan_capacity
+    from bayes_sched.planning.capacity import plan_capacity
+    from bayes_sched.planning.replay import SchedulerSettings
 
     budget = options.token_budget
     if budget is None:
@@ -303,8 +306,9 @@ def trust(options: argparse.Namespace) -> dict[str, Any]:
 
 def show_budget(fit: FittedModel, options: argparse.Namespace) -> int:
     """Answer for one step, and say how long an answer takes."""
-    from bayes_sched.planning import StepBudgets
-    from bayes_sched.planning_text import budget_text
+    from bayes_sched.reports.planning import budget_text
+
+    from bayes_sched.planning.next_step import StepBudgets
 
     seen = round(float(fit.cells["batch_size"].max()))
     needed = options.decodes + 1  # requests of the step; beyond the data only where that is asked for
@@ -343,8 +347,9 @@ def write(job: Job, plan: Optimum | CapacityPlan, show: command.Progress) -> dic
     """Write the report where one is wanted; return its files by what they are."""
     if job.folder is None:
         return {}
-    from bayes_sched.report.planning_writing import write_plan
-    from bayes_sched.results import PLAN, result_folder
+    from bayes_sched.reports.planning import write_plan
+
+    from bayes_sched.files import PLAN, result_folder
 
     show("writing the report", None)
     with result_folder(job.folder, overwrite=job.options.overwrite, holds=PLAN) as folder:

@@ -15,18 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
-from bayes_sched.errors import InputError
-from bayes_sched.fit_options import (
+from bayes_sched.cli import command
+from bayes_sched.cli.arguments import (
+    PoolMember,
     add_fit_options,
     check_limits,
     check_model,
     fit_arguments,
     fit_command,
+    named_label,
+    pool_members,
+    pool_servers,
     settings_of,
 )
-from bayes_sched.pool_options import PoolMember, named_label, pool_members, pool_servers
+from bayes_sched.cli.command import DEFAULT
+from bayes_sched.errors import InputError
 
 if TYPE_CHECKING or __package__:
     from scripts import fit_bayes
@@ -34,11 +37,12 @@ else:  # run as a script: its own folder is on the path, the repository's need n
     import fit_bayes
 
 if TYPE_CHECKING:
-    from bayes_sched.fitted import FittedModel
-    from bayes_sched.pooling import Pool
-    from bayes_sched.population_prior import PopulationPrior
-    from bayes_sched.report.pool_summary import PoolSummary
-    from bayes_sched.trace import Trace
+    from bayes_sched.reports.pool import PoolSummary
+
+    from bayes_sched.pooling.pool import Pool
+    from bayes_sched.pooling.prior import PopulationPrior
+    from bayes_sched.posterior.fitted import FittedModel
+    from bayes_sched.trace.reader import Trace
 
 PROGRAM = "fit_bayes"
 say = partial(command.say, PROGRAM)
@@ -116,7 +120,7 @@ def prepare(arguments: Sequence[str]) -> Job:
             raise InputError(f"{option} with --pool: {_REFUSED[option]}")
     options = parser().parse_intermixed_args(arguments)
     check_limits(options)
-    from bayes_sched.results import POPULATION, check_result
+    from bayes_sched.files import POPULATION, check_result
 
     members = pool_members(options.members)
     servers = pool_servers(options.server, members)
@@ -151,7 +155,7 @@ def run(job: Job) -> int:
         total = round(time.perf_counter() - start, 1)
         print(json.dumps({**found.to_dict(), "paths": paths, "seconds": total}, indent=2, allow_nan=False))
     else:
-        from bayes_sched.pool_text import pool_text
+        from bayes_sched.reports.pool import pool_text
 
         saved = "\n".join(
             f"Saved {paths[key]}" for key in ("population", "members", "report") if key in paths
@@ -165,7 +169,7 @@ def run(job: Job) -> int:
 def traces_of(job: Job, show: command.Progress) -> dict[str, Trace]:
     """Return the traces of those members that are given by them."""
     show("reading the traces", None)
-    from bayes_sched.trace import read_trace
+    from bayes_sched.trace.reader import read_trace
 
     share = job.options.max_bad_share
     return {m.name: read_trace(m.traces, max_bad_share=share) for m in job.members if m.traces}
@@ -173,9 +177,9 @@ def traces_of(job: Job, show: command.Progress) -> dict[str, Trace]:
 
 def fits_of(job: Job, traces: Mapping[str, Trace], show: command.Progress) -> dict[str, FittedModel]:
     """Return the fit of each member; those of traces are made, or found made before, one after the other."""
-    from bayes_sched.fitted import FittedModel
-    from bayes_sched.model import load_model_file
+    from bayes_sched.model.protocol import load_model_file
     from bayes_sched.pooling.members import Candidate, check_candidates
+    from bayes_sched.posterior.fitted import FittedModel
 
     options = job.options
     fits = {m.name: FittedModel.load(m.fit_file) for m in job.members if m.fit_file is not None}
@@ -201,8 +205,8 @@ def _saying(which: str, show: command.Progress) -> command.Progress:
 
 def _existing(job: Job, name: str, trace: Trace) -> FittedModel | None:
     """Return the fit of a trace that was made before with the same options, if there is one."""
-    from bayes_sched.results import POSTERIOR
-    from bayes_sched.same_fit import load_same_fit
+    from bayes_sched.files import POSTERIOR
+    from bayes_sched.posterior.fit import load_same_fit
 
     file = job.options.results_dir / name / POSTERIOR
     fit = load_same_fit(file, trace_sha256=trace.sha256, **fit_arguments(job.options))
@@ -235,13 +239,13 @@ def pooled(
 
     def fit_again(name: str, prior: PopulationPrior) -> FittedModel | None:
         """Fit a trace that the pool leaves too few draws of, under the pool's prior."""
-        from bayes_sched.fitting import fit
+        from bayes_sched.posterior.fit import fit
 
         trace = traces.get(name)
         return None if trace is None else fit(trace, population=prior, **fit_arguments(options)).fit
 
     show("loading the libraries", None)
-    from bayes_sched.pooling import POPULATION_SETTINGS, pool
+    from bayes_sched.pooling.pool import POPULATION_SETTINGS, pool
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
     own = settings_of(options)
@@ -265,9 +269,9 @@ def write(job: Job, pool: Pool, seconds: float) -> tuple[PoolSummary, dict[str, 
 
     A report that fails does not take the pool with it.
     """
-    from bayes_sched.report.pool_summary import pool_summary
-    from bayes_sched.report.pool_writing import save_pool, write_pool
-    from bayes_sched.results import MEMBERS, POPULATION, result_folder
+    from bayes_sched.reports.pool import pool_summary, save_pool, write_pool
+
+    from bayes_sched.files import MEMBERS, POPULATION, result_folder
 
     options = job.options
     paths = {"folder": job.folder, "population": job.folder / POPULATION, "members": job.folder / MEMBERS}

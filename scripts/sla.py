@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
-    from bayes_sched.fitted import FittedModel
-    from bayes_sched.sla import RequestSLA, StepSLA
+    from bayes_sched.posterior.fitted import FittedModel
+    from bayes_sched.sla.request import RequestSLA
+    from bayes_sched.sla.steps import StepSLA
 
 PROGRAM = "sla"
 REFUSED = 1
@@ -95,7 +96,7 @@ def prepare(arguments: Sequence[str]) -> Job:
     """Check the arguments, cheapest first."""
     options = parser().parse_intermixed_args(arguments)
     check_questions(options)
-    from bayes_sched.results import SLA, check_result, fit_file
+    from bayes_sched.files import SLA, check_result, fit_file
 
     posterior = fit_file(options.fit)
     if options.name is not None and not options.report:
@@ -137,7 +138,7 @@ def _option(name: str) -> str:
 def run(job: Job) -> int:
     """Do what was asked for; return the exit status."""
     options = job.options
-    from bayes_sched.fitted import FittedModel
+    from bayes_sched.posterior.fitted import FittedModel
 
     start = time.perf_counter()
     fit = FittedModel.load(job.posterior, model=options.model)
@@ -154,7 +155,7 @@ def run(job: Job) -> int:
             json.dumps({**numbers, "paths": paths, "seconds": round(seconds, 2)}, indent=2, allow_nan=False)
         )
     else:
-        from bayes_sched.sla_text import sla_text
+        from bayes_sched.reports.sla import sla_text
 
         saved = [f"Saved {paths['report']}"] if paths else []
         print("\n\n".join([sla_text(steps, request), *saved]))
@@ -162,7 +163,7 @@ def run(job: Job) -> int:
 
 
 def answer_steps(fit: FittedModel, options: argparse.Namespace) -> StepSLA | None:
-    from bayes_sched.sla import step_sla
+    from bayes_sched.sla.steps import step_sla
 
     if options.slo_ms is None:
         return None
@@ -177,7 +178,7 @@ def answer_steps(fit: FittedModel, options: argparse.Namespace) -> StepSLA | Non
 
 
 def answer_request(fit: FittedModel, options: argparse.Namespace) -> RequestSLA | None:
-    from bayes_sched.sla import request_sla
+    from bayes_sched.sla.request import request_sla
 
     if options.prompt_tokens is None:
         return None
@@ -223,8 +224,9 @@ def write(
     """Write the report where one is wanted; return its files by what they are."""
     if job.folder is None:
         return {}
-    from bayes_sched.report import write_sla
-    from bayes_sched.results import SLA, result_folder
+    from bayes_sched.reports.sla import write_sla
+
+    from bayes_sched.files import SLA, result_folder
 
     with command.shown_progress(PROGRAM) as show:
         show("writing the report", None)

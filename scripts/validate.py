@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
-    from bayes_sched.validation import Server, Validation
+    from bayes_sched.studies.prediction import Server, Validation
 
 PROGRAM = "validate"
 SPLITS = ("random", "blocks", "time", "rows-1000", "rows-200", "rows-50", "budget", "decode-only")
@@ -133,8 +133,8 @@ def prepare(arguments: Sequence[str]) -> Job:
             f"--min-latency-ms {options.min_latency_ms:g} is not below "
             f"--max-latency-ms {options.max_latency_ms:g}"
         )
-    from bayes_sched.contenders import check_names
-    from bayes_sched.results import VALIDATION, check_result
+    from bayes_sched.files import VALIDATION, check_result
+    from bayes_sched.studies.competitors import check_names
     from bayes_sched.trace.opening import expand_paths
 
     check_names(options.models or ())
@@ -182,7 +182,7 @@ def run(job: Job) -> int:
         numbers = {**found.to_dict(), "command": job.command, "paths": paths, "seconds": round(seconds, 1)}
         print(json.dumps(numbers, indent=2, allow_nan=False))
     else:
-        from bayes_sched.validation_text import validation_text
+        from bayes_sched.reports.validation import validation_text
 
         saved = f"Saved {paths.get('report', paths['folder'])}\nTook {seconds:.1f} s"
         print(f"{validation_text(found)}\n\n{saved}")
@@ -197,9 +197,10 @@ def study(job: Job, show: command.Progress, check_interrupts: Callable[[], None]
     show("loading the libraries", None)
     import logging
 
-    from bayes_sched.contenders import contenders_by_name
-    from bayes_sched.settings import SamplerSettings
-    from bayes_sched.validation import Kept, StudySettings, validate
+    from bayes_sched.sampling.nuts import SamplerSettings
+    from bayes_sched.studies.competitors import contenders_by_name
+    from bayes_sched.studies.forecasts import Kept
+    from bayes_sched.studies.prediction import StudySettings, validate
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
     chosen, missing = contenders_by_name(
@@ -232,8 +233,8 @@ def study(job: Job, show: command.Progress, check_interrupts: Callable[[], None]
 
 def servers(job: Job) -> tuple[Server, ...]:
     """Read each trace and group them by the servers that wrote them."""
-    from bayes_sched.trace import read_trace
-    from bayes_sched.validation import servers_of
+    from bayes_sched.studies.prediction import servers_of
+    from bayes_sched.trace.reader import read_trace
 
     options = job.options
     return servers_of(
@@ -247,8 +248,9 @@ def servers(job: Job) -> tuple[Server, ...]:
 
 def write(job: Job, found: Validation) -> dict[str, str]:
     """Write the folder of the result; return its files by what they are."""
-    from bayes_sched.report import write_validation
-    from bayes_sched.results import VALIDATION, result_folder
+    from bayes_sched.reports.validation import write_validation
+
+    from bayes_sched.files import VALIDATION, result_folder
 
     options = job.options
     overwrite = options.overwrite or options.resume

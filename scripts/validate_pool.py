@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayes_sched import command
-from bayes_sched.command import DEFAULT
+from bayes_sched.cli import command
+from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
-from bayes_sched.study import StudyFolder
+from bayes_sched.studies.runs import StudyFolder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bayes_sched.fitted import FittedModel
-    from bayes_sched.pooling.few_steps import FewSteps
+    from bayes_sched.posterior.fitted import FittedModel
+    from bayes_sched.studies.pooling import FewSteps
 
 PROGRAM = "validate_pool"
 say = partial(command.say, PROGRAM)
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 def prepare(arguments: Sequence[str]) -> argparse.Namespace:
     """Check the arguments as far as that goes without reading fits and traces."""
-    from bayes_sched.results import fit_file
+    from bayes_sched.files import fit_file
     from bayes_sched.trace.opening import expand_paths
 
     options = parser().parse_args(arguments)
@@ -108,7 +108,7 @@ def load_fits(paths: Sequence[Path]) -> dict[str, FittedModel]:
     say("loading the libraries")
     import logging
 
-    from bayes_sched.fitted import FittedModel
+    from bayes_sched.posterior.fitted import FittedModel
 
     logging.getLogger("pymc").setLevel(logging.WARNING)
     loaded = [FittedModel.load(path) for path in paths]
@@ -116,9 +116,10 @@ def load_fits(paths: Sequence[Path]) -> dict[str, FittedModel]:
 
 
 def make_study(path: str | Path, fits: dict[str, FittedModel], options: argparse.Namespace) -> FewSteps:
-    from bayes_sched.pooling.few_steps import FewSteps, target
-    from bayes_sched.settings import SamplerSettings
-    from bayes_sched.trace import clean_steps, read_trace
+    from bayes_sched.sampling.nuts import SamplerSettings
+    from bayes_sched.studies.pooling import FewSteps, target
+    from bayes_sched.trace.cleaning import clean_steps
+    from bayes_sched.trace.reader import read_trace
 
     trace = read_trace(path)
     names = [name for name, fit in fits.items() if fit.metadata.trace_sha256 == trace.sha256]
@@ -140,7 +141,7 @@ def make_study(path: str | Path, fits: dict[str, FittedModel], options: argparse
 
 def summarise(runs: pd.DataFrame, options: argparse.Namespace) -> str:
     """Write the table and the account; return the summary."""
-    from bayes_sched.pooling.few_steps import summary_table
+    from bayes_sched.studies.pooling import summary_table
 
     table = summary_table(runs)
     table.to_csv(options.results_dir / "summary.csv", index=False, float_format="%.4g")

@@ -11,9 +11,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bayes_sched.comparison.members import labels_of
-from bayes_sched.comparison.paired import Servers
-from bayes_sched.fitted import FittedModel
-from bayes_sched.records import records
+from bayes_sched.comparison.verdicts import Servers
+from bayes_sched.format import records
+from bayes_sched.posterior.fitted import FittedModel
 from tests.synthetic_fit import synthetic_cells, synthetic_fit
 
 RATIO = 0.8

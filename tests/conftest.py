@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from bayes_sched.comparison import Comparison
-    from bayes_sched.fitted import FittedModel
+    from bayes_sched.comparison.compare import Comparison
+    from bayes_sched.posterior.fitted import FittedModel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,7 +51,7 @@ def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def stubbed_sampling(in_an_empty_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let fits take no time, in an empty folder."""
-    from bayes_sched import sampling
+    from bayes_sched.sampling import sample as sampling
     from tests.stub_sampling import stub_sample
 
     monkeypatch.setattr(sampling, "sample", stub_sample)
@@ -76,7 +76,7 @@ def compared_fits() -> list[FittedModel]:
 @pytest.fixture(scope="session")
 def comparison(compared_fits: list[FittedModel]) -> Comparison:
     """The two servers compared, with prices and a limit on steps."""
-    from bayes_sched.comparison import compare
+    from bayes_sched.comparison.compare import compare
 
     return compare(compared_fits, prices={"X100": 2.0, "slow": 1.0}, slo_ms=30.0, slo_quantile=0.9)
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sched.trace import BadLines, Source, Trace
+from bayes_sched.trace.reader import BadLines, Source, Trace
 
 START = 1_700_000_000.0
 """2023-11-14 22:13:20 UTC."""

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bayes_sched.planning.replay import Replay, replay
-from bayes_sched.planning.scheduler import SchedulerSettings
-from bayes_sched.planning.step_times import StepTimes
+from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
 from bayes_sched.planning.workload import Workload
 
 

@@ -9,14 +9,14 @@ import pandas as pd
 import pymc as pm
 import xarray as xr
 
-from bayes_sched.completion import TypicalLoad
-from bayes_sched.effects import Effect, effects_of, with_effects
-from bayes_sched.equation import Parameter
-from bayes_sched.fitted import FittedModel
-from bayes_sched.fitting import summarise_cells
-from bayes_sched.metadata import ModelIdentity
-from bayes_sched.model import LatencyModel, all_parameters, load_model, load_model_file
-from bayes_sched.priors import Priors
+from bayes_sched.model.equation import Parameter
+from bayes_sched.model.likelihood import Effect, effects_of, with_effects
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import LatencyModel, all_parameters, load_model, load_model_file
+from bayes_sched.posterior.fit import summarise_cells
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.provenance import ModelIdentity
+from bayes_sched.posterior.typical_load import TypicalLoad
 from tests import staircase
 from tests.synthetic_fit import synthetic_fit, synthetic_metadata
 

@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sched.planning.measured_requests import MeasuredRequests
-from bayes_sched.planning.replay import Replay, replay
-from bayes_sched.planning.scheduler import SchedulerSettings
-from bayes_sched.planning.server_record import ServerRecord
-from bayes_sched.planning.step_times import StepTimes
+from bayes_sched.format import records
+from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
+from bayes_sched.planning.server_record import MeasuredRequests, ServerRecord
 from bayes_sched.planning.workload import PoissonWorkload
-from bayes_sched.records import records
 from tests.conftest import documented_record
 from tests.synthetic_fit import synthetic_fit
 

@@ -15,11 +15,11 @@ import xarray as xr
 from pytensor.compile.mode import Mode
 from scipy.special import logsumexp
 
-from bayes_sched.equation import Parameter
-from bayes_sched.mixture import Floats
-from bayes_sched.model import Coordinates
-from bayes_sched.priors import Priors
-from bayes_sched.sampling import Sampler
+from bayes_sched.arrays import Floats
+from bayes_sched.model.equation import Parameter
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import Coordinates
+from bayes_sched.sampling.sample import Sampler
 
 #: PyTensor's interpreter: slow to run, but ready at once.
 INTERPRETED = Mode(linker="py", optimizer=None)

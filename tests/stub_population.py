@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayes_sched.fitted import FittedModel
-from bayes_sched.identified import identified
-from bayes_sched.pooling import Pool, member_fits, pool, pooled
-from bayes_sched.settings import SamplerSettings
+from bayes_sched.pooling import members as member_fits
+from bayes_sched.pooling import pool as pooled
+from bayes_sched.pooling.pool import Pool, pool
+from bayes_sched.pooling.prior import identified
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sampling.nuts import SamplerSettings
 from tests.comparison_fits import server
 from tests.synthetic_fit import TRUTH
 

@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sched.model import LatencyModel
-from bayes_sched.nuts import Progress
-from bayes_sched.priors import Priors
-from bayes_sched.sampling import Samples
-from bayes_sched.settings import SamplerSettings
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import LatencyModel
+from bayes_sched.sampling.nuts import Progress, SamplerSettings
+from bayes_sched.sampling.sample import Samples
 from tests.conftest import documented_record
 from tests.synthetic_fit import TRUTH, synthetic_fit
 

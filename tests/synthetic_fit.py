@@ -9,10 +9,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sched.fitted import FittedModel
-from bayes_sched.metadata import CleaningRecord, FitMetadata, ModelIdentity, RowCounts, TraceIdentity
-from bayes_sched.model import all_parameters, load_model_file
-from bayes_sched.priors import Priors
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import all_parameters, load_model_file
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.provenance import (
+    CleaningRecord,
+    FitMetadata,
+    ModelIdentity,
+    RowCounts,
+    TraceIdentity,
+)
 
 TRUTH = {
     "P_max": 40.0,

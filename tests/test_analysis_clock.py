@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_sched.analysis.clock import Timeline, timeline
+from bayes_sched.trace.time_series import Timeline, timeline
 
 
 def line_of(*files: list[float], formats: list[str] | None = None) -> Timeline:

@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayes_sched.analysis import Finding, Limits, analyze
-from bayes_sched.analysis.episodes import episodes
-from bayes_sched.analysis.findings import KV_CACHE_FULL, QUEUE_BUILD_UP, SCHEDULE_RISE, SLOW_SCHEDULING
 from bayes_sched.errors import InputError
+from bayes_sched.trace.analysis import analyze
+from bayes_sched.trace.findings import (
+    KV_CACHE_FULL,
+    QUEUE_BUILD_UP,
+    SCHEDULE_RISE,
+    SLOW_SCHEDULING,
+    Finding,
+    Limits,
+)
+from bayes_sched.trace.time_series import episodes
 from tests.made_trace import START, changed, made_trace
 
 

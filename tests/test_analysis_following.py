@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayes_sched.analysis.following import TAIL_BYTES, LogFollower, check_followable
-from bayes_sched.analysis.live import LiveWindow
 from bayes_sched.errors import InputError
+from bayes_sched.trace.watch import TAIL_BYTES, LiveWindow, LogFollower, check_followable
 from tests.conftest import as_bytes, documented_record, iteration_line
 from tests.made_trace import START
 

@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from bayes_sched.reports.page import ReportPaths
+from bayes_sched.reports.plots.trace import TraceAxis
+from bayes_sched.reports.trace import (
+    MAX_SHOWN,
+    analysis_figures,
+    analysis_text,
+    findings_table,
+    render_analysis,
+    write_analysis,
+)
 from matplotlib.figure import Figure
 
-from bayes_sched.analysis import TraceAnalysis, analyze
-from bayes_sched.analysis_text import analysis_text
-from bayes_sched.numbers import quantity
-from bayes_sched.plots.trace_axis import TraceAxis
-from bayes_sched.report import ReportPaths, write_analysis
-from bayes_sched.report.analysis_figures import analysis_figures
-from bayes_sched.report.analysis_page import render_analysis
-from bayes_sched.report.analysis_tables import MAX_SHOWN, findings_table
+from bayes_sched.format import quantity
+from bayes_sched.trace.analysis import TraceAnalysis, analyze
 from tests.made_trace import START, changed, made_trace
 
 NAMES = [

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bayes_sched
-from bayes_sched.analysis import Limits, TraceAnalysis, analyze
-from bayes_sched.analysis.over_time import MAX_BINS
 from bayes_sched.errors import InputError
-from bayes_sched.trace import read_trace
+from bayes_sched.trace.analysis import TraceAnalysis, analyze
+from bayes_sched.trace.findings import Limits
+from bayes_sched.trace.reader import read_trace
+from bayes_sched.trace.time_series import MAX_BINS
 from tests.conftest import ROOT
 from tests.made_trace import START, made_trace
 

@@ -16,9 +16,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bayes_sched import report
-from bayes_sched.analysis import Limits
-from bayes_sched.trace import read_trace
+from bayes_sched.reports import trace as report
+from bayes_sched.trace.findings import Limits
+from bayes_sched.trace.reader import read_trace
 from scripts.analyze_trace import main, parser
 from tests.conftest import ROOT, as_bytes, documented_record
 from tests.running import fails, full, interrupt, run_python
@@ -52,7 +52,7 @@ def trace(write_lines: Callable[..., Path]) -> str:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the figures out, which take the time."""
-    monkeypatch.setattr("bayes_sched.report.analysis_writing.analysis_figures", lambda _: ())
+    monkeypatch.setattr("bayes_sched.reports.trace.analysis_figures", lambda _: ())
 
 
 SLIPS: list[tuple[list[str], str]] = [

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from bayes_sched import InputError, ThroughputSaturationModel, clean_steps, latency_ms, read_trace
-from bayes_sched.baseline import least_squares
-from bayes_sched.baseline.least_squares import NAMES, initial_values
-from bayes_sched.baseline.uncertainty import QUANTITIES, at_bound, covariance
-from bayes_sched.equation import PARAMETERS
+from bayes_sched.checks import optimization as least_squares
+from bayes_sched.checks.optimization import NAMES, QUANTITIES, at_bound, covariance, initial_values
+from bayes_sched.model.equation import PARAMETERS
 from tests.baseline_server import (
     IDENTIFIED,
     RATIOS_TOO,

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from bayes_sched.reports.studies import fits_text
 
-from bayes_sched import benchmarking
-from bayes_sched.benchmarking_text import fits_text
-from bayes_sched.study import SETTINGS
-from bayes_sched.thinning import choose_rows
+from bayes_sched.studies import speed as benchmarking
+from bayes_sched.studies.runs import SETTINGS
+from bayes_sched.trace.cleaning import choose_rows
 from scripts import benchmark, calibrate
 from tests.conftest import ROOT, documented_record
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, multivariate_t
 
-from bayes_sched.bridge import log_masses
-from bayes_sched.mixture import Floats
+from bayes_sched.arrays import Floats
+from bayes_sched.sampling.bridge import log_masses
 
 
 def normal_log_density(points: Floats, centre: Floats, width: float) -> Floats:

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from bayes_sched.comparison.pair_study import LARGEST_RATIO, SMALLEST_RATIO, PairStudy
-from bayes_sched.model import all_parameters, load_model
-from bayes_sched.priors import Priors
-from bayes_sched.settings import SamplerSettings
-from bayes_sched.simulation_calibration import CalibrationStudy
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import all_parameters, load_model
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.studies.comparison import LARGEST_RATIO, SMALLEST_RATIO, PairStudy
+from bayes_sched.studies.sbc import CalibrationStudy
 from scripts import calibrate_comparison
 from scripts.calibrate_comparison import main
 

@@ -12,13 +12,12 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from bayes_sched.fitted import FittedModel
-from bayes_sched.model import all_parameters, load_model_file
-from bayes_sched.priors import Priors
-from bayes_sched.promises.plausible import TrueServer, plausible_server
-from bayes_sched.promises.server_study import ServerStudy
-from bayes_sched.settings import SamplerSettings
-from bayes_sched.simulation_calibration import CalibrationStudy
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import all_parameters, load_model_file
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.studies.sbc import CalibrationStudy
+from bayes_sched.studies.sla_servers import ServerStudy, TrueServer, plausible_server
 from scripts import calibrate_promises
 from scripts.calibrate_promises import main
 from tests.synthetic_fit import simulated_steps, synthetic_fit
@@ -59,7 +58,7 @@ def know_the_servers(
         made = FittedModel(data=data, model=study.study.model, metadata=study.metadata)
         return made, {"gate_passed": True, "worst_ess": 100.0}
 
-    monkeypatch.setattr("bayes_sched.promises.server_study.plausible_server", remember)
+    monkeypatch.setattr("bayes_sched.studies.sla_servers.plausible_server", remember)
     monkeypatch.setattr(study, "_fit", fit)
 
 
@@ -209,7 +208,7 @@ def test_a_design_that_cannot_be_used_is_refused_before_a_folder_is_made(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("bayes_sched.simulation_calibration._MAX_TRIES", tries)
+    monkeypatch.setattr("bayes_sched.studies.sbc._MAX_TRIES", tries)
     write_steps(Path("design.jsonl"), [(b, s, 10.0 + i % 7) for i, (b, s) in enumerate(steps)])
     assert main(["--design", "design.jsonl"]) == 2
     printed = capsys.readouterr()

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from bayes_sched.planning.scheduler import SchedulerSettings
+from bayes_sched.planning.replay import SchedulerSettings
 from bayes_sched.planning.server_record import ServerRecord
-from bayes_sched.planning.simulator_check import check_simulator
 from bayes_sched.planning.workload import Lengths, PoissonWorkload
+from bayes_sched.studies.simulator import check_simulator
 from scripts.check_simulator import SETTINGS, main, parser
 from tests.conftest import ROOT
 from tests.running import fails, interrupt
@@ -47,7 +47,7 @@ def _in_a_folder(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def with_stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bayes_sched import sampling
+    from bayes_sched.sampling import sample as sampling
     from tests.stub_sampling import stub_sample
 
     monkeypatch.setattr(sampling, "sample", stub_sample)
@@ -155,7 +155,7 @@ def test_a_folder_of_another_kind_is_left_alone(capsys: pytest.CaptureFixture[st
 def test_an_interrupt_leaves_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bayes_sched.fitting.fit", interrupt)
+    monkeypatch.setattr("bayes_sched.posterior.fit.fit", interrupt)
     assert main([*FILES, "--report"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not Path("results").exists()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bayes_sched import sampling
-from bayes_sched.settings import SamplerSettings
+from bayes_sched.sampling import sample as sampling
+from bayes_sched.sampling.nuts import SamplerSettings
 from scripts.compare_models import main, parser
 from tests.conftest import recorded_record
 from tests.running import fails, full, interrupt, run_python

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import bayes_sched
-from bayes_sched.comparison import Comparison, compare
-from bayes_sched.comparison.shares import IN_TRACES, MEASURED, ON_GRID
-from bayes_sched.comparison.verdicts import data_factor
+from bayes_sched.comparison.compare import Comparison, compare
+from bayes_sched.comparison.verdicts import IN_TRACES, MEASURED, ON_GRID, data_factor
 from bayes_sched.comparison.words import certainty
-from bayes_sched.fitted import FittedModel
+from bayes_sched.posterior.fitted import FittedModel
 from tests.comparison_fits import RATIO, SMALL, by, server
 
 

@@ -10,12 +10,17 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from bayes_sched.comparison import Comparison, compare
-from bayes_sched.comparison.members import difference_table, labels_of, members_of, warnings_of
-from bayes_sched.comparison.misfit import misfit_warnings
-from bayes_sched.comparison.shared_grid import shared_grid
+from bayes_sched.comparison.compare import Comparison, compare
+from bayes_sched.comparison.members import (
+    difference_table,
+    labels_of,
+    members_of,
+    misfit_warnings,
+    shared_grid,
+    warnings_of,
+)
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
+from bayes_sched.posterior.fitted import FittedModel
 from tests.comparison_fits import SMALL, by, server, servers_of, with_groups
 
 

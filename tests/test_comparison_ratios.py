@@ -9,12 +9,10 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayes_sched.comparison.latencies import latency_maps
+from bayes_sched.comparison.latency import latency_maps, parameter_ratios, parameter_values
 from bayes_sched.comparison.members import members_of
-from bayes_sched.comparison.paired import paired_posteriors
-from bayes_sched.comparison.parameters import parameter_ratios, parameter_values
-from bayes_sched.comparison.verdicts import verdicts
-from bayes_sched.fitted import FittedModel
+from bayes_sched.comparison.verdicts import paired_posteriors, verdicts
+from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.steps import steps_arrays
 from tests.comparison_fits import RATIO, by, scaled, server, servers_of, with_groups
 from tests.synthetic_fit import TRUTH

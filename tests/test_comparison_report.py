@@ -10,15 +10,19 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from bayes_sched.plots import probability_map, ratio_map
-from bayes_sched.comparison import Comparison, compare
-from bayes_sched.comparison.pair_study import coverage_table, one_step_each, reliability_table
-from bayes_sched.comparison_text import comparison_text
-from bayes_sched.plots.comparison_calibration import comparison_calibration
-from bayes_sched.records import records
-from bayes_sched.report import ReportPaths, write_comparison
-from bayes_sched.report.comparison_page import render_comparison
-from bayes_sched.terminal import WIDTH
+from bayes_sched.comparison.compare import Comparison, compare
+from bayes_sched.format import records
+from bayes_sched.reports.comparison import comparison_text, render_comparison, write_comparison
+from bayes_sched.reports.page import ReportPaths
+from bayes_sched.reports.plots.comparison import (
+    comparison_bands,
+    parameter_forest,
+    probability_map,
+    ratio_map,
+)
+from bayes_sched.reports.plots.studies import comparison_calibration
+from bayes_sched.reports.terminal import WIDTH
+from bayes_sched.studies.comparison import coverage_table, one_step_each, reliability_table
 from tests.comparison_fits import server
 
 FIGURES = ("ratio_map", "probability_map", "comparison_bands", "parameter_forest")
@@ -94,13 +98,13 @@ def test_tables_hold_every_pair_with_full_precision(written: ReportPaths, found:
 
 def test_every_figure_says_what_it_shows_and_carries_units(found: Comparison) -> None:
     labels = {
-        "ratio_map": "tokens in the step, S",
-        "probability_map": "requests in the step, B",
-        "comparison_bands": "latency (ms)",
-        "parameter_forest": "ratio (95% credible interval)",
+        ratio_map: "tokens in the step, S",
+        probability_map: "requests in the step, B",
+        comparison_bands: "latency (ms)",
+        parameter_forest: "ratio (95% credible interval)",
     }
-    for name, label in labels.items():
-        figure = getattr(plots, name)(found)
+    for draw, label in labels.items():
+        figure = draw(found)
         shown = [text for ax in figure.axes for text in (ax.get_xlabel(), ax.get_ylabel())]
         assert label in shown
         assert len(figure.get_suptitle()) > 20

@@ -7,11 +7,18 @@ import json
 import numpy as np
 import pytest
 
-from bayes_sched.comparison import Comparison, compare
-from bayes_sched.comparison.equivalents import equivalent_sentence, largest_within
-from bayes_sched.comparison.throughput import BY_LIMIT, BY_TRACE, COST, TOKENS, rates_of
-from bayes_sched.fitted import FittedModel
-from bayes_sched.records import records
+from bayes_sched.comparison.compare import Comparison, compare
+from bayes_sched.comparison.throughput import (
+    BY_LIMIT,
+    BY_TRACE,
+    COST,
+    TOKENS,
+    equivalent_sentence,
+    largest_within,
+    rates_of,
+)
+from bayes_sched.format import records
+from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.steps import steps_arrays
 from tests.comparison_fits import RATIO, SMALL, by, servers_of
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from bayes_sched.completion import TypicalLoad, complete
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.typical_load import TypicalLoad, complete
 from bayes_sched.steps import steps_arrays, steps_grid
 from tests.richer_fit import STEPS, richer_fit
 from tests.synthetic_fit import synthetic_fit

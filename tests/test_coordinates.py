@@ -11,11 +11,11 @@ import pytensor.tensor as pt
 import pytest
 from scipy.optimize import approx_fprime
 
-from bayes_sched.coordinates import Floats, LogCoordinates, SaturationCoordinates
-from bayes_sched.departure_coordinates import DepartureCoordinates
-from bayes_sched.model import all_parameters, load_model
-from bayes_sched.priors import Prior, Priors
-from bayes_sched.reference_steps import ReferenceSteps
+from bayes_sched.arrays import Floats
+from bayes_sched.model.priors import Prior, Priors
+from bayes_sched.model.protocol import all_parameters, load_model
+from bayes_sched.sampling.coordinates import LogCoordinates, ReferenceSteps, SaturationCoordinates
+from bayes_sched.sampling.group_coordinates import DepartureCoordinates
 from tests.simulation import INTERPRETED
 from tests.synthetic_fit import simulated_steps
 

@@ -5,9 +5,9 @@ import pymc as pm
 import pytest
 from scipy.optimize import approx_fprime
 
-from bayes_sched.coordinates import LogCoordinates
-from bayes_sched.density import Density
-from bayes_sched.priors import Prior, Priors
+from bayes_sched.model.priors import Prior, Priors
+from bayes_sched.sampling.components import Density
+from bayes_sched.sampling.coordinates import LogCoordinates
 from tests.simulation import two_mode_sampler, two_modes
 
 

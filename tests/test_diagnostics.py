@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayes_sched.diagnostics import Convergence, convergence, energy_bfmi, mixing_table
+from bayes_sched.posterior.diagnostics import Convergence, convergence, energy_bfmi, mixing_table
 
 CHAINS, DRAWS = 4, 1000
 

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from bayes_sched.bridge import part_masses
-from bayes_sched.density import Density
-from bayes_sched.division import Division, divide
-from bayes_sched.mixture import Floats, GaussianMixture
-from bayes_sched.nuts import PartSampler, Progress
-from bayes_sched.partition import Partition
-from bayes_sched.settings import SamplerSettings
+from bayes_sched.arrays import Floats
+from bayes_sched.sampling.bridge import Division, divide, part_masses
+from bayes_sched.sampling.components import Density, Partition
+from bayes_sched.sampling.mixture import GaussianMixture
+from bayes_sched.sampling.nuts import PartSampler, Progress, SamplerSettings
 
 HEAD, TAIL = 2, 30
 SLOPES = np.random.default_rng(0).normal(size=(HEAD, TAIL))

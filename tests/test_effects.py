@@ -9,12 +9,12 @@ import pytensor.tensor as pt
 import pytest
 import xarray as xr
 
-from bayes_sched.effect_coordinates import EffectCoordinates
-from bayes_sched.effects import Effect, effects_of, with_effects
-from bayes_sched.equation import Parameter
-from bayes_sched.model import all_parameters, load_model
-from bayes_sched.priors import Priors
-from bayes_sched.reference_steps import with_positive_latencies
+from bayes_sched.model.equation import Parameter
+from bayes_sched.model.likelihood import Effect, effects_of, with_effects
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import all_parameters, load_model
+from bayes_sched.sampling.coordinates import with_positive_latencies
+from bayes_sched.sampling.group_coordinates import EffectCoordinates
 from tests.simulation import INTERPRETED
 from tests.staircase import staircase_steps
 

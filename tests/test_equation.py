@@ -9,7 +9,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayes_sched.equation import PARAMETERS, inverse_saturation, latency_ms
+from bayes_sched.model.equation import PARAMETERS, inverse_saturation, latency_ms
 from tests.simulation import INTERPRETED
 
 VALUES = {

@@ -7,14 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_sched import fitting, sampling
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
-from bayes_sched.fitting import fit, summarise_cells
-from bayes_sched.model import load_model, models_folder
-from bayes_sched.priors import Priors
-from bayes_sched.settings import SamplerSettings
-from bayes_sched.trace import Trace, read_trace
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import load_model, models_folder
+from bayes_sched.posterior import fit as fitting
+from bayes_sched.posterior.fit import fit, summarise_cells
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sampling import sample as sampling
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.trace.reader import Trace, read_trace
 from tests.conftest import documented_record
 from tests.stub_sampling import stub_sample, unmixed_sample
 from tests.synthetic_fit import simulated_steps

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bayes_sched import settings
-from bayes_sched.fitted import DEFAULT_PROBABILITY
-from bayes_sched.model import load_model
-from bayes_sched.priors import Priors, read_prior_overrides
-from bayes_sched.thinning import DEFAULT_MAX_ROWS
-from bayes_sched.trace import clean_steps, read_trace
+from bayes_sched.model.priors import Priors, read_prior_overrides
+from bayes_sched.model.protocol import load_model
+from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY
+from bayes_sched.sampling import nuts as settings
+from bayes_sched.trace.cleaning import DEFAULT_MAX_ROWS, clean_steps
+from bayes_sched.trace.reader import read_trace
 from scripts.fit_bayes import command_line, main, parser
 from tests.conftest import ROOT
 from tests.running import fails, run_python

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bayes_sched import sampling
-from bayes_sched.fitted import FittedModel
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sampling import sample as sampling
 from scripts.fit_bayes import main
 from tests.conftest import ROOT, documented_record
 from tests.running import fails, run_python

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from bayes_sched import report, sampling
-from bayes_sched.fitted import FittedModel
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.reports import fit as report
+from bayes_sched.sampling import sample as sampling
 from scripts.fit_bayes import main
 from tests.running import fails, full, interrupt
 from tests.stub_sampling import QUICK, stub_sample

@@ -6,14 +6,14 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from bayes_sched.equation import latency_ms
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.metadata import FitMetadata
-from bayes_sched.model import all_parameters
-from bayes_sched.parameter_table import verdict
-from bayes_sched.prediction import thin
-from bayes_sched.priors import Priors
+from bayes_sched.model.equation import latency_ms
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import all_parameters
+from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
+from bayes_sched.posterior.parameters import verdict
+from bayes_sched.posterior.prediction import thin
+from bayes_sched.posterior.provenance import FitMetadata
 from bayes_sched.steps import as_steps, steps_arrays, steps_grid
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit, synthetic_metadata
 
@@ -235,7 +235,7 @@ class TestQuantilesAndProbabilities:
         batch_size = rng.integers(1, 5, 200)
         steps = steps_arrays(batch_size, batch_size + rng.integers(0, 5, 200))
         whole = fit.predictive_band(steps)
-        monkeypatch.setattr("bayes_sched.cells.MAX_CHUNK_VALUES", 1)
+        monkeypatch.setattr("bayes_sched.posterior.prediction.MAX_CHUNK_VALUES", 1)
         in_chunks = fit.predictive_band(steps)
         xr.testing.assert_allclose(whole, in_chunks)
         one = fit.quantile(steps.isel(step=[42]), 0.95)

@@ -8,7 +8,10 @@ import pytensor.tensor as pt
 import pytest
 import xarray as xr
 
-from bayes_sched.identified import (
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import load_model
+from bayes_sched.pooling.prior import (
+    PopulationPrior,
     complete,
     documented_centre,
     identified,
@@ -16,9 +19,6 @@ from bayes_sched.identified import (
     log_documented,
     log_normal,
 )
-from bayes_sched.model import load_model
-from bayes_sched.population_prior import PopulationPrior
-from bayes_sched.priors import Priors
 from tests.synthetic_fit import synthetic_metadata
 
 PRIORS = synthetic_metadata().priors

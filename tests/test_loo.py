@@ -11,21 +11,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from bayes_sched.reports.plots.comparison import model_differences
 from scipy import stats
 from scipy.special import logsumexp
 
-from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
-from bayes_sched.loo import (
+from bayes_sched.checks.loo import (
     CAVEAT,
     LeaveOneOut,
+    comparable_steps,
+    compare_models,
     leave_one_out,
     log_likelihoods,
 )
-from bayes_sched.loo_comparison import comparable_steps, compare_models
-from bayes_sched.model import load_model
-from bayes_sched.plots.model_differences import model_differences
-from bayes_sched.predictive import component_log_density
+from bayes_sched.errors import InputError
+from bayes_sched.model.protocol import load_model
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.prediction import component_log_density
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit, synthetic_metadata
 
 FLOORS_MS = np.linspace(0.5, 6.0, 2001)

@@ -6,10 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_sched.effects import effects_of
-from bayes_sched.fitted import FittedModel
-from bayes_sched.misfit import Misfit, estimate_misfit, further_columns, further_effects, richer_models
-from bayes_sched.model import load_model
+from bayes_sched.checks.discrepancy import (
+    Misfit,
+    estimate_misfit,
+    further_columns,
+    further_effects,
+    richer_models,
+)
+from bayes_sched.model.likelihood import effects_of
+from bayes_sched.model.protocol import load_model
+from bayes_sched.posterior.fitted import FittedModel
 from tests.richer_fit import STEPS, richer_fit, without_context
 from tests.synthetic_fit import simulated_steps, synthetic_fit
 

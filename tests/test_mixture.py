@@ -7,7 +7,8 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from bayes_sched.mixture import Floats, GaussianMixture, fit_mixture
+from bayes_sched.arrays import Floats
+from bayes_sched.sampling.mixture import GaussianMixture, fit_mixture
 
 KNOWN = GaussianMixture(
     np.array([0.3, 0.7]),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bayes_sched.errors import InputError
-from bayes_sched.model import (
+from bayes_sched.model.protocol import (
     LatencyModel,
     all_parameters,
     load_model,

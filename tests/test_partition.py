@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from bayes_sched.density import Density
-from bayes_sched.mixture import Floats, GaussianMixture
-from bayes_sched.partition import Partition, part_model
+from bayes_sched.arrays import Floats
+from bayes_sched.sampling.components import Density, Partition, part_model
+from bayes_sched.sampling.mixture import GaussianMixture
 from tests.simulation import BENT_WEIGHT, two_mode_sampler, two_modes
 
 # A rough approximation of the known target: wrong weights, too wide, the bend left out.

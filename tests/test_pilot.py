@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bayes_sched.density import Density
-from bayes_sched.pilot import Pilot, run_pilot
+from bayes_sched.sampling.components import Density
+from bayes_sched.sampling.exploration import Pilot, run_pilot
 from tests.simulation import BENT_WEIGHT, two_mode_sampler, two_modes
 
 

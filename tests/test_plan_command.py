@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from bayes_sched import DEFAULT_PROBABILITY
-from bayes_sched.planning import PoissonWorkload, SchedulerSettings, optimize_steps, plan_capacity
-from bayes_sched.sla import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
+from bayes_sched.planning.capacity import plan_capacity
+from bayes_sched.planning.replay import SchedulerSettings
+from bayes_sched.planning.settings import optimize_steps
+from bayes_sched.planning.workload import PoissonWorkload
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
 from scripts.plan import main, parser
 from tests.synthetic_fit import synthetic_fit
 from tests.test_sla_steps import server

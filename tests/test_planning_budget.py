@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
+from bayes_sched.planning.capacity import ServerLoad, choose_server
 from bayes_sched.planning.next_step import StepBudget, StepBudgets
-from bayes_sched.planning.server_choice import ServerLoad, choose_server
-from bayes_sched.predictor import Predictor
-from bayes_sched.predictor_compilation import compile_predictor
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.predictor.compile import compile_predictor
+from bayes_sched.predictor.predictor import Predictor
 from bayes_sched.steps import steps_arrays
 from tests.test_sla_steps import server
 

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
-from bayes_sched.planning.capacity import plan_capacity
-from bayes_sched.planning.capacity_plan import CapacityPlan
-from bayes_sched.planning.scheduler import SchedulerSettings
-from bayes_sched.planning.simulation import FEWEST_DRAWS
+from bayes_sched.planning.capacity import CapacityPlan, plan_capacity
+from bayes_sched.planning.replay import SchedulerSettings
+from bayes_sched.planning.simulator import FEWEST_DRAWS
 from bayes_sched.planning.workload import Lengths, PoissonWorkload, Workload
+from bayes_sched.posterior.fitted import FittedModel
 from tests.synthetic_fit import synthetic_fit, synthetic_metadata
 from tests.test_sla_steps import server
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bayes_sched.fitted import FittedModel
-from bayes_sched.planning.optimum import ANY_STEP, DECODES, Optimum, optimize_steps
-from bayes_sched.planning.terms import term_table
+from bayes_sched.planning.capacity import term_table
+from bayes_sched.planning.settings import ANY_STEP, DECODES, Optimum, optimize_steps
+from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.steps import steps_arrays
 from tests.synthetic_fit import synthetic_metadata
 from tests.test_sla_steps import SLO_MS, server

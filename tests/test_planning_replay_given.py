@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bayes_sched.planning.replay import Replay, replay
+from bayes_sched.planning.replay import Replay, SchedulerSettings, replay
 from bayes_sched.planning.replay_kernel import Given
-from bayes_sched.planning.scheduler import SchedulerSettings
 from tests.planning_server import exact_times, replayed, workload
 
 NONE = np.empty(0, dtype=np.int64)

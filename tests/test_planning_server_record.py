@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from bayes_sched.reports.studies import check_text
 
 from bayes_sched.errors import InputError
-from bayes_sched.planning.decisions import decisions_of_clock, decisions_of_queue
-from bayes_sched.planning.measured_requests import MeasuredRequests, read_measured_requests
-from bayes_sched.planning.scheduler import SchedulerSettings
-from bayes_sched.planning.server_record import ServerRecord
-from bayes_sched.planning.simulator_check import SimulatorCheck, check_simulator
+from bayes_sched.format import records
+from bayes_sched.planning.forecast import decisions_of_clock, decisions_of_queue
+from bayes_sched.planning.replay import SchedulerSettings
+from bayes_sched.planning.server_record import MeasuredRequests, ServerRecord, read_measured_requests
 from bayes_sched.planning.workload import Lengths, PoissonWorkload
-from bayes_sched.records import records
-from bayes_sched.simulator_text import check_text
-from bayes_sched.trace import read_trace
+from bayes_sched.studies.simulator import SimulatorCheck, check_simulator
+from bayes_sched.trace.reader import read_trace
 from bayes_sched.trace.sidecar import read_scheduler
 from tests.conftest import ROOT
 from tests.simulated_server import LATE_MS, START_S, simulated_server, write_server

@@ -10,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayes_sched.errors import InputError
-from bayes_sched.planning.measures import counts_over_time, measures
-from bayes_sched.planning.replay import Replay, replay
-from bayes_sched.planning.scheduler import SchedulerSettings
-from bayes_sched.planning.step_times import StepTimes
+from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
+from bayes_sched.planning.simulator import counts_over_time, measures
 from bayes_sched.planning.workload import Lengths, PoissonWorkload, Workload
-from bayes_sched.predictive import component_quantile
+from bayes_sched.posterior.prediction import component_quantile
 from bayes_sched.steps import steps_arrays
 from tests.planning_server import replayed, workload
 from tests.synthetic_fit import synthetic_fit

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from bayes_sched.errors import InputError
-from bayes_sched.planning.workload import Lengths, PoissonWorkload, Workload
-from bayes_sched.planning.workload_file import read_workload
+from bayes_sched.planning.workload import Lengths, PoissonWorkload, Workload, read_workload
 
 HEADER = "arrival_s,prompt_tokens,output_tokens"
 

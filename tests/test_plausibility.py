@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bayes_sched import check_plausibility
-from bayes_sched.plausibility import Plausibility, check_point_plausibility
+from bayes_sched.checks.physics import Plausibility, check_point_plausibility
 from bayes_sched.region import Region
 from tests.synthetic_fit import TRUTH, synthetic_fit
 

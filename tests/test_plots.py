@@ -8,15 +8,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from bayes_sched.reports.plots.calibration import (
+    calibrate,
+    posterior_predictive_check,
+    residual_table,
+    residuals,
+    running_quantiles,
+)
+from bayes_sched.reports.plots.fit import (
+    latency_by_batch,
+    latency_by_tokens,
+    latency_contours,
+    prior_predictive,
+    typical_batch_sizes,
+)
+from bayes_sched.reports.plots.posterior import combination_pairs, deviation, prior_posterior, ranks
+from bayes_sched.reports.plots.style import new_figure, sample_steps, save_figure
 from matplotlib.figure import Figure
 
-from bayes_sched.plots import calibrate, combination_pairs, latency_by_batch, latency_by_tokens, latency_contours, posterior_predictive_check, prior_posterior, prior_predictive, ranks, residuals, save_figure
-from bayes_sched.fitted import FittedModel
-from bayes_sched.plots.chain_ranks import deviation
-from bayes_sched.plots.latency import typical_batch_sizes
-from bayes_sched.plots.points import sample_steps
-from bayes_sched.plots.residual_panels import residual_table, running_quantiles
-from bayes_sched.plots.style import new_figure
+from bayes_sched.posterior.fitted import FittedModel
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 
 type Draw = Callable[[FittedModel, pd.DataFrame], Figure]

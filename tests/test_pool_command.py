@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bayes_sched.reports.pool import save_pool
 
-from bayes_sched import sampling
-from bayes_sched.fitted import FittedModel
-from bayes_sched.pooling import UNSEEN, Population
-from bayes_sched.report.pool_writing import save_pool
-from bayes_sched.results import POPULATION
+from bayes_sched.files import POPULATION
+from bayes_sched.pooling.population import UNSEEN, Population
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sampling import sample as sampling
 from scripts.fit_bayes import main
 from tests.conftest import ROOT
 from tests.running import fails, interrupt, run_python
@@ -309,7 +309,7 @@ def test_one_trace_under_two_names_is_refused(
 def test_a_report_that_fails_does_not_cost_the_pool(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import bayes_sched.report.pool_writing as writing
+    import bayes_sched.reports.pool as writing
 
     def fail(*_args: object, **_options: object) -> None:
         raise RuntimeError("a bug")

@@ -11,18 +11,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_sched.plots import pool_latency, pool_shrinkage
-from bayes_sched.pool_text import pool_text
-from bayes_sched.pooling import UNSEEN, Pool
-from bayes_sched.pooling.spread import change_table, spread_table
-from bayes_sched.records import records
-from bayes_sched.report.figures import prior_words
-from bayes_sched.report.fit_summary import summary
-from bayes_sched.report.page import render_page
-from bayes_sched.report.pool_page import render_pool
-from bayes_sched.report.pool_summary import PoolSummary, pool_summary
-from bayes_sched.report.pool_words import difference_text, factor_text, notes, paragraph
-from bayes_sched.report.pool_writing import write_pool
+from bayes_sched.format import records
+from bayes_sched.pooling.pool import Pool, change_table, spread_table
+from bayes_sched.pooling.population import UNSEEN
+from bayes_sched.reports.fit import prior_words, render_page, summary
+from bayes_sched.reports.plots.pool import pool_latency, pool_shrinkage
+from bayes_sched.reports.pool import (
+    PoolSummary,
+    difference_text,
+    factor_text,
+    notes,
+    paragraph,
+    pool_summary,
+    pool_text,
+    render_pool,
+    write_pool,
+)
 from tests.comparison_fits import by, server, with_groups
 from tests.stub_population import BETWEEN, WITHIN, stub_pool
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
-from bayes_sched.pooling import Pool, Population, pool
+from bayes_sched.model.priors import Priors
 from bayes_sched.pooling.hierarchy import TraceDraws, redraw
 from bayes_sched.pooling.members import servers_of, shared_coordinates
-from bayes_sched.priors import Priors
-from bayes_sched.settings import SamplerSettings
+from bayes_sched.pooling.pool import Pool, pool
+from bayes_sched.pooling.population import Population
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.steps import steps_arrays
 from tests.richer_fit import richer_fit
 from tests.synthetic_fit import synthetic_fit

@@ -6,7 +6,12 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from bayes_sched.errors import InputError
-from bayes_sched.predictive import StudentTMixture, check_probability, component_cdf, component_quantile
+from bayes_sched.posterior.prediction import (
+    StudentTMixture,
+    check_probability,
+    component_cdf,
+    component_quantile,
+)
 
 NUM_DRAWS = 400
 

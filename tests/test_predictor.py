@@ -19,13 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayes_sched import predictor_compilation
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
-from bayes_sched.predictor import Predictor
-from bayes_sched.predictor_compilation import compile_predictor
-from bayes_sched.predictor_trial import accuracy
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.predictor import compile as predictor_compilation
+from bayes_sched.predictor.compile import compile_predictor
+from bayes_sched.predictor.predictor import Predictor
 from bayes_sched.steps import steps_arrays
+from bayes_sched.studies.predictor import accuracy
 from scripts import compile_predictor as compile_command
 from tests.conftest import ROOT
 from tests.synthetic_fit import synthetic_fit

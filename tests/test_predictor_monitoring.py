@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bayes_sched import predictor_trial
 from bayes_sched.errors import InputError
-from bayes_sched.predictor import MonitorSettings, Observation, Predictor
-from bayes_sched.predictor.monitoring import NUM_BINS
-from bayes_sched.predictor_compilation import compile_predictor
-from bayes_sched.predictor_trial import replay
+from bayes_sched.predictor.compile import compile_predictor
+from bayes_sched.predictor.monitor import NUM_BINS, MonitorSettings, Observation
+from bayes_sched.predictor.predictor import Predictor
+from bayes_sched.studies import predictor as predictor_trial
+from bayes_sched.studies.predictor import replay
 from scripts import benchmark_predictor
 from tests.conftest import documented_record
 from tests.synthetic_fit import simulated_steps, synthetic_fit

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import lognorm
 
-from bayes_sched.equation import PARAMETERS
 from bayes_sched.errors import InputError
-from bayes_sched.priors import Prior, Priors, read_prior_overrides
+from bayes_sched.model.equation import PARAMETERS
+from bayes_sched.model.priors import Prior, Priors, read_prior_overrides
 
 DOCUMENTED = Priors.from_parameters(PARAMETERS)
 

@@ -9,25 +9,33 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from bayes_sched.reports.plots.studies import promise_calibration
 from scipy.stats import binomtest, t
 
-from bayes_sched.binomial import effective_tries, share_interval
-from bayes_sched.model import load_model
-from bayes_sched.plots.promise_traces import promise_calibration
-from bayes_sched.promises.neighbours import neighbour_cells
-from bayes_sched.promises.plausible import TrueServer, largest_batch, limit_between
-from bayes_sched.promises.server_tables import broken_by_step, broken_table, given_away_table
-from bayes_sched.promises.trace_study import ALL, LEAST_STEPS, TraceStudy
-from bayes_sched.promises.trace_tables import (
+from bayes_sched.checks.scores import effective_tries, share_interval
+from bayes_sched.model.protocol import load_model
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.steps import steps_arrays
+from bayes_sched.studies.prediction import Server
+from bayes_sched.studies.sla_servers import (
+    TrueServer,
+    broken_by_step,
+    broken_table,
+    given_away_table,
+    largest_batch,
+    limit_between,
+)
+from bayes_sched.studies.sla_traces import (
+    ALL,
     INTERVAL,
+    LEAST_STEPS,
+    TraceStudy,
     calibration_table,
     cell_table,
     kept_table,
+    neighbour_cells,
     pooled_table,
 )
-from bayes_sched.settings import SamplerSettings
-from bayes_sched.steps import steps_arrays
-from bayes_sched.validation.servers import Server
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 
 
@@ -163,7 +171,7 @@ def held_out(monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
         assert len(train) == 4000
         return SimpleNamespace(fit=knowing, thinned=SimpleNamespace(steps=train))
 
-    monkeypatch.setattr("bayes_sched.promises.trace_study.fit", fit)
+    monkeypatch.setattr("bayes_sched.studies.sla_traces.fit", fit)
     study = TraceStudy([made], splits=("random", "blocks"), settings=SamplerSettings(), max_rows=100)
     assert [study.title(number) for number in range(len(study))] == ["known, random", "known, blocks"]
     return pd.concat([study.run_one(number) for number in range(len(study))], ignore_index=True)

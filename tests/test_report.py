@@ -9,15 +9,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from bayes_sched.reports import fit as figures
+from bayes_sched.reports.fit import (
+    FULL_PREFILL,
+    LARGEST_DECODE,
+    MEDIAN_DECODE,
+    latency_grid,
+    render_page,
+    summary,
+    typical_steps,
+    write_report,
+)
+from bayes_sched.reports.page import ReportPaths
 
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
-from bayes_sched.metadata import RowCounts
-from bayes_sched.numbers import number, percent, span
-from bayes_sched.report import ReportPaths, figures, summary, write_report
-from bayes_sched.report.page import render_page
-from bayes_sched.report.tables import latency_grid
-from bayes_sched.report.typical import FULL_PREFILL, LARGEST_DECODE, MEDIAN_DECODE, typical_steps
+from bayes_sched.format import number, percent, span
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.provenance import RowCounts
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 
 

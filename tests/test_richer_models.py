@@ -7,9 +7,9 @@ import xarray as xr
 from scipy.stats import lognorm, norm
 from scipy.stats import t as student_t
 
-from bayes_sched.effects import effects_of, with_effects
-from bayes_sched.model import LatencyModel, all_parameters, load_model, shipped_models
-from bayes_sched.priors import Priors
+from bayes_sched.model.likelihood import effects_of, with_effects
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import LatencyModel, all_parameters, load_model, shipped_models
 from tests.simulation import INTERPRETED
 from tests.staircase import staircase_steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
-from bayes_sched.plots import effect_factors, effect_table
-from bayes_sched.comparison import compare
-from bayes_sched.effects import effects_of
+from bayes_sched.comparison.compare import compare
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
-from bayes_sched.planning import StepBudgets, optimize_steps
-from bayes_sched.plots.chain_ranks import ranks
-from bayes_sched.predictor_compilation import compile_predictor
-from bayes_sched.report import figures, summary, write_report, writing
-from bayes_sched.report.files import ReportFigure
-from bayes_sched.report.page import render_page
-from bayes_sched.sla import step_sla
+from bayes_sched.model.likelihood import effects_of
+from bayes_sched.planning.next_step import StepBudgets
+from bayes_sched.planning.settings import optimize_steps
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.predictor.compile import compile_predictor
+from bayes_sched.reports import fit as figures
+from bayes_sched.reports import fit as writing
+from bayes_sched.reports.fit import render_page, summary, write_report
+from bayes_sched.reports.page import ReportFigure
+from bayes_sched.reports.plots.calibration import residuals
+from bayes_sched.reports.plots.fit import latency_by_batch, latency_contours, prior_predictive
+from bayes_sched.reports.plots.posterior import effect_factors, effect_table, ranks
+from bayes_sched.sla.steps import step_sla
 from tests.richer_fit import STEPS, richer_fit, true_factors
 from tests.synthetic_fit import simulated_steps, synthetic_fit
 
@@ -32,17 +37,21 @@ def fit() -> FittedModel:
     return richer_fit()
 
 
-@pytest.mark.parametrize("name", ["latency_by_batch", "latency_contours", "prior_predictive", "residuals"])
-def test_figures_over_requests_and_tokens_are_drawn_for_typical_context(name: str, fit: FittedModel) -> None:
-    figure = getattr(plots, name)(fit, STEPS)
+@pytest.mark.parametrize("draw", [latency_by_batch, latency_contours, prior_predictive, residuals])
+def test_figures_over_requests_and_tokens_are_drawn_for_typical_context(
+    draw: Callable[..., Figure], fit: FittedModel
+) -> None:
+    figure = draw(fit, STEPS)
     assert figure.axes[0].has_data()
 
 
 def test_the_report_shows_the_effects_and_keeps_their_table(
     tmp_path: Path, fit: FittedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    all_of_them = figures.report_figures
+
     def effects_alone(*given: Any) -> tuple[ReportFigure, ...]:  # the others take their time
-        return tuple(f for f in figures.report_figures(*given) if f.name == "effect_factors")
+        return tuple(f for f in all_of_them(*given) if f.name == "effect_factors")
 
     monkeypatch.setattr(writing, "report_figures", effects_alone)
     written = write_report(fit, STEPS, tmp_path)

@@ -8,11 +8,10 @@ import pytest
 import xarray as xr
 
 from bayes_sched.errors import InputError
-from bayes_sched.interleaving import allocate, interleave
-from bayes_sched.model import all_parameters, load_model
-from bayes_sched.priors import Priors
-from bayes_sched.sampling import Sampler, Samples
-from bayes_sched.settings import SamplerSettings
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import all_parameters, load_model
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.sampling.sample import Sampler, Samples, allocate, interleave
 from tests.simulation import (
     BENT_WEIGHT,
     NO_STEPS,

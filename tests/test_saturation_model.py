@@ -8,10 +8,10 @@ import xarray as xr
 from scipy.stats import lognorm, norm
 from scipy.stats import t as student_t
 
-from bayes_sched.equation import PARAMETERS
-from bayes_sched.mixture import Floats
-from bayes_sched.model import all_parameters, load_model
-from bayes_sched.priors import Priors
+from bayes_sched.arrays import Floats
+from bayes_sched.model.equation import PARAMETERS
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import all_parameters, load_model
 from tests.simulation import INTERPRETED
 from tests.synthetic_fit import TRUTH
 

@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bayes_sched import scoring
-from bayes_sched.scoring import LEVELS
+from bayes_sched.arrays import Floats
+from bayes_sched.checks import scores as scoring
+from bayes_sched.checks.scores import LEVELS
 
 
-def gaussian_crps(z: scoring.Floats) -> scoring.Floats:
+def gaussian_crps(z: Floats) -> Floats:
     """The closed form for a standard Gaussian (Gneiting and Raftery 2007, section 4.2)."""
-    score: scoring.Floats = (
-        z * (2.0 * stats.norm.cdf(z) - 1.0) + 2.0 * stats.norm.pdf(z) - 1.0 / np.sqrt(np.pi)
-    )
+    score: Floats = z * (2.0 * stats.norm.cdf(z) - 1.0) + 2.0 * stats.norm.pdf(z) - 1.0 / np.sqrt(np.pi)
     return score
 
 
-def rows_of(quantiles: scoring.Floats, num: int) -> scoring.Floats:
+def rows_of(quantiles: Floats, num: int) -> Floats:
     return np.broadcast_to(quantiles, (num, len(LEVELS)))
 
 

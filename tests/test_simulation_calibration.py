@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from bayes_sched.reports.plots.studies import simulated_ranks
+from bayes_sched.reports.plots.style import save_figure
 
-from bayes_sched.plots.simulated_ranks import simulated_ranks
-from bayes_sched.plots.style import save_figure
-from bayes_sched.simulation_calibration import NUM_RANKED_DRAWS, evenness, evenness_table, rank_among
+from bayes_sched.studies.sbc import NUM_RANKED_DRAWS, evenness, evenness_table, rank_among
 
 
 def ranks_of_beta(a: float, b: float, *, size: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

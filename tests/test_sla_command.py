@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from bayes_sched import DEFAULT_PROBABILITY
-from bayes_sched.sla import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, request_sla, step_sla
+from bayes_sched.sla.request import request_sla
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
+from bayes_sched.sla.steps import step_sla
 from scripts.sla import main, parser
 from tests.synthetic_fit import synthetic_fit
 from tests.test_sla_steps import server

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayes_sched.fitted import FittedModel
-from bayes_sched.sla import Objective, step_sla
-from bayes_sched.sla.evidence import FEW, Evidence, evidence
-from bayes_sched.sla.line import Line
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sla.limits import FEW, Evidence, Line, evidence
+from bayes_sched.sla.risk import Objective
+from bayes_sched.sla.steps import step_sla
 from tests.synthetic_fit import synthetic_cells
 from tests.test_sla_steps import SLO_MS, server
 

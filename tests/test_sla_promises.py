@@ -16,10 +16,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
-from bayes_sched.fitted import FittedModel
-from bayes_sched.sla import Objective
-from bayes_sched.sla.line import Line
-from bayes_sched.sla.search import IsKept, largest_kept, point_allowed, promised
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sla.limits import IsKept, Line, largest_kept, point_allowed, promised
+from bayes_sched.sla.risk import Objective
 from bayes_sched.steps import steps_arrays
 from tests.synthetic_fit import synthetic_fit
 

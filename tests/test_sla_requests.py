@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
-from bayes_sched.sla import RequestSLA, request_sla
-from bayes_sched.sla.request_steps import RequestSteps
-from bayes_sched.sla.step_sums import SumDistribution, sum_distribution
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sla.convolution import SumDistribution, sum_distribution
+from bayes_sched.sla.request import RequestSLA, RequestSteps, request_sla
 from bayes_sched.steps import steps_arrays
 from tests.synthetic_fit import synthetic_fit, synthetic_metadata
 

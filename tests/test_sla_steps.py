@@ -11,12 +11,11 @@ import pytest
 import xarray as xr
 
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
+from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.region import Region
-from bayes_sched.sla import Objective, StepSLA, step_risk, step_sla
-from bayes_sched.sla.line import EXTRAPOLATION_FACTOR, Line, steps_on
-from bayes_sched.sla.risk import risk_map
-from bayes_sched.sla.search import largest_kept, promised
+from bayes_sched.sla.limits import EXTRAPOLATION_FACTOR, Line, largest_kept, promised, steps_on
+from bayes_sched.sla.risk import Objective, risk_map, step_risk
+from bayes_sched.sla.steps import StepSLA, step_sla
 from bayes_sched.steps import steps_arrays
 from tests.synthetic_fit import synthetic_fit, synthetic_metadata
 

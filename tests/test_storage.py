@@ -13,9 +13,9 @@ import pytest
 import xarray as xr
 
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
-from bayes_sched.model import models_folder
-from bayes_sched.storage import read_fit
+from bayes_sched.model.protocol import models_folder
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.store import read_fit
 from tests.synthetic_fit import synthetic_fit, synthetic_metadata
 
 
@@ -262,7 +262,7 @@ def test_a_foreign_model_is_not_run_unless_it_is_given(tmp_path: Path) -> None:
 
 
 def test_a_foreign_model_that_is_given_is_used(tmp_path: Path, saved: Path) -> None:
-    from bayes_sched.model import load_model_file
+    from bayes_sched.model.protocol import load_model_file
 
     file = foreign(tmp_path)
     identity = {"name": "my_model.py", "sha256": load_model_file(file).sha256, "shipped": False}

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bayes_sched.errors import InputError
-from bayes_sched.study import SETTINGS, StudyFolder
+from bayes_sched.studies.runs import SETTINGS, StudyFolder
 
 
 def study(folder: Path, **settings: Any) -> StudyFolder:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bayes_sched.errors import InputError
-from bayes_sched.thinning import thin_steps
+from bayes_sched.trace.cleaning import thin_steps
 
 CELL = ["batch_size", "total_tokens"]
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayes_sched.errors import InputError
-from bayes_sched.trace import clean_steps, read_trace
+from bayes_sched.trace.cleaning import clean_steps
+from bayes_sched.trace.reader import read_trace
 
 
 def make_steps(total_tokens: Any, latency_ms: Any, batch_size: Any = 1) -> pd.DataFrame:

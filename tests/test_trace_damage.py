@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bayes_sched.trace import read_trace
+from bayes_sched.trace.reader import read_trace
 from tests.conftest import as_bytes, documented_record, iteration_line
 from tests.trace_lines import COMPRESSIONS, DAMAGE, GOOD, NOISE, Write, only_reason, refusal
 

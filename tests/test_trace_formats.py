@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayes_sched.trace.fields import LineError
-from bayes_sched.trace.formats import FIELDS, Step, parse_line
+from bayes_sched.trace.formats import FIELDS, LineError, Step, parse_line
 from tests.conftest import as_bytes, documented_record, iteration_line, recorded_record
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bayes_sched.trace import read_trace
+from bayes_sched.trace.reader import read_trace
 from tests.conftest import ROOT, documented_record, iteration_line, recorded_record
 from tests.trace_lines import COMPRESSIONS, GOOD, NOISE, Write
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bayes_sched.errors import BayesSchedError, InputError
-from bayes_sched.trace import read_trace
+from bayes_sched.trace.reader import read_trace
 from tests.conftest import documented_record
 from tests.trace_lines import DAMAGE, GOOD, Write, refusal
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bayes_sched.validation import StudySettings, servers_of
-from bayes_sched.validation.splits import SPLITS as LIBRARY_SPLITS
+from bayes_sched.studies.prediction import StudySettings, servers_of
+from bayes_sched.studies.splits import SPLITS as LIBRARY_SPLITS
 from scripts.validate import SPLITS, main, parser
 from tests.conftest import documented_record
 
@@ -148,7 +148,7 @@ def test_json_is_one_document_and_comes_again(trace: str, capsys: pytest.Capture
 def test_an_interrupted_study_goes_on_where_it_stopped(
     trace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bayes_sched.contenders import Baseline
+    from bayes_sched.studies.competitors import Baseline
 
     fit = Baseline.fit
 
@@ -182,7 +182,7 @@ def test_a_failed_run_leaves_an_existing_validation_as_it_was(
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bayes_sched.report.validation_writing.write_tables", full_disk)
+    monkeypatch.setattr("bayes_sched.reports.validation.write_tables", full_disk)
     assert main([trace, *CHEAP, "--no-report", "--overwrite"]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert (folder / "validation.csv").read_bytes() == b"precious"

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_sched import sampling
 from bayes_sched.errors import InputError
-from bayes_sched.fitted import FittedModel
-from bayes_sched.pooling.few_steps import FewSteps, Target, summary_table
-from bayes_sched.priors import Priors
-from bayes_sched.settings import SamplerSettings
-from bayes_sched.trace import read_trace
+from bayes_sched.model.priors import Priors
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sampling import sample as sampling
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.studies.pooling import FewSteps, Target, summary_table
+from bayes_sched.trace.reader import read_trace
 from scripts.validate_pool import main
 from tests.conftest import documented_record
 from tests.stub_population import stub_population, three_fits

@@ -11,24 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from bayes_sched.reports.validation import validation_text
 from scipy import stats
 
+from bayes_sched.checks.scores import LEVELS
 from bayes_sched.errors import InputError
-from bayes_sched.scoring import LEVELS
-from bayes_sched.validation import (
-    Forecast,
-    Kept,
-    Server,
-    StudySettings,
-    from_distribution,
-    from_quantiles,
-    servers_of,
-    validate,
-)
-from bayes_sched.validation.contender import Predict
-from bayes_sched.validation.regimes import regime, regime_masks
-from bayes_sched.validation.splits import SPLITS, cut
-from bayes_sched.validation_text import validation_text
+from bayes_sched.steps import regime, regime_masks
+from bayes_sched.studies.forecasts import Forecast, Kept, Predict, from_distribution, from_quantiles
+from bayes_sched.studies.prediction import Server, StudySettings, servers_of, validate
+from bayes_sched.studies.splits import SPLITS, cut
 from tests.made_trace import made_trace
 
 

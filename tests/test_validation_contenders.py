@@ -10,17 +10,24 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bayes_sched.contenders import Baseline, Bayesian, LightGBM, Line, contender_names, contenders_by_name
-from bayes_sched.contenders.bayesian import log_density
-from bayes_sched.contenders.least_squares import student_t_noise
-from bayes_sched.equation import PARAMETERS, latency_ms
+from bayes_sched.checks.scores import LEVELS, at_level, coverage, crps
 from bayes_sched.errors import InputError
-from bayes_sched.model import load_model, load_model_file, shipped_models
-from bayes_sched.predictive import StudentTMixture
-from bayes_sched.scoring import LEVELS, at_level, coverage, crps
-from bayes_sched.settings import SamplerSettings
-from bayes_sched.validation import Contender
-from bayes_sched.validation.servers import CONTEXT_COLUMNS
+from bayes_sched.model.equation import PARAMETERS, latency_ms
+from bayes_sched.model.protocol import load_model, load_model_file, shipped_models
+from bayes_sched.posterior.prediction import StudentTMixture
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.studies.competitors import (
+    Baseline,
+    Bayesian,
+    LightGBM,
+    Line,
+    contender_names,
+    contenders_by_name,
+    log_density,
+    student_t_noise,
+)
+from bayes_sched.studies.forecasts import Contender
+from bayes_sched.studies.prediction import CONTEXT_COLUMNS
 from tests.stub_sampling import stub_sample
 from tests.synthetic_fit import TRUTH
 
@@ -124,7 +131,7 @@ def test_the_density_is_that_of_the_mixture_over_draws() -> None:
 def test_a_model_of_the_project_forecasts_with_its_posterior_and_tells_of_its_gate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bayes_sched.sampling.sample", stub_sample)
+    monkeypatch.setattr("bayes_sched.sampling.sample.sample", stub_sample)
     (contender,), _ = contenders_by_name(["saturation"], settings=SETTINGS)
     test = saturating_steps(60, seed=2)
     forecast = contender.fit(saturating_steps(100, seed=1), seed=5)(test)
@@ -167,7 +174,7 @@ def test_contenders_are_found_by_name_noise_and_file() -> None:
 def test_without_lightgbm_its_contenders_are_left_out_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bayes_sched.contenders.boosting.find_spec", lambda name: None)
+    monkeypatch.setattr("bayes_sched.studies.competitors.find_spec", lambda name: None)
     found, missing = contenders_by_name(["line", "lightgbm", "lightgbm-context"], settings=SETTINGS)
     assert [contender.name for contender in found] == ["line"]
     assert missing == (

@@ -58,7 +58,7 @@ def test_a_watch_goes_through_everything_that_befalls_a_log(
             interrupt,
         ]
     )
-    monkeypatch.setattr("bayes_sched.watching.time.sleep", lambda _: next(events)())
+    monkeypatch.setattr("bayes_sched.cli.watching.time.sleep", lambda _: next(events)())
     assert main(["watch", "log"]) == 0
     printed = capsys.readouterr()
     assert [line.removeprefix("analyze_trace: ") for line in printed.err.splitlines()] == [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bayes_sched.errors import InputError
-from bayes_sched.whole_file import whole_file
+from bayes_sched.files import whole_file
 
 
 @pytest.fixture

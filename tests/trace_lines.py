@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from bayes_sched.errors import InputError
-from bayes_sched.trace import Trace, read_trace
+from bayes_sched.trace.reader import Trace, read_trace
 from tests.conftest import as_bytes, documented_record
 
 type Write = Callable[..., Path]

@@ -7,12 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from bayes_sched.comparison.equivalents import equivalent_sentence
-from bayes_sched.comparison.shares import IN_TRACES, ON_GRID
-from bayes_sched.comparison.throughput import COST
-from bayes_sched.comparison.verdicts import EQUIVALENT, UNDECIDED
-from bayes_sched.numbers import listed, number, percent, span
-from bayes_sched.records import records
+from bayes_sched.comparison.throughput import COST, equivalent_sentence
+from bayes_sched.comparison.verdicts import EQUIVALENT, IN_TRACES, ON_GRID, UNDECIDED
+from bayes_sched.format import listed, number, percent, records, span
 
 _NARROW = 1.02
 

@@ -7,18 +7,16 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.predictor import Predictor
+from bayes_sched.predictor.predictor import Predictor
 
 if TYPE_CHECKING:
-    from bayes_sched.fitted import FittedModel
+    from bayes_sched.posterior.fitted import FittedModel
 
 _EXACT = 64
 _RATIO = 1.02
-
-type Floats = NDArray[np.float64]
 
 
 class StepBudget(NamedTuple):
@@ -126,8 +124,8 @@ class StepBudgets:
         InputError
             A number is out of range, or the fit's model needs more than B and S.
         """
-        from bayes_sched.predictive import check_probability
-        from bayes_sched.sla.trust import check_columns
+        from bayes_sched.posterior.prediction import check_probability
+        from bayes_sched.sla.risk import check_columns
         from bayes_sched.steps import steps_arrays
 
         check_columns(fit)

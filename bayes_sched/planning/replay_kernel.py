@@ -19,10 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-type Floats = NDArray[np.float64]
-type Ints = NDArray[np.int64]
+from bayes_sched.arrays import Floats, Ints
 
 LOG_COLUMNS = (
     "start_ms",

@@ -38,14 +38,17 @@ import pytensor.tensor as pt
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayes_sched.fitted import FittedModel
-from bayes_sched.identified import documented_centre, identified, log_documented, log_normal
-from bayes_sched.nuts import SAMPLE_STATS
-from bayes_sched.population_prior import PopulationPrior
-from bayes_sched.priors import Prior, Priors
-from bayes_sched.settings import SamplerSettings
-
-Floats = NDArray[np.float64]
+from bayes_sched.arrays import Floats
+from bayes_sched.model.priors import Prior, Priors
+from bayes_sched.pooling.prior import (
+    PopulationPrior,
+    documented_centre,
+    identified,
+    log_documented,
+    log_normal,
+)
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sampling.nuts import SAMPLE_STATS, SamplerSettings
 
 BETWEEN = Prior("between", 0.1, 2.0)
 """Prior of the standard deviation of log coordinates from server to server: 10 % to a factor of 7."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bayes_sched.numbers import NONE, number
+from bayes_sched.format import NONE, number
 
 _NEAR = 0.001
 _LEAST = 1e-6

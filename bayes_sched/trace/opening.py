@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 import zstandard
 
 from bayes_sched.errors import InputError
-from bayes_sched.trace.kinds import EXPECTED, foreign_kind
+from bayes_sched.trace.formats import EXPECTED, foreign_kind
 
 STDIN = "-"
 MAX_LINE_BYTES = 4 * 2**20

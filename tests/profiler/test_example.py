@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bayes_sched.trace import clean_steps, read_trace
+from bayes_sched.trace.cleaning import clean_steps
+from bayes_sched.trace.reader import read_trace
 from tests.profiler.test_record import SCHEMA
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "vllm_cpu_context.jsonl.gz"

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_sched.model import all_parameters, load_model
-from bayes_sched.priors import Prior, Priors
-from bayes_sched.settings import SamplerSettings
-from bayes_sched.simulation_calibration import CalibrationStudy, evenness_table
-from bayes_sched.thinning import choose_rows
-from bayes_sched.trace import clean_steps, read_trace
+from bayes_sched.model.priors import Prior, Priors
+from bayes_sched.model.protocol import all_parameters, load_model
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.studies.sbc import CalibrationStudy, evenness_table
+from bayes_sched.trace.cleaning import choose_rows, clean_steps
+from bayes_sched.trace.reader import read_trace
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow

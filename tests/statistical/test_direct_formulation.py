@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from bayes_sched.diagnostics import convergence
-from bayes_sched.equation import PARAMETERS
-from bayes_sched.model import all_parameters, load_model
-from bayes_sched.priors import Prior, Priors
-from bayes_sched.sampling import Sampler
-from bayes_sched.settings import SamplerSettings
+from bayes_sched.model.equation import PARAMETERS
+from bayes_sched.model.priors import Prior, Priors
+from bayes_sched.model.protocol import all_parameters, load_model
+from bayes_sched.posterior.diagnostics import convergence
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.sampling.sample import Sampler
 from tests.synthetic_fit import TRUTH, simulated_steps
 
 pytestmark = pytest.mark.slow

@@ -9,15 +9,14 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-import bayes_sched.pooling.pooled as pooled_module
-from bayes_sched.fitted import FittedModel
-from bayes_sched.fitting import fit
-from bayes_sched.identified import identified
-from bayes_sched.model import load_model
-from bayes_sched.pooling import pool
+import bayes_sched.pooling.pool as pooled_module
+from bayes_sched.model.protocol import load_model
 from bayes_sched.pooling.hierarchy import TraceDraws, population_model, sample_population
-from bayes_sched.population_prior import PopulationPrior
-from bayes_sched.settings import SamplerSettings
+from bayes_sched.pooling.pool import pool
+from bayes_sched.pooling.prior import PopulationPrior, identified
+from bayes_sched.posterior.fit import fit
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sampling.nuts import SamplerSettings
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 from tests.test_pooling import SHORT, server_fit
 

@@ -8,10 +8,10 @@ import arviz as az
 import numpy as np
 import pytest
 
-from bayes_sched.diagnostics import convergence
-from bayes_sched.mixture import Floats
-from bayes_sched.sampling import Sampler, Samples
-from bayes_sched.settings import SamplerSettings
+from bayes_sched.arrays import Floats
+from bayes_sched.posterior.diagnostics import convergence
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.sampling.sample import Sampler, Samples
 from tests.simulation import BENT_WEIGHT, KnownPosterior, grid_share, share_at_negative_log_a, two_modes
 
 pytestmark = pytest.mark.slow

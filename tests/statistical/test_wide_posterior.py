@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bayes_sched.diagnostics import convergence
-from bayes_sched.effects import effects_of
-from bayes_sched.fitting import fit
-from bayes_sched.sampling import Sampler
-from bayes_sched.settings import SamplerSettings
+from bayes_sched.model.likelihood import effects_of
+from bayes_sched.posterior.diagnostics import convergence
+from bayes_sched.posterior.fit import fit
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.sampling.sample import Sampler
 from tests.simulation import BENT_WEIGHT, KnownPosterior, share_at_negative_log_a, two_modes
 from tests.staircase import STAIR_MS, staircase_steps, true_latency_ms
 

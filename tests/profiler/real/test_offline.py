@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bayes_sched.trace import read_trace
+from bayes_sched.trace.reader import read_trace
 from tests.profiler.real.running import Place
 
 pytestmark = pytest.mark.vllm

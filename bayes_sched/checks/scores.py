@@ -1,0 +1,207 @@
+"""How far point predictions of the latency are off."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaincinv
+
+from bayes_sched.arrays import Floats
+from bayes_sched.format import number, percent
+
+
+def share_interval(count: ArrayLike, number: ArrayLike, *, level: float) -> tuple[Floats, Floats]:
+    """Return the exact interval (Clopper and Pearson, equal tails) of a share.
+
+    Parameters
+    ----------
+    count, number : array-like
+        Events and tries; they broadcast and need not be whole, as effective numbers are not.
+    level : float
+        Probability with which the interval holds the share, at least.
+
+    Returns
+    -------
+    lower, upper : ndarray
+        0 and 1 where there are no tries.
+    """
+    events, tries = np.broadcast_arrays(np.asarray(count, float), np.asarray(number, float))
+    others, tail = tries - events, 0.5 * (1.0 - level)
+    lower, upper = np.zeros(events.shape), np.ones(events.shape)
+    has_events, has_others = events > 0.0, others > 0.0
+    lower[has_events] = betaincinv(events[has_events], others[has_events] + 1.0, tail)
+    upper[has_others] = betaincinv(events[has_others] + 1.0, others[has_others], 1.0 - tail)
+    return lower, upper
+
+
+def effective_tries(happened: ArrayLike, cluster: ArrayLike) -> float:
+    """Return how many independent tries tell a share as well as these, which come in clusters.
+
+    The variance of the share is estimated from how it differs between clusters (as in Korn and Graubard,
+    1998, Survey Methodology 24), and never taken to be less than that of independent tries. Where no try, or
+    every one, is an event, clusters cannot differ and the number of tries is returned.
+
+    Parameters
+    ----------
+    happened : array-like of bool, dims (try,)
+    cluster : array-like of int, dims (try,)
+        Tries of one cluster go together.
+    """
+    events = np.asarray(happened, float)
+    number, share = len(events), float(events.mean())
+    _, which = np.unique(np.asarray(cluster), return_inverse=True)
+    num_clusters = int(which.max()) + 1
+    if share in (0.0, 1.0) or num_clusters < 2:
+        return float(number)
+    residual = np.bincount(which, weights=events - share)
+    variance = num_clusters / (num_clusters - 1.0) * float(np.square(residual).sum()) / number**2
+    independent = share * (1.0 - share) / number
+    return number * independent / max(variance, independent)
+
+
+LEVELS: Floats = np.array([0.005, 0.01, 0.025, *(np.arange(1, 20) / 20), 0.975, 0.99, 0.995])
+"""Probabilities of the quantiles that every predictive distribution is scored by."""
+
+BANDS = {0.5: (0.25, 0.75), 0.9: (0.05, 0.95), 0.99: (0.005, 0.995)}
+"""Probability of each scored band, and the levels of its edges."""
+
+
+def quantile_weights(levels: Floats = LEVELS) -> Floats:
+    """Return the share of (0, 1) that is nearest to each level, dims (level,)."""
+    edges = np.concatenate(([0.0], 0.5 * (levels[1:] + levels[:-1]), [1.0]))
+    weights: Floats = np.diff(edges)
+    return weights
+
+
+def at_level(quantiles_ms: Floats, level: float) -> Floats:
+    """Return the quantile of one of `LEVELS`, dims (row,); it must be one of them."""
+    (position,) = np.flatnonzero(np.isclose(LEVELS, level, rtol=0.0, atol=1e-9))
+    column: Floats = quantiles_ms[:, position]
+    return column
+
+
+def pinball_loss(observed_ms: Floats, quantiles_ms: Floats, *, levels: Floats = LEVELS) -> Floats:
+    """Return the pinball loss of each quantile, ms, dims (row, level).
+
+    Parameters
+    ----------
+    observed_ms : ndarray, dims (row,)
+    quantiles_ms : ndarray, dims (row, level)
+    levels : ndarray, dims (level,)
+    """
+    excess = observed_ms[:, None] - quantiles_ms
+    loss: Floats = np.maximum(levels * excess, (levels - 1.0) * excess)
+    return loss
+
+
+def crps(observed_ms: Floats, quantiles_ms: Floats, *, levels: Floats = LEVELS) -> Floats:
+    """Return the continuous ranked probability score of each step, ms, dims (row,).
+
+    Parameters
+    ----------
+    observed_ms : ndarray, dims (row,)
+    quantiles_ms : ndarray, dims (row, level)
+    levels : ndarray, dims (level,)
+    """
+    score: Floats = 2.0 * pinball_loss(observed_ms, quantiles_ms, levels=levels) @ quantile_weights(levels)
+    return score
+
+
+def share_below(observed_ms: Floats, quantiles_ms: Floats) -> Floats:
+    """Return the share of steps at or below their quantile, dims (level,): if calibrated, the level."""
+    below: Floats = (observed_ms[:, None] <= quantiles_ms).mean(axis=0)
+    return below
+
+
+def coverage(observed_ms: Floats, quantiles_ms: Floats, *, probability: float) -> float:
+    """Return the share of steps within their band, one of `BANDS`."""
+    lower, upper = (at_level(quantiles_ms, level) for level in BANDS[probability])
+    return float(((observed_ms >= lower) & (observed_ms <= upper)).mean())
+
+
+def pit_histogram(cdf: Floats, *, num_bins: int = 10) -> Floats:
+    """Return the share of probability integral transforms in each of equal bins, dims (bin,): even is good.
+
+    Parameters
+    ----------
+    cdf : ndarray, dims (row,)
+        The predictive distribution function of each step at its observed latency.
+    num_bins : int
+    """
+    counts, _ = np.histogram(np.clip(cdf, 0.0, 1.0), bins=num_bins, range=(0.0, 1.0))
+    shares: Floats = counts / max(len(cdf), 1)
+    return shares
+
+
+def point_scores(observed_ms: Floats, predicted_ms: Floats) -> dict[str, float]:
+    """Return what is said of predictions that are single numbers.
+
+    Parameters
+    ----------
+    observed_ms, predicted_ms : ndarray, dims (row,)
+
+    Returns
+    -------
+    dict
+        ``mape`` and ``ape_p95`` (mean and 95th percentile of the absolute error relative to the observed
+        latency), ``r2`` (NaN where the observed latencies do not vary), ``rmse_ms``, ``mae_ms``, ``bias_ms``
+        (predicted minus observed, on average).
+    """
+    error = predicted_ms - observed_ms
+    relative = np.abs(error) / observed_ms
+    variance = float(np.var(observed_ms))
+    return {
+        "mape": float(relative.mean()),
+        "ape_p95": float(np.quantile(relative, 0.95)),
+        "r2": 1.0 - float((error**2).mean()) / variance if variance > 0.0 else float("nan"),
+        "rmse_ms": float(np.sqrt((error**2).mean())),
+        "mae_ms": float(np.abs(error).mean()),
+        "bias_ms": float(error.mean()),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Scores of point predictions.
+
+    Attributes
+    ----------
+    r2 : float
+        Share of the latency's variance that is explained; NaN where all latencies are equal.
+    rmse_ms, mae_ms : float
+        Root mean square and mean absolute error.
+    mape, ape_p95 : float
+        Mean and 95th percentile of the absolute error relative to the observed latency, as shares.
+    bias_ms : float
+        Mean of predicted minus observed.
+    num_steps : int
+    """
+
+    r2: float
+    rmse_ms: float
+    mae_ms: float
+    mape: float
+    ape_p95: float
+    bias_ms: float
+    num_steps: int
+
+    @classmethod
+    def of(cls, observed_ms: NDArray[np.float64], predicted_ms: NDArray[np.float64]) -> Scores:
+        """Return the scores of predictions, dims (step,) both."""
+        return cls(**point_scores(observed_ms, predicted_ms), num_steps=len(observed_ms))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row with a column for each score."""
+        return pd.DataFrame([asdict(self)])
+
+    @property
+    def text(self) -> str:
+        """A sentence a person can paste."""
+        return (
+            f"Over {self.num_steps:,} steps: R² {number(self.r2)}, RMSE {number(self.rmse_ms)} ms, "
+            f"MAE {number(self.mae_ms)} ms, MAPE {percent(self.mape, 1)}, bias {number(self.bias_ms)} ms."
+        )

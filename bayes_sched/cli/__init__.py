@@ -1,0 +1,1 @@
+"""One command and its subcommands."""

@@ -1,0 +1,66 @@
+"""Rows of tables as plain values."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+NONE = "–"
+"""What stands where there is no number."""
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number with so many significant digits; a dash where there is none.
+
+    Numbers below a ten-thousandth or from ten million on are written with a power of ten.
+    """
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value == 0.0:
+        return "0"
+    mantissa, exponent_text = f"{value:.{digits - 1}e}".split("e")
+    exponent = int(exponent_text)
+    if not -5 < exponent < 7:
+        return f"{mantissa} × 10{str(exponent).translate(_SUPERSCRIPTS)}"
+    return f"{float(f'{value:.{digits - 1}e}'):,.{max(0, digits - 1 - exponent)}f}"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """Write a number of a unit: shares as percentages, requests and tokens in full, else three digits."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if unit == "share":
+        return f"{number(100.0 * value)}%"
+    is_count = unit in {"requests", "tokens"} and (value == round(value) or value >= 100.0)
+    return f"{value:,.0f}" if is_count else number(value)
+
+
+def span(lower: float | None, upper: float | None, digits: int = 3) -> str:
+    """Write an interval."""
+    return f"{number(lower, digits)} to {number(upper, digits)}"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Write a share as a percentage."""
+    return f"{100.0 * share:.{digits}f}%"
+
+
+def listed(words: list[str]) -> str:
+    """Join words as a sentence does."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as plain values, ready for JSON; what is missing or NaN becomes None."""
+    return [
+        {str(key): None if pd.isna(value) else _plain(value) for key, value in row.items()}
+        for row in table.to_dict("records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,234 @@
+r"""Partially pooled departures from an equation: one factor for each level of a size.
+
+An equation is smooth; real latency is a staircase, because kernels work in tiles and graphs are captured for
+a few batch sizes. An effect multiplies a part of the latency by :math:`e^{r_j}` at level j of a column, with
+
+.. math::  r_j \sim \mathrm{Normal}(0, s),
+
+and s, how far levels depart from the equation, learned with the rest; it may fade with the column. Levels
+with data learn their own departure, levels without keep the equation and widen the band by what other levels
+were seen to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pymc as pm
+import pytensor.tensor as pt
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from bayes_sched.arrays import Floats
+from bayes_sched.model.equation import Parameter
+from bayes_sched.model.protocol import LatencyModel, all_parameters
+
+if TYPE_CHECKING:
+    from bayes_sched.model.priors import Priors
+
+
+def student_t_model(
+    model: LatencyModel,
+    steps: pd.DataFrame,
+    priors: Priors,
+    *,
+    noise: str,
+) -> pm.Model:
+    """Return the PyMC model whose mean and scale are the model's own ``latency`` and ``scale``.
+
+    Traces repeat themselves, so the mean is evaluated once for each distinct combination of the model's
+    columns, a *cell*, and the steps refer to their cells.
+
+    Parameters
+    ----------
+    model : LatencyModel
+        Its ``latency`` and ``scale`` must serve PyTensor variables as they serve xarray objects.
+    steps : DataFrame
+        The model's columns and ``latency_ms``, the observed latency.
+    priors : Priors
+        One for each parameter.
+    noise : str
+        Noise option of the model.
+    """
+    values, coords = step_data(model, steps)
+    with pm.Model(coords=coords) as built:
+        table: dict[str, Any] = {name: pm.Data(name, values[name], dims="cell") for name in model.columns}
+        cell = pm.Data("cell_of_step", values["cell_of_step"], dims="step")
+        observed = pm.Data("observed_ms", values["observed_ms"], dims="step")
+
+        theta: dict[str, Any] = {
+            p.name: pm.LogNormal(p.name, priors[p.name].mu, priors[p.name].sigma)
+            for p in all_parameters(model, noise)
+        }
+        if priors.population is not None:
+            logs = {name: pt.log(value) for name, value in theta.items()}
+            pm.Potential("population", priors.population.log_ratio(logs, priors, pt))
+        for effect in effects_of(model):
+            theta[effect.name], table[effect.dim] = _log_factors(effect, theta, steps, values[effect.column])
+        mean = model.latency(theta, table)  # type: ignore[arg-type]
+        scale = model.scale(theta, mean, table) * pt.ones_like(mean)  # type: ignore[arg-type]
+        pm.StudentT(
+            "latency_ms", nu=theta["nu"], mu=mean[cell], sigma=scale[cell], observed=observed, dims="step"
+        )
+    return built
+
+
+def step_data(
+    model: LatencyModel, steps: pd.DataFrame
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.int64]]]:
+    """Return the values of the model's data, and the coordinates of its dims cell and step.
+
+    Parameters
+    ----------
+    model : LatencyModel
+    steps : DataFrame
+        The model's columns and ``latency_ms``.
+    """
+    columns = list(model.columns)
+    cells, cell_of_step = np.unique(steps[columns].to_numpy(float), axis=0, return_inverse=True)
+    values: dict[str, NDArray[Any]] = {name: cells[:, i] for i, name in enumerate(columns)}
+    values["cell_of_step"] = cell_of_step.astype(np.int64)
+    values["observed_ms"] = steps["latency_ms"].to_numpy(float)
+    return values, {"step": np.arange(len(steps)), "cell": np.arange(len(cells))}
+
+
+def _log_factors(effect: Effect, theta: dict[str, Any], steps: pd.DataFrame, column: Any) -> tuple[Any, Any]:
+    """Return the log factors of the levels with data, and the position among them of each cell's level."""
+    seen = effect.seen(steps)
+    pm.modelcontext(None).add_coord(effect.dim, [effect.labels[level] for level in seen])
+    spread = theta[effect.scale.name] * effect.relative_spread[seen]
+    factors = pm.Normal(effect.name, 0.0, spread, dims=effect.dim)
+    position = np.searchsorted(seen, effect.level(column)).clip(max=len(seen) - 1)
+    return factors, pm.Data(f"{effect.dim}_of_cell", position, dims="cell")
+
+
+PREFILL_COLUMN = "num_prefill_reqs"
+"""Column of the steps that tells those with prefill from those that only decode."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Departures of a latency from an equation, by the levels of a column.
+
+    Attributes
+    ----------
+    name : str
+        Name of the variable in every posterior: log factors, unitless, dims (..., :attr:`dim`).
+    meaning : str
+        What it is, in words.
+    scale : Parameter
+        The standard deviation s of the log factors.
+    column : str
+        Column of the steps whose value decides the level.
+    upper : tuple of float
+        Largest value of each level but the last, which is open; increasing.
+    prefill : bool
+        Whether it acts on the steps with prefill, or on those that only decode.
+    fade : float
+        Value of the column beyond which what a level departs by no longer grows with it: the log factor of a
+        level up to v has the standard deviation s / (1 + v / fade). By default it never fades.
+    """
+
+    name: str
+    meaning: str
+    scale: Parameter
+    column: str
+    upper: tuple[float, ...]
+    prefill: bool
+    fade: float = math.inf
+
+    @property
+    def dim(self) -> str:
+        """Name of the dim of the levels."""
+        return f"{self.name}_level"
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels."""
+        return len(self.upper) + 1
+
+    @cached_property
+    def relative_spread(self) -> Floats:
+        """Standard deviation of each level's log factor relative to s, dims (level,)."""
+        return 1.0 / (1.0 + np.array((*self.upper, self.upper[-1])) / self.fade)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The levels in words: the values they hold."""
+        lower = (0.0, *self.upper)
+        closed = [
+            f"{below + 1:g}" if top == below + 1 else f"{below + 1:g}-{top:g}"
+            for below, top in zip(lower[:-1], self.upper, strict=True)
+        ]
+        return (*closed, f">{self.upper[-1]:g}")
+
+    def level(self, values: ArrayLike) -> NDArray[np.int64]:
+        """Return the position of the level that holds each value, dims of `values`."""
+        return np.searchsorted(np.array(self.upper), np.asarray(values, dtype=np.float64), side="left")
+
+    def acts_on(self, steps: Any) -> Any:
+        """Return whether it acts on each step: a mask, dims of the steps."""
+        has_prefill = steps[PREFILL_COLUMN] > 0
+        return has_prefill if self.prefill else ~has_prefill
+
+    def seen(self, steps: pd.DataFrame) -> NDArray[np.int64]:
+        """Return the levels of the steps it acts on, increasing."""
+        return np.unique(self.level(steps.loc[self.acts_on(steps), self.column]))
+
+    def at(self, draws: Any, steps: Any) -> Any:
+        """Return the log factor of each step, 0 where the effect does not act.
+
+        Parameters
+        ----------
+        draws : Dataset or mapping
+            The log factors under :attr:`name`, dims (..., level).
+        steps : Dataset or mapping
+            The columns of the steps; with PyTensor variables also, under :attr:`dim`, the position of each
+            step's level among the log factors.
+
+        Returns
+        -------
+        DataArray or TensorVariable, dims (..., *dims of the steps)
+        """
+        factors = draws[self.name]
+        if not isinstance(factors, xr.DataArray):
+            return self.acts_on(steps) * factors[steps[self.dim]]
+        column = steps[self.column]
+        level = xr.DataArray(self.level(column.to_numpy()), dims=column.dims)
+        return self.acts_on(steps) * factors.drop_vars(self.dim, errors="ignore").isel({self.dim: level})
+
+    def draw(self, scale: Floats, rng: np.random.Generator) -> Floats:
+        """Draw log factors of all levels from their population, dims (*dims of `scale`, level)."""
+        scale = np.asarray(scale, dtype=np.float64)
+        return scale[..., None] * self.relative_spread * rng.standard_normal((*scale.shape, self.num_levels))
+
+
+def effects_of(model: object) -> tuple[Effect, ...]:
+    """Return the effects of a model; a model without such an attribute has none."""
+    return tuple(getattr(model, "effects", ()))
+
+
+def with_effects(draws: xr.Dataset, effects: Sequence[Effect], rng: np.random.Generator) -> xr.Dataset:
+    """Return draws of scalar parameters together with draws of the effects given them.
+
+    Parameters
+    ----------
+    draws : Dataset
+        Every :attr:`Effect.scale`, any dims.
+    effects : sequence of Effect
+    rng : Generator
+    """
+    drawn = {
+        effect.name: (
+            (*draws[effect.scale.name].dims, effect.dim),
+            effect.draw(draws[effect.scale.name].to_numpy(), rng),
+        )
+        for effect in effects
+    }
+    return draws.assign(drawn).assign_coords({effect.dim: list(effect.labels) for effect in effects})

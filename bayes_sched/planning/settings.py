@@ -1,0 +1,349 @@
+"""The most throughput under a limit on the latency, and the frontier between the two."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bayes_sched.arrays import Floats
+from bayes_sched.format import number, records, span
+from bayes_sched.planning.capacity import term_table
+from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, DEFAULT_PROBABILITY, FittedModel
+from bayes_sched.posterior.prediction import check_probability
+from bayes_sched.region import TOLERANCE
+from bayes_sched.sla.limits import FEW, Evidence, Line, evidence
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, check_columns, refusals
+from bayes_sched.steps import steps_grid
+
+_EXTRAPOLATION_FACTOR = 4.0
+_EXACT_REQUESTS, _EXACT_TOKENS = 32, 64  # every number up to there
+_NUM_REQUESTS, _NUM_TOKENS = 12, 64  # and so many beyond
+
+
+def axes(fit: FittedModel, *, extrapolate: bool) -> tuple[Floats, Floats]:
+    """Return the numbers of requests and of tokens to try."""
+    factor = _EXTRAPOLATION_FACTOR if extrapolate else 1.0
+    last_b, last_s = np.floor(factor * np.exp(fit.region.corners.max(axis=0) + TOLERANCE))
+    b = _axis(last_b, _EXACT_REQUESTS, _NUM_REQUESTS)
+    return b, np.union1d(b, _axis(last_s, _EXACT_TOKENS, _NUM_TOKENS))
+
+
+def _axis(last: float, exact: int, num: int) -> Floats:
+    few = np.arange(1.0, min(exact, last) + 1.0)
+    return few if last <= exact else np.union1d(few, np.rint(np.geomspace(exact, last, num)))
+
+
+def bounds_of(late: Floats, usable: NDArray[np.bool_], confidence: float) -> Floats:
+    """Return the least limit that all steps up to each keep, dims (draw, b, s) -> (b, s); NaN: not usable."""
+    worst = np.where(usable, late, -np.inf)
+    np.maximum.accumulate(worst, axis=1, out=worst)
+    np.maximum.accumulate(worst, axis=2, out=worst)
+    bound: Floats = np.quantile(worst[:, usable], confidence, axis=0, method="inverted_cdf")
+    found = np.full(usable.shape, np.nan)
+    found[usable] = bound
+    return found
+
+
+def frontier_of(
+    case: str, b: Floats, s: Floats, mean: Floats, bound: Floats, *, probability: float
+) -> pd.DataFrame:
+    """Return the settings that have more throughput than all which keep a smaller limit."""
+    rows, columns = np.nonzero(~np.isnan(bound))
+    rate = 1000.0 * s[columns] / np.median(mean[:, rows, columns], axis=0)
+    order = np.lexsort((-rate, bound[rows, columns]))
+    rows, columns, rate = rows[order], columns[order], rate[order]
+    best_so_far = np.maximum.accumulate(np.concatenate([[0.0], rate[:-1]])) if rate.size else rate
+    kept = rate > best_so_far
+    rows, columns = rows[kept], columns[kept]
+    tail = 0.5 * (1.0 - probability)
+    lower, median, upper = np.quantile(mean[:, rows, columns], [tail, 0.5, 1.0 - tail], axis=0)
+    tokens = s[columns]
+    return pd.DataFrame(
+        {
+            "case": case,
+            "limit_ms": bound[rows, columns],
+            "batch_size": b[rows].astype(int),
+            "total_tokens": tokens.astype(int),
+            "latency_ms": median,
+            "latency_ms_lower": lower,
+            "latency_ms_upper": upper,
+            "tokens_per_s": 1000.0 * tokens / median,
+            "tokens_per_s_lower": 1000.0 * tokens / upper,
+            "tokens_per_s_upper": 1000.0 * tokens / lower,
+        }
+    )
+
+
+def settings_of(b: Floats, s: Floats, mean: Floats, bound: Floats, slo_ms: float) -> pd.DataFrame:
+    """Return for each number of requests the largest token budget that keeps the limit."""
+    typical = np.median(mean, axis=0)
+    rows: list[dict[str, Any]] = []
+    for row, requests in enumerate(b):
+        seen = np.flatnonzero(~np.isnan(bound[row]))
+        if not seen.size:
+            continue
+        kept = seen[bound[row, seen] <= slo_ms]
+        found: dict[str, Any] = {"batch_size": int(requests), "total_tokens": None, "limited_by": "slo"}
+        if kept.size:
+            latency, decode = typical[row, kept[-1]], typical[row, np.searchsorted(s, requests)]
+            found |= {
+                "total_tokens": int(s[kept[-1]]),
+                "limited_by": "data" if kept[-1] == seen[-1] else "slo",
+                "latency_ms": latency,
+                "tokens_per_s": 1000.0 * s[kept[-1]] / latency,
+                "decode_tokens_per_s": 1000.0 * requests / decode,
+            }
+        rows.append(found)
+    columns = [
+        "batch_size",
+        "total_tokens",
+        "limited_by",
+        "latency_ms",
+        "tokens_per_s",
+        "decode_tokens_per_s",
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype({"total_tokens": "Int64"})
+
+
+ANY_STEP, DECODES = "any step", "decode-only steps"
+CASES = (ANY_STEP, DECODES)
+"""What a limit is kept by: all steps up to a number of requests and of tokens, or decode-only ones."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Optimum:
+    """The best settings of a scheduler under a limit on the latency of its steps.
+
+    Attributes
+    ----------
+    fit : FittedModel
+    objective : Objective
+    probability : float
+        Of credible intervals.
+    frontier : DataFrame
+        Per case and rising limit the settings with the most tokens a second: ``case``, ``limit_ms`` (the
+        least limit that they keep, at the quantile and the confidence asked for), ``batch_size``,
+        ``total_tokens``, ``latency_ms`` and ``tokens_per_s``, each with ``_lower`` and ``_upper``: mean
+        latency and throughput of a step as large as they allow.
+    settings : DataFrame
+        For each number of requests the largest token budget that keeps the limit: ``batch_size``,
+        ``total_tokens`` (NA: none), ``limited_by`` (``slo`` or ``data``), ``latency_ms`` and
+        ``tokens_per_s`` of a step as large, ``decode_tokens_per_s`` of one that is all decodes.
+    best : Mapping of str to (dict or None)
+        By case the row of the frontier that the limit allows and the trace does not contradict; None where
+        there is none.
+    terms : Mapping of str to (DataFrame or None)
+        Where the time of that step goes: :func:`bayes_sched.planning.terms.term_table`.
+    evidence : Mapping of str to (Evidence or None)
+        What the steps of the trace near the best settings say.
+    contradicted : Mapping of str to (dict or None)
+        By case the row of the frontier that the model alone would allow, where the trace contradicts it.
+    extrapolates : bool
+    refusals : tuple of str
+    """
+
+    fit: FittedModel
+    objective: Objective
+    probability: float
+    frontier: pd.DataFrame
+    settings: pd.DataFrame
+    best: dict[str, dict[str, Any] | None]
+    terms: dict[str, pd.DataFrame | None]
+    evidence: dict[str, Evidence | None]
+    contradicted: dict[str, dict[str, Any] | None]
+    extrapolates: bool
+    refusals: tuple[str, ...]
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether there are settings that keep the limit, for any step."""
+        return not self.refusals and self.best[ANY_STEP] is not None
+
+    @property
+    def floor_ms(self) -> float:
+        """The least limit that any settings keep, ms."""
+        return float(self.frontier["limit_ms"].min())
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The frontier."""
+        return self.frontier
+
+    @property
+    def text(self) -> str:
+        """Sentences a person can paste."""
+        if not any((*self.best.values(), *self.contradicted.values())):
+            return " ".join(
+                [
+                    f"No settings keep {self.objective.limit_ms:g} ms: the quickest need "
+                    f"{number(self.floor_ms)} ms ({self.objective.text.partition(' within')[0]} at "
+                    f"{100 * self.objective.confidence:g}% confidence).",
+                    *self.refusals,
+                ]
+            )
+        return " ".join([*(self._case_text(case) for case in CASES), *self.refusals])
+
+    def _case_text(self, case: str) -> str:
+        row = self.best[case]
+        model = self.contradicted[case]
+        doubt = ""
+        if model is not None:
+            doubt = (
+                f" (The model alone would allow {model['batch_size']:,} requests and "
+                f"{model['total_tokens']:,} tokens, but more of the trace's steps near that "
+                "are late than it can explain.)"
+            )
+        if row is None:
+            return f"{case.capitalize()}: no settings may be promised.{doubt}"
+        what = "output tokens" if case == DECODES else "tokens"
+        settings = f"up to {row['batch_size']:,} request{'' if row['batch_size'] == 1 else 's'}"
+        if case == ANY_STEP:
+            settings += f" and {row['total_tokens']:,} tokens (max_num_seqs, max_num_batched_tokens)"
+        ends = span(row["tokens_per_s_lower"], row["tokens_per_s_upper"])
+        terms = self.terms[case]
+        where = "" if terms is None else f" {bottleneck_text(terms)}"
+        seen = self.evidence[case]
+        where += ("" if seen is None or not seen.text else f" {seen.text}") + doubt
+        return (
+            f"{case.capitalize()}: {settings} give {number(row['tokens_per_s'])} {what} a second ({ends}); "
+            f"the largest takes {number(row['latency_ms'])} ms in the mean.{where}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {
+            "slo_ms": self.objective.limit_ms,
+            "quantile": self.objective.quantile,
+            "confidence": self.objective.confidence,
+            "probability": self.probability,
+            "is_promised": self.is_promised,
+            "floor_ms": self.floor_ms,
+            "text": self.text,
+            "refusals": list(self.refusals),
+            "best": self.best,
+            "contradicted": self.contradicted,
+            "evidence": {case: None if of is None else asdict(of) for case, of in self.evidence.items()},
+            "terms": {case: None if of is None else records(of) for case, of in self.terms.items()},
+            "settings": records(self.settings),
+            "frontier": records(self.frontier),
+        }
+
+
+def bottleneck_text(terms: pd.DataFrame) -> str:
+    """Say which group of terms takes most of a step's time."""
+    groups = terms[terms["kind"] == "group"].sort_values("share", ascending=False)
+    first = groups.iloc[0]
+    return (
+        f"Most of it goes to {first['name']}: {100 * first['share']:.0f}% "
+        f"({100 * first['share_lower']:.0f} to {100 * first['share_upper']:.0f}%)."
+    )
+
+
+def optimize_steps(
+    fit: FittedModel,
+    *,
+    slo_ms: float,
+    quantile: float = DEFAULT_QUANTILE,
+    confidence: float = DEFAULT_CONFIDENCE,
+    extrapolate: bool = False,
+    accept_unconverged: bool = False,
+    probability: float = DEFAULT_PROBABILITY,
+    max_draws: int | None = DEFAULT_MAX_DRAWS,
+) -> Optimum:
+    """Return the settings with the most throughput whose steps keep a limit.
+
+    Settings are a number of requests and a token budget; they keep a limit where, with probability
+    `confidence`, all steps up to them do at once: a share `quantile` of each kind. Numbers above 32 requests
+    and 64 tokens are tried a few percent apart.
+
+    Parameters
+    ----------
+    fit : FittedModel
+    slo_ms : float
+        Limit on a step, ms.
+    quantile, confidence : float
+    extrapolate, accept_unconverged : bool
+        What else is trusted, as for :func:`~bayes_sched.sla.step_sla`.
+    probability : float
+        Of credible intervals.
+    max_draws : int or None
+
+    Returns
+    -------
+    Optimum
+
+    Raises
+    ------
+    InputError
+        A value is out of range, or the fit's model needs more than B and S.
+    """
+    check_columns(fit)
+    check_probability(probability, name="probability")
+    objective = Objective(limit_ms=slo_ms, quantile=quantile, confidence=confidence)
+    b, s = axes(fit, extrapolate=extrapolate)
+    grid = steps_grid(batch_size=b, total_tokens=s)
+    dims = ("chain", "draw", "batch_size", "total_tokens")
+    mean, late = (
+        values.transpose(*dims).to_numpy().reshape(-1, len(b), len(s))
+        for values in (
+            fit.mean_latency(grid, max_draws=max_draws),
+            fit.quantile_draws(grid, quantile, max_draws=max_draws),
+        )
+    )
+    usable = (grid["possible"] if extrapolate else fit.in_region(grid)).transpose(*dims[2:]).to_numpy()
+    is_decode = usable & (s[None, :] == b[:, None])
+    bounds = {ANY_STEP: bounds_of(late, usable, confidence), DECODES: bounds_of(late, is_decode, confidence)}
+    frontiers = [
+        frontier_of(case, b, s, mean, bound, probability=probability) for case, bound in bounds.items()
+    ]
+    frontier = pd.concat(frontiers, ignore_index=True)
+    chosen = {case: _choose(fit, frontier, case, objective) for case in CASES}
+    best = {case: row for case, (row, _, _) in chosen.items()}
+    return Optimum(
+        fit=fit,
+        objective=objective,
+        probability=probability,
+        frontier=frontier,
+        settings=settings_of(b, s, mean, bounds[ANY_STEP], slo_ms),
+        best=best,
+        terms={
+            case: None
+            if row is None
+            else term_table(
+                fit, row["batch_size"], row["total_tokens"], probability=probability, max_draws=max_draws
+            )
+            for case, row in best.items()
+        },
+        evidence={case: seen for case, (_, seen, _) in chosen.items()},
+        contradicted={case: first for case, (_, _, first) in chosen.items()},
+        extrapolates=extrapolate,
+        refusals=refusals(fit, accept_unconverged=accept_unconverged),
+    )
+
+
+def _place(case: str, row: dict[str, Any]) -> tuple[Line, int]:
+    """Return the line of steps that settings allow, and how far they go along it."""
+    return (Line(), row["batch_size"]) if case == DECODES else (Line(row["batch_size"]), row["total_tokens"])
+
+
+def _choose(
+    fit: FittedModel, frontier: pd.DataFrame, case: str, objective: Objective
+) -> tuple[dict[str, Any] | None, Evidence | None, dict[str, Any] | None]:
+    """Return the best settings with what the trace says of them, and what the model alone would allow.
+
+    Where the trace contradicts the model's best, the next ones are taken only if the trace holds enough steps
+    like them to bear them out.
+    """
+    allowed = frontier[(frontier["case"] == case) & (frontier["limit_ms"] <= objective.limit_ms)]
+    first: dict[str, Any] | None = None
+    for row in reversed(records(allowed)):
+        seen = evidence(fit, *_place(case, row), objective)
+        if not seen.is_contradicted and (first is None or seen.num_steps >= FEW):
+            return row, seen, first
+        first = first or row
+    return None, None, first

@@ -1,0 +1,1 @@
+"""Steps to a fitted model: sampling, the convergence gate, predictions, the file."""

@@ -1,0 +1,212 @@
+"""Steps of which only requests and tokens are given, completed by what is typical of a trace.
+
+A model may ask more of a step than B and S: the context of its requests, the query-key pairs of its prefill.
+Tables and figures over (B, S) need an answer nonetheless, and it has to be an open one: whoever asks for
+bands over (B, S) completes the steps first, and says for what context they are. Predictions never do so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from bayes_sched.errors import InputError
+from bayes_sched.format import listed, percent
+from bayes_sched.steps import Steps, as_steps
+
+SIZES = ("batch_size", "total_tokens")
+"""Columns that every table of steps has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypicalLoad:
+    """What the requests of a trace's steps bring with them, besides their tokens; None: it does not say.
+
+    Attributes
+    ----------
+    context_per_decode : float or None
+        Median context of a decoding request, tokens: over decode-only steps, their context a request.
+    cached_per_chunk : float or None
+        Median of the tokens in the KV cache before a prefill chunk; 0 where there is no prefill.
+    kv_cache_usage_per_request : float or None
+        Median share of the KV cache in use, by request.
+    """
+
+    context_per_decode: float | None = None
+    cached_per_chunk: float | None = None
+    kv_cache_usage_per_request: float | None = None
+
+    @classmethod
+    def of(cls, steps: pd.DataFrame) -> TypicalLoad:
+        """Return what is typical of a trace.
+
+        Parameters
+        ----------
+        steps : DataFrame
+            Cleaned steps: ``batch_size``, ``total_tokens``, and what else the trace holds of
+            ``num_prefill_reqs``, ``context_tokens``, ``prefill_pairs`` and ``kv_cache_usage``.
+        """
+        usage = None
+        if "kv_cache_usage" in steps:
+            usage = _median(steps["kv_cache_usage"] / steps["batch_size"])
+        columns = ["num_prefill_reqs", "context_tokens", "prefill_pairs"]
+        if any(name not in steps for name in columns):
+            return cls(kv_cache_usage_per_request=usage)
+        known = steps[[*SIZES, *columns]].dropna()
+        if known.empty:
+            return cls(kv_cache_usage_per_request=usage)
+        cached = _cached_per_chunk(known)
+        return cls(
+            context_per_decode=_context_per_decode(known, cached),
+            cached_per_chunk=cached,
+            kv_cache_usage_per_request=usage,
+        )
+
+    @classmethod
+    def from_dataset(cls, dataset: xr.Dataset) -> TypicalLoad:
+        """Return what :meth:`to_dataset` wrote; names that are not known are left alone."""
+        return cls(**{f.name: float(dataset[f.name]) for f in fields(cls) if f.name in dataset})
+
+    def to_dataset(self) -> xr.Dataset:
+        """Return the numbers that are known as variables without dims."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return xr.Dataset({name: ((), value) for name, value in values.items() if value is not None})
+
+    def text(self, columns: Sequence[str]) -> str:
+        """Return a sentence on the steps that bands over (B, S) are for; empty where B and S say it all.
+
+        Parameters
+        ----------
+        columns : sequence of str
+            Columns of the model.
+        """
+        parts = []
+        if self.context_per_decode is not None and "context_tokens" in columns:
+            parts.append(f"{self.context_per_decode:,.0f} tokens of context for each decoding request")
+        if self.cached_per_chunk is not None and {"context_tokens", "prefill_pairs"} & set(columns):
+            parts.append(f"one prefill chunk behind {self.cached_per_chunk:,.0f} cached tokens where S > B")
+        if self.kv_cache_usage_per_request is not None and "kv_cache_usage" in columns:
+            parts.append(f"{percent(self.kv_cache_usage_per_request, 2)} of the KV cache for each request")
+        if not parts:
+            return ""
+        return f"Bands over requests and tokens alone are for steps with typical context: {listed(parts)}."
+
+
+def complete(steps: Steps, *, columns: Sequence[str], typical: TypicalLoad, model: str) -> xr.Dataset:
+    """Return steps with every column of a model; those that `steps` lacks are what is typical.
+
+    Parameters
+    ----------
+    steps : DataFrame or Dataset
+        ``batch_size`` and ``total_tokens``, as :func:`~bayes_sched.steps.as_steps` takes them, and whatever
+        further columns are known.
+    columns : sequence of str
+        What the model needs.
+    typical : TypicalLoad
+    model : str
+        Name of the model, for messages.
+
+    Returns
+    -------
+    Dataset, dims of `steps`
+
+    Raises
+    ------
+    InputError
+        Nobody knows how to complete a column, or the trace does not say what is typical of it.
+    """
+    given = [name for name in columns if name in steps and name not in SIZES]
+    whole = as_steps(steps, columns=(*SIZES, *given))
+    lacking = [name for name in columns if name not in whole]
+    if not lacking:
+        return whole
+    unknown = [name for name in lacking if name not in _COMPLETIONS]
+    if unknown:
+        raise InputError(
+            f"the model {model} needs {listed(unknown)} of every step, and what is typical of that is not "
+            "known: bands over requests and tokens alone cannot be drawn; give steps with every column"
+        )
+    if "num_prefill_reqs" not in whole:
+        whole = whole.assign(num_prefill_reqs=_num_prefill_reqs(whole, typical))
+    try:
+        return whole.assign({name: _COMPLETIONS[name](whole, typical) for name in lacking})
+    except _Unsaid as error:
+        raise InputError(
+            f"the model {model} needs {listed(lacking)} of every step, and the fit does not keep what is "
+            "typical of its trace: fit the trace again, or give steps that hold every column"
+        ) from error
+
+
+class _Unsaid(Exception):
+    """A trace does not say what is typical of something."""
+
+
+def _said(value: float | None) -> float:
+    if value is None:
+        raise _Unsaid
+    return value
+
+
+def _num_prefill_reqs(steps: xr.Dataset, typical: TypicalLoad) -> xr.DataArray:
+    return (steps["total_tokens"] > steps["batch_size"]).astype(float)
+
+
+def _context_tokens(steps: xr.Dataset, typical: TypicalLoad) -> xr.DataArray:
+    prefills = steps["num_prefill_reqs"]
+    decodes = steps["batch_size"] - prefills
+    context: xr.DataArray = (
+        _said(typical.context_per_decode) * decodes + _said(typical.cached_per_chunk) * prefills
+    )
+    return context
+
+
+def _prefill_pairs(steps: xr.Dataset, typical: TypicalLoad) -> xr.DataArray:
+    """Return the query-key pairs of even chunks: for c tokens behind k cached ones c k + c (c + 1) / 2."""
+    prefills = steps["num_prefill_reqs"]
+    chunk = (steps["total_tokens"] - steps["batch_size"] + prefills) / prefills.clip(min=1.0)
+    pairs: xr.DataArray = prefills * (chunk * _said(typical.cached_per_chunk) + chunk * (chunk + 1.0) / 2.0)
+    return pairs
+
+
+def _kv_cache_usage(steps: xr.Dataset, typical: TypicalLoad) -> xr.DataArray:
+    usage: xr.DataArray = _said(typical.kv_cache_usage_per_request) * steps["batch_size"]
+    return usage
+
+
+_COMPLETIONS: dict[str, Callable[[xr.Dataset, TypicalLoad], xr.DataArray]] = {
+    "num_prefill_reqs": _num_prefill_reqs,
+    "context_tokens": _context_tokens,
+    "prefill_pairs": _prefill_pairs,
+    "kv_cache_usage": _kv_cache_usage,
+}
+
+
+def _cached_per_chunk(steps: pd.DataFrame) -> float:
+    """Return the median of the cached tokens before a chunk: of steps with one chunk where there are any."""
+    prefill = steps[steps["num_prefill_reqs"] > 0]
+    single = prefill[prefill["num_prefill_reqs"] == 1]
+    chosen = prefill if single.empty else single
+    tokens = chosen["total_tokens"] - chosen["batch_size"] + chosen["num_prefill_reqs"]
+    cached = chosen["prefill_pairs"] / tokens - (tokens / chosen["num_prefill_reqs"] + 1.0) / 2.0
+    return max(_median(cached) or 0.0, 0.0)
+
+
+def _context_per_decode(steps: pd.DataFrame, cached_per_chunk: float) -> float:
+    """Return the median context of a decoding request: of decode-only steps where there are any."""
+    decode = steps[steps["num_prefill_reqs"] == 0]
+    if not decode.empty:
+        return _median(decode["context_tokens"] / decode["batch_size"]) or 0.0
+    decodes = steps["batch_size"] - steps["num_prefill_reqs"]
+    rest = steps["context_tokens"] - cached_per_chunk * steps["num_prefill_reqs"]
+    found = _median((rest / decodes)[decodes > 0])
+    return cached_per_chunk if found is None else max(found, 0.0)
+
+
+def _median(values: pd.Series[Any]) -> float | None:
+    found = float(values.median())
+    return found if math.isfinite(found) else None

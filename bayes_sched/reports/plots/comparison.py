@@ -1,0 +1,413 @@
+"""How far models are behind the best one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import BoundaryNorm
+from matplotlib.contour import ContourSet
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullLocator
+
+from bayes_sched.arrays import Floats
+from bayes_sched.checks.loo import ModelComparison
+from bayes_sched.comparison.compare import Comparison
+from bayes_sched.comparison.members import FULL_STEP, Member, cell_table
+from bayes_sched.comparison.verdicts import UNDECIDED, rope_bounds
+from bayes_sched.reports.plots.style import (
+    BAND,
+    BLUE,
+    CYCLE,
+    GREY,
+    INK,
+    ORDER,
+    X_LABEL,
+    Y_LABEL,
+    AxesGrid,
+    draw_seen,
+    draw_veil,
+    figure_legend,
+    has_area,
+    label_outer,
+    log_axes,
+    log_axis,
+    log_grid,
+    new_figure,
+    styled,
+    veil_handle,
+)
+from bayes_sched.steps import steps_arrays, steps_grid
+
+_MARKERS = ("o", "s", "D")
+_LONG_LABEL = 30
+
+
+@styled
+def parameter_forest(comparison: Comparison) -> Figure:
+    """Draw the ratio of each parameter and combination between servers, with its credible interval.
+
+    How to read it: a filled mark is a quantity that the data identify on both servers; right of the grey bar
+    it is larger on the first. A hollow one is not identified: its place is the priors' doing, and there is no
+    verdict. The grey bar is the region of practical equivalence.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    Figure
+    """
+    table = comparison.parameter_ratios[comparison.parameter_ratios["kind"] != "noise"]
+    names = table["name"].drop_duplicates().tolist()
+    pairs = table[["gpu", "other"]].drop_duplicates().head(MAX_PAIRS)
+    figure, axes = new_figure(
+        "Ratio of each parameter between servers", height_in=1.5 + 0.26 * len(names) * max(1, len(pairs) - 1)
+    )
+    ax: Axes = axes[0, 0]
+    low, high = rope_bounds(comparison.rope)
+    ax.axvspan(low, high, color=BAND, zorder=0.4)
+    ax.axvline(1.0, color=GREY, linewidth=0.8, zorder=0.5)
+    handles: list[Line2D | Patch] = []
+    offsets = np.linspace(-0.28, 0.28, len(pairs)) if len(pairs) > 1 else np.zeros(1)
+    for number, (gpu, other) in enumerate(pairs.itertuples(index=False)):
+        chosen = table[(table["gpu"] == gpu) & (table["other"] == other)].set_index("name")
+        marker, colour = _MARKERS[number], CYCLE[number]
+        for place, name in enumerate(names):
+            _draw_forest(ax, chosen.loc[name], place + offsets[number], marker, colour)
+        handles.append(Line2D([], [], color=colour, marker=marker, label=f"{gpu} over {other}"))
+    handles.append(
+        Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle=":", label="not identified")
+    )
+    handles.append(Patch(facecolor=BAND, label="practical equivalence"))
+    _axes(ax, comparison, names)
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    figure.legend(handles=handles, loc="outside lower left", ncols=1 if longest > _LONG_LABEL else 2)
+    return figure
+
+
+def _draw_forest(ax: Axes, row: pd.Series, y: float, marker: str, colour: str) -> None:
+    is_known = bool(row["identified"])
+    ax.plot(
+        [float(row["ratio_lower"]), float(row["ratio_upper"])],
+        [y, y],
+        color=colour if is_known else GREY,
+        linestyle="-" if is_known else ":",
+        linewidth=1.6 if is_known else 1.0,
+    )
+    ax.plot(
+        float(row["ratio_median"]),
+        y,
+        marker=marker,
+        markersize=4.5,
+        color=colour if is_known else GREY,
+        markerfacecolor=colour if is_known else "white",
+    )
+
+
+def _axes(ax: Axes, comparison: Comparison, names: list[str]) -> None:
+    symbols = {p.name: f"${p.symbol}$" for p in comparison.members[0].fit.model.parameters}
+    meanings = comparison.parameters.drop_duplicates("name").set_index("name")["unit"]
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(numticks=8))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(LogFormatterMathtext())
+    ax.set_yticks(range(len(names)), [f"{symbols.get(name, name)}  [{meanings.loc[name]}]" for name in names])
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    number_of_parameters = sum(name in symbols for name in names)
+    ax.axhline(number_of_parameters - 0.5, color=INK, linewidth=0.6)
+    ax.set_xlabel(f"ratio ({100 * comparison.probability:g}% credible interval)")
+    ax.grid(axis="y", visible=False)
+
+
+_NUM_GRID = 60
+_LINES = ("-", "--", "-.", ":")
+
+
+@styled
+def comparison_bands(comparison: Comparison) -> Figure:
+    """Draw the latency of decode-only steps, and of steps with prefill, on each server.
+
+    How to read it: the line is the mean latency; the band is where a step falls with the given probability.
+    Where a server's trace holds no such steps its line is thin and its band ends.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    Figure
+    """
+    figure, axes = new_figure(
+        "Latency of a step on each server, with the band that single steps fall into", height_in=6.2, rows=2
+    )
+    decode, mixed = axes[:, 0]
+    requests = log_grid(*_range(comparison, "batch_size"), _NUM_GRID)
+    b = _requests(comparison.steps)
+    fewest, most = _range(comparison, "total_tokens")
+    tokens = log_grid(max(float(b), fewest), most, _NUM_GRID)
+    for number, member in enumerate(comparison.members):
+        style = {"color": CYCLE[number % len(CYCLE)], "linestyle": _LINES[number % len(_LINES)]}
+        _draw_latency(
+            decode, member, requests, steps_arrays(requests, requests), comparison.probability, style
+        )
+        _draw_latency(mixed, member, tokens, steps_arrays(b, tokens), comparison.probability, style)
+    decode.set_title("Decode-only steps (S = B)")
+    decode.set(xlabel="decoding requests in the step, B = S", ylabel="latency (ms)", ylim=(0.0, None))
+    mixed.set_title(f"Steps of {b:,} request{'' if b == 1 else 's'}, prefill included")
+    mixed.set(xlabel="tokens in the step, S", ylabel="latency (ms)", ylim=(0.0, None))
+    log_axis(mixed.xaxis)
+    share = f"{100 * comparison.probability:g}%"
+    decode.fill_between([], [], color=GREY, alpha=0.35, label=f"{share} of single steps fall here")
+    decode.plot([], [], color=GREY, linewidth=0.7, label="thin: extrapolation")
+    figure_legend(figure, decode)
+    return figure
+
+
+def _range(comparison: Comparison, name: str) -> tuple[float, float]:
+    values = np.concatenate([member.fit.cells[name].to_numpy() for member in comparison.members])
+    return float(values.min()), float(values.max())
+
+
+def _requests(steps: pd.DataFrame) -> int:
+    """Return the requests of the largest step that all traces cover."""
+    full = steps[steps["step"] == FULL_STEP] if len(steps) else steps
+    return int(full["batch_size"].iloc[0]) if len(full) else 1
+
+
+def _draw_latency(
+    ax: Axes, member: Member, x: Floats, steps: xr.Dataset, probability: float, style: dict[str, str]
+) -> None:
+    band = member.fit.predictive_band(steps, probability=probability)
+    mean = member.fit.mean_band(steps, probability=probability)["median"]
+    is_seen = ~band["extrapolation"].to_numpy()
+    ax.plot(x, mean, linewidth=0.7, alpha=0.8, **style)  # type: ignore[arg-type]
+    ax.plot(x, mean.where(is_seen), linewidth=1.8, label=member.label, **style)  # type: ignore[arg-type]
+    ax.fill_between(
+        x,
+        band["lower"].where(is_seen),
+        band["upper"].where(is_seen),
+        color=style["color"],
+        alpha=0.25,
+        linewidth=0.0,
+    )
+
+
+MAX_PAIRS = 3
+"""A figure shows so many pairs of servers; the tables hold all."""
+_NUM_FINE = 140
+_COLOURS = "PuOr_r"
+_PROBABILITIES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+
+
+@styled
+def ratio_map(comparison: Comparison) -> Figure:
+    """Draw the ratio of mean latencies over (B, S), a panel a pair of servers.
+
+    How to read it: purple, the first server is faster; orange, slower. Lines bound the region of practical
+    equivalence. Crosses: undecided. Dots: steps that a trace holds; far from them the equation fills in.
+    Hatched: outside of what one of the traces covers. The lower right corner is empty, as a step has no fewer
+    tokens than requests.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    Figure
+    """
+    pairs, figure, axes = _new_maps(
+        comparison, "Ratio of mean latencies by requests and tokens", head_in=1.7, panel_in=2.9
+    )
+    is_covered = ~comparison.grid["extrapolation"]
+    covered = [one["ratio_median"].where(is_covered).to_numpy() for one in pairs]
+    levels = _ratio_levels(np.concatenate(covered), comparison.rope)
+    fine, cells = _fine_grid(comparison), _cells(comparison)
+    drawn: ContourSet | None = None
+    for ax, one in zip(axes[:, 0], pairs, strict=True):
+        drawn = _surface(ax, one["ratio_median"], levels)
+        draw_veil(ax, fine, fine["is_extrapolation"])
+        draw_seen(ax, cells)
+        _cross(ax, (one["verdict"] == UNDECIDED) & is_covered)
+        ax.set_title(f"{one['first'].item()}\nover {one['second'].item()}")
+    if drawn is not None:
+        texts = [f"{level:.2f}" for level in levels]
+        _bar(figure, axes, drawn, "ratio of mean latencies", texts, aspect=30)
+    handles = [
+        veil_handle("extrapolation"),
+        Line2D([], [], marker="x", linestyle="", color=INK, markersize=4.0, label="undecided"),
+        Line2D([], [], marker=".", linestyle="", color="black", markersize=2.5, label="step of a trace"),
+        Patch(facecolor="#f7f7f7", edgecolor=INK, linewidth=0.6, label="equivalent"),
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2)
+    return figure
+
+
+@styled
+def probability_map(comparison: Comparison) -> Figure:
+    """Draw the probabilities that one server is faster, on average and in a single step.
+
+    How to read it: purple, the first server is likely faster; orange, the second; white, who knows. Left what
+    is known of the averages, which more data sharpen; right what a single step will do, noise included, which
+    no data sharpen beyond the noise. Hatched: extrapolation.
+
+    Parameters
+    ----------
+    comparison : Comparison
+
+    Returns
+    -------
+    Figure
+    """
+    pairs, figure, axes = _new_maps(
+        comparison,
+        "Probability that one server is faster, on average and in a single step",
+        head_in=1.4,
+        panel_in=2.4,
+        columns=2,
+    )
+    titles = {"p_faster": "on average", "p_step_faster": "in a single step"}
+    fine = _fine_grid(comparison)
+    drawn: ContourSet | None = None
+    for row, one in zip(axes, pairs, strict=True):
+        for ax, (name, title) in zip(row, titles.items(), strict=True):
+            # One less the probability: the colours run as those of the ratio.
+            drawn = _surface(ax, 1.0 - one[name], np.array(_PROBABILITIES))
+            draw_veil(ax, fine, fine["is_extrapolation"])
+            ax.set_title(f"{one['first'].item()} faster\n{title}")
+    if drawn is not None:
+        bar = _bar(figure, axes, drawn, "probability", [f"{1.0 - p:g}" for p in _PROBABILITIES])
+        bar.ax.invert_xaxis()
+    return figure
+
+
+def _new_maps(
+    comparison: Comparison, title: str, *, head_in: float, panel_in: float, columns: int = 1
+) -> tuple[list[xr.Dataset], Figure, AxesGrid]:
+    """Return the maps of the pairs that a figure shows, and a figure with a row of axes for each."""
+    names = comparison.maps["pair"].to_numpy()[:MAX_PAIRS]
+    figure, axes = new_figure(
+        title,
+        height_in=head_in + panel_in * len(names),
+        rows=len(names),
+        columns=columns,
+        sharex=True,
+        sharey=columns > 1,
+    )
+    label_outer(axes, xlabel=X_LABEL, ylabel=Y_LABEL)
+    return [comparison.maps.sel(pair=name) for name in names], figure, axes
+
+
+def _bar(
+    figure: Figure,
+    axes: AxesGrid,
+    drawn: ContourSet,
+    label: str,
+    texts: list[str],
+    *,
+    aspect: float = 20,
+) -> Colorbar:
+    """Add the colours' bar under the maps, `texts` at the levels."""
+    bar = figure.colorbar(
+        drawn, ax=axes.ravel().tolist(), location="bottom", label=label, ticks=drawn.levels, aspect=aspect
+    )
+    bar.ax.set_xticklabels(texts)
+    return bar
+
+
+def _surface(ax: Axes, values: xr.DataArray, levels: Floats) -> ContourSet | None:
+    """Fill a map, dims (batch_size, total_tokens); None where the grid has one B or S only."""
+    surface = values.transpose(*ORDER)
+    log_axes(ax)
+    if not has_area(ax, surface, whose="the traces hold"):
+        return None
+    x, y, z = surface["batch_size"].to_numpy(), surface["total_tokens"].to_numpy(), surface.to_numpy()
+    inside = np.clip(z, levels[0], levels[-1])
+    drawn = ax.contourf(x, y, inside, levels=levels, norm=BoundaryNorm(levels, 256), cmap=_COLOURS)
+    ax.contour(x, y, inside, levels=levels[1:-1], colors=INK, linewidths=0.4)
+    return drawn
+
+
+def _fine_grid(comparison: Comparison) -> xr.Dataset:
+    """Return a fine grid, and ``is_extrapolation``: where at least one trace holds no such steps."""
+    batch_size, total_tokens = (
+        np.geomspace(float(comparison.grid[name].min()), float(comparison.grid[name].max()), _NUM_FINE)
+        for name in ("batch_size", "total_tokens")
+    )
+    fine = steps_grid(batch_size=batch_size, total_tokens=total_tokens)
+    return fine.assign(is_extrapolation=~comparison.servers.in_regions(fine).all("gpu"))
+
+
+def _cells(comparison: Comparison) -> pd.DataFrame:
+    """Return the (B, S) that any of the traces holds, in the order of the servers."""
+    return pd.concat([cell_table(member.fit) for member in comparison.members])
+
+
+def _cross(ax: Axes, is_marked: xr.DataArray) -> None:
+    """Mark points of the grid."""
+    tokens, sizes = is_marked.transpose(*ORDER).to_numpy().nonzero()
+    ax.scatter(
+        is_marked["batch_size"].to_numpy()[sizes],
+        is_marked["total_tokens"].to_numpy()[tokens],
+        marker="x",
+        s=12.0,
+        color=INK,
+        linewidths=0.8,
+    )
+
+
+def _ratio_levels(ratios: Floats, rope: float) -> Floats:
+    """Return levels symmetric on a logarithmic scale, the ends of the region of equivalence among them."""
+    reach = float(np.nanmax(np.abs(np.log(ratios))))
+    _, high = rope_bounds(max(rope, 0.01))
+    steps = [high, *(value for value in (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0) if value > 1.03 * high)]
+    above = [value for value in steps if np.log(value) < reach]
+    above.append(steps[min(len(above), len(steps) - 1)])
+    upper = np.unique(above)
+    return np.concatenate([1.0 / upper[::-1], upper])
+
+
+_HALF_WIDTH = 1.645
+"""Standard errors to either side that make a 90 % interval."""
+
+
+@styled
+def model_differences(found: ModelComparison) -> Figure:
+    """Draw each model's elpd less that of the best model, with 90 % intervals.
+
+    How to read it: further left is worse. The thin interval allows for steps that resemble their neighbours
+    in time, the thick one takes them for independent; neither is about times that were not seen. A hollow
+    mark cannot be relied on: the fit has not converged, or too many steps have a large Pareto k.
+    """
+    table = found.table
+    figure, axes = new_figure(
+        f"How far behind the best model? {found.num_steps:,} steps",
+        height_in=1.5 + 0.3 * len(table),
+    )
+    ax: Axes = axes[0, 0]
+    places = np.arange(len(table))
+    ax.axvline(0.0, color=GREY, linewidth=0.8)
+    for column, width, label in (
+        ("difference_se_stretches", 1.2, "90 %, stretches of steps"),
+        ("difference_se", 3.6, "90 %, steps as if independent"),
+    ):
+        half = _HALF_WIDTH * table[column].fillna(0.0).to_numpy()
+        middle = table["difference"].to_numpy()
+        ax.hlines(places, middle - half, middle + half, color=BLUE, linewidth=width, label=label)
+    for place, name in enumerate(map(str, table.index)):
+        loo = found.members[name]
+        face = BLUE if loo.reliable and loo.converged else "white"
+        ax.plot(found.value("difference", name), place, "o", color=BLUE, markerfacecolor=face, markersize=6.0)
+    ax.plot([], [], "o", color=BLUE, markerfacecolor="white", label="cannot be relied on")
+    ax.set_yticks(places, [str(name) for name in table.index])
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.set_xlabel("sum of log densities, less the best model's (nats)")
+    figure_legend(figure, ax, columns=2)
+    return figure

@@ -1,0 +1,287 @@
+"""How long requests take."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from bayes_sched.reports.plots.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORDER,
+    SKY,
+    VERMILLION,
+    X_LABEL,
+    Y_LABEL,
+    draw_veil,
+    figure_legend,
+    has_area,
+    hatch_extrapolation,
+    new_figure,
+    styled,
+    veil_handle,
+)
+from bayes_sched.sla.request import RequestSLA, RequestTime
+from bayes_sched.sla.steps import StepSLA
+from bayes_sched.steps import steps_grid
+
+_LEAST_DECODE = 1e-5  # of risk: rarer events than that no trace shows
+
+
+@styled
+def decode_promise(sla: StepSLA, risk: xr.Dataset) -> Figure:
+    """Draw, for decode-only batches, the share of steps beyond the limit, and how sure one may be of it.
+
+    How to read it: above is what steps do, with the credible band of what we know; below is the probability
+    that at most the allowed share is late. The promise ends where the lower curve falls below its line.
+
+    Parameters
+    ----------
+    sla : StepSLA
+    risk : Dataset, dims (step,)
+        :func:`bayes_sched.sla.risk.step_risk` of decode-only steps, with a variable ``batch_size``.
+
+    Returns
+    -------
+    Figure
+    """
+    figure, axes = new_figure(
+        f"Decode-only batches and a limit of {sla.objective.limit_ms:g} ms",
+        height_in=4.9,
+        rows=2,
+        sharex=True,
+    )
+    table = risk.to_dataframe().sort_values("batch_size")
+    _draw_risk(axes[0, 0], sla, table)
+    _draw_confidence(axes[1, 0], sla, table)
+    for ax in axes[:, 0]:
+        _draw_caps(ax, sla)
+        hatch_extrapolation(
+            ax, table["batch_size"], table["extrapolation"], label="no such steps in the trace"
+        )
+    axes[1, 0].set_xlabel("requests in the step, B = S")
+    axes[1, 0].set_xlim(float(table["batch_size"].min()), max(2.0, float(table["batch_size"].max())))
+    figure_legend(figure, axes[0, 0])
+    return figure
+
+
+def _draw_risk(ax: Axes, sla: StepSLA, table: pd.DataFrame) -> None:
+    def late(name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return np.maximum(1.0 - table[name].to_numpy(float), _LEAST_DECODE)
+
+    probability = f"{100 * sla.probability:g}% credible"
+    ax.fill_between(
+        table["batch_size"],
+        late("upper"),
+        late("lower"),
+        color=SKY,
+        alpha=0.5,
+        linewidth=0,
+        label=probability,
+    )
+    ax.plot(table["batch_size"], late("probability"), color=BLUE, label="steps that take longer")
+    if late("probability").max() <= _LEAST_DECODE:
+        ax.annotate(
+            f"below {100 * _LEAST_DECODE:g}% everywhere", (0.3, 0.06), xycoords="axes fraction", fontsize=8.0
+        )
+    allowed = 1.0 - sla.objective.quantile
+    ax.axhline(allowed, color=INK, linewidth=0.9, linestyle=":", label=f"allowed: {100 * allowed:.4g}%")
+    ax.set_yscale("log")
+    ax.set_ylim(_LEAST_DECODE, 1.3)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    ax.set(ylabel="share beyond the limit", title="Risk: what a step does")
+
+
+def _draw_confidence(ax: Axes, sla: StepSLA, table: pd.DataFrame) -> None:
+    ax.plot(table["batch_size"], table["confidence"], color=BLUE)
+    ax.axhline(sla.objective.confidence, color=INK, linewidth=0.9, linestyle=":")
+    ax.set_ylim(-0.03, 1.05)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    share = f"{100 * sla.objective.quantile:g}%"
+    ax.set(ylabel="confidence", title=f"Confidence: how sure that {share} of such steps keep it")
+
+
+def _draw_caps(ax: Axes, sla: StepSLA) -> None:
+    limit = sla.decode_only
+    if limit.promised is not None:
+        ax.axvline(limit.promised.number, color=GREEN, label=f"may be promised: {limit.promised.number:,}")
+    if limit.point is not None:
+        label = f"a point estimate allows {limit.point.number:,}"
+        ax.axvline(limit.point.number, color=VERMILLION, linestyle="--", label=label)
+
+
+LEVELS = (0.0, 0.01, 0.5, 0.9, 0.99, 0.999, 1.0)
+"""Probabilities that the colours tell apart."""
+_COLOURS = ("#4d1a00", "#a65628", "#e6a15c", "#cfe3f2", "#7fb8de", "#1f78b4")
+_NUM_FINE = 160
+_HEADROOM = 1.6
+
+
+@styled
+def promise_map(sla: StepSLA, risk: xr.Dataset) -> Figure:
+    """Draw P(step <= SLO) over (B, S), and the frontiers of the promise and of a point estimate.
+
+    How to read it: stay below the solid line. Between it and the dashed one lie the steps that a single
+    fitted curve allows and that break the limit too often. Hatched parts are extrapolation. A step cannot
+    hold fewer tokens than requests, so the lower right corner is empty.
+
+    Parameters
+    ----------
+    sla : StepSLA
+    risk : Dataset, dims (batch_size, total_tokens)
+        :func:`bayes_sched.sla.risk.risk_map`.
+
+    Returns
+    -------
+    Figure
+    """
+    objective = sla.objective
+    figure, axes = new_figure(f"Share of steps within {objective.limit_ms:g} ms", height_in=4.9)
+    ax = axes[0, 0]
+    surface = risk["probability"].transpose(*ORDER)
+    if has_area(ax, surface):
+        _draw_probability(figure, ax, surface)
+        fine = _fine_grid(surface)
+        draw_veil(ax, fine, sla.fit.extrapolation(fine))
+    _draw_frontiers(ax, sla)
+    ax.set_ylim(1.0, _top(sla, float(risk["total_tokens"].max())))
+    ax.set(xlabel=X_LABEL, ylabel=Y_LABEL)
+    ax.grid(visible=False)
+    handles, _ = ax.get_legend_handles_labels()
+    figure.legend(handles=[*handles, veil_handle()], loc="outside lower left")
+    return figure
+
+
+def _top(sla: StepSLA, largest: float) -> float:
+    """Return the tokens at which the map ends, not far beyond what a point estimate allows."""
+    allowed = sla.frontier[["total_tokens", "point_tokens"]].max().max()
+    return largest if pd.isna(allowed) else min(largest, _HEADROOM * float(allowed))
+
+
+def _draw_probability(figure: Figure, ax: Axes, surface: xr.DataArray) -> None:
+    filled = ax.contourf(
+        surface["batch_size"],
+        surface["total_tokens"],
+        np.ma.masked_invalid(surface.to_numpy()),
+        levels=LEVELS,
+        cmap=ListedColormap(_COLOURS),
+        norm=BoundaryNorm(LEVELS, len(_COLOURS)),
+    )
+    bar = figure.colorbar(filled, ax=ax, ticks=LEVELS, spacing="uniform", shrink=0.9, pad=0.02)
+    bar.ax.set_yticklabels([f"{100 * level:g}%" for level in LEVELS])
+    bar.set_label("P(step keeps the limit)")
+
+
+def _fine_grid(surface: xr.DataArray) -> xr.Dataset:
+    sizes, tokens = (
+        np.linspace(1.0, float(surface[name].max()), _NUM_FINE) for name in ("batch_size", "total_tokens")
+    )
+    return steps_grid(batch_size=sizes, total_tokens=np.union1d(sizes, tokens))
+
+
+def _draw_frontiers(ax: Axes, sla: StepSLA) -> None:
+    table, objective = sla.frontier, sla.objective
+    promised = table[table["total_tokens"].notna()]
+    share = f"{100 * objective.quantile:g}% keep it, {100 * objective.confidence:g}% sure"
+    ax.plot(
+        promised["batch_size"].to_numpy(float),
+        promised["total_tokens"].to_numpy(float),
+        color=INK,
+        marker="o",
+        markersize=3.0,
+        label=f"may be promised ({share})",
+    )
+    wrong = promised[promised["is_contradicted"].fillna(False).astype(bool)]
+    ax.plot(
+        wrong["batch_size"].to_numpy(float),
+        wrong["total_tokens"].to_numpy(float),
+        "X",
+        color=VERMILLION,
+        markersize=6.0,
+        label="contradicted by the trace" if len(wrong) else None,
+    )
+    at_edge = promised[promised["limited_by"] != "slo"]
+    ax.plot(
+        at_edge["batch_size"].to_numpy(float),
+        at_edge["total_tokens"].to_numpy(float),
+        "o",
+        color=INK,
+        markerfacecolor="white",
+        markersize=4.5,
+        label="the same, limited by the data alone" if len(at_edge) else None,
+    )
+    point = table[table["point_tokens"].notna()]
+    ax.plot(
+        point["batch_size"].to_numpy(float),
+        point["point_tokens"].to_numpy(float),
+        color=INK,
+        linestyle="--",
+        label="a point estimate would allow",
+    )
+
+
+_NUM_PLACES = 200
+_LEAST_REQUEST = 2e-3
+_ENDS = (0.001, 0.997)
+
+
+@styled
+def request_survival(sla: RequestSLA) -> Figure:
+    """Draw the share of the requests that take longer, for each time that can be told.
+
+    How to read it: follow a time up to the curve. The band is what we do not know of the server; the slope of
+    the curve is what requests do, whatever we know.
+
+    Parameters
+    ----------
+    sla : RequestSLA
+
+    Returns
+    -------
+    Figure
+    """
+    rows = len(sla.times)
+    figure, axes = new_figure("How long a request takes", height_in=1.0 + 1.9 * rows, rows=rows)
+    for ax, time in zip(axes[:, 0], sla.times, strict=True):
+        _draw(ax, time)
+    figure_legend(figure, axes[0, 0])
+    return figure
+
+
+def _draw(ax: Axes, time: RequestTime) -> None:
+    ends = [time.distribution.quantile(q) for q in _ENDS]
+    if time.objective is not None:
+        ends.append(time.objective.limit_ms)
+    finite = [end for end in ends if math.isfinite(end)]
+    places = np.linspace(min(finite), max(finite) + 0.03 * (max(finite) - min(finite)), _NUM_PLACES)
+    late = 1.0 - time.distribution.cdf_draws(places)
+    tail = 0.5 * (1.0 - time.probability)
+    lower, upper = (
+        np.maximum(band, _LEAST_REQUEST / 10) for band in np.quantile(late, [tail, 1.0 - tail], axis=0)
+    )
+    ax.fill_between(
+        places, lower, upper, color=SKY, alpha=0.5, linewidth=0, label=f"{100 * time.probability:g}% credible"
+    )
+    ax.plot(
+        places,
+        np.maximum(late.mean(axis=0), _LEAST_REQUEST / 10),
+        color=BLUE,
+        label="requests that take longer",
+    )
+    allowed = 1.0 - time.quantile
+    ax.axhline(allowed, color=INK, linewidth=0.9, linestyle=":", label=f"allowed: {100 * allowed:.4g}%")
+    if time.objective is not None:
+        ax.axvline(time.objective.limit_ms, color=VERMILLION, linestyle="--", label="limit")
+    ax.set_yscale("log")
+    ax.set_ylim(min(_LEAST_REQUEST, allowed / 3.0), 1.3)
+    ax.set_xlim(places[0], places[-1])
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    ax.set(xlabel=f"{time.name} (ms)", ylabel="share that takes longer")

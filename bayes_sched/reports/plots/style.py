@@ -1,0 +1,331 @@
+"""The observed steps as figures draw them: thinned, grouped, limited."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import xarray as xr
+from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from bayes_sched.arrays import Floats
+from bayes_sched.model.equation import Parameter
+from bayes_sched.model.protocol import all_parameters
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.steps import POSSIBLE
+
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+VERMILLION = "#D55E00"
+SKY = "#56B4E9"
+PURPLE = "#CC79A7"
+YELLOW = "#F0E442"
+INK = "#222222"
+GREY = "#8C8C8C"
+VEIL = "#F4F4F4"
+HATCH = "#C4C4C4"
+BAND = "#DDDDDD"
+
+CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, INK, YELLOW)
+"""Colours of things that are told apart only by colour, such as chains."""
+
+WIDTH_IN = 4.8
+"""Width of every figure, inches."""
+DPI = 144
+_TITLE_CHARACTERS = 58
+
+type AxesGrid = np.ndarray[tuple[int, int], np.dtype[np.object_]]
+
+STYLE: Any = {
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 9.0,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.0,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "legend.fontsize": 8.0,
+    "legend.frameon": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "hatch.linewidth": 0.6,
+    "hatch.color": HATCH,
+    "svg.hashsalt": "bayes-sched",
+    "axes.prop_cycle": cycler(color=CYCLE),
+}
+
+
+def styled[**P, R](draw: Callable[P, R]) -> Callable[P, R]:
+    """Run a plot function under the shared style, and leave the caller's settings as they were."""
+
+    @wraps(draw)
+    def draw_styled(*args: P.args, **kwargs: P.kwargs) -> R:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return draw_styled
+
+
+def new_figure(
+    title: str,
+    *,
+    height_in: float,
+    rows: int = 1,
+    columns: int = 1,
+    sharex: bool | str = False,
+    sharey: bool | str = False,
+) -> tuple[Figure, AxesGrid]:
+    """Return a figure with a title that states what it shows, and its axes, dims (row, column)."""
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)  # type: ignore[arg-type]
+    wrapped = "\n".join(textwrap.wrap(title, _TITLE_CHARACTERS))
+    figure.suptitle(wrapped, x=0.01, ha="left", fontsize=10.0, fontweight="bold")
+    return figure, axes
+
+
+def log_axis(axis: Axis, *, sparse: bool = False) -> None:
+    """Give an axis a logarithmic scale with plain numbers at 1, 2, 5 (or at 1 alone) of each decade."""
+    axes = axis.axes
+    if axis is axes.xaxis:
+        axes.set_xscale("log")
+    else:
+        axes.set_yscale("log")
+    axis.set_major_locator(
+        LogLocator(subs=(1.0,), numticks=5) if sparse else LogLocator(subs=(1.0, 2.0, 5.0))
+    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def _plain(value: float) -> str:
+    exponent = math.log10(value) if value > 0.0 else 0.0
+    return f"{value:g}" if -4.5 < exponent < 4.5 else f"$10^{{{exponent:.0f}}}$"
+
+
+def hatch_extrapolation(axes: Axes, x: Any, where: Any, *, label: str | None = None) -> None:
+    """Hatch the parts of an axis (`x`, `where`: dims (x,)) in which the trace holds no steps."""
+    lower, upper = axes.get_ylim()
+    axes.fill_between(
+        x,
+        lower,
+        upper,
+        where=_widened(np.asarray(where, bool)).tolist(),
+        facecolor=VEIL,
+        hatch="////",
+        linewidth=0.0,
+        zorder=0.5,
+        label=label,
+    )
+    axes.set_ylim(lower, upper)
+
+
+def _widened(where: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Let a marked range reach the first unmarked point: one marked point alone has no width."""
+    wide = where.copy()
+    wide[1:] |= where[:-1]
+    wide[:-1] |= where[1:]
+    return wide if where.any() else where
+
+
+def label_outer(grid: AxesGrid, *, xlabel: str, ylabel: str) -> None:
+    """Label the lowest visible axes of each column and the leftmost of each row."""
+    for column in grid.T:
+        lowest = [ax for ax in column if ax.get_visible()][-1:]
+        for ax in lowest:
+            ax.set_xlabel(xlabel)
+            ax.tick_params(labelbottom=True)
+    for row in grid:
+        if row[0].get_visible():
+            row[0].set_ylabel(ylabel)
+
+
+def figure_legend(figure: Figure, axes: Axes, *, columns: int = 2) -> None:
+    """Put the legend of one of the axes under the figure, where it hides no data."""
+    handles, labels = axes.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):  # dots, which are too faint and small to be seen alone
+            handle.set_alpha(0.8)
+            handle.set_sizes([14.0])
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
+    """Write ``NAME.png`` and ``NAME.svg`` into an existing folder and return their paths.
+
+    The bytes do not depend on the time of writing.
+    """
+    png, svg = Path(folder) / f"{name}.png", Path(folder) / f"{name}.svg"
+    with mpl.rc_context(STYLE):
+        figure.savefig(png, dpi=DPI)
+        figure.set_layout_engine("none")  # keeps the layout that was just found instead of finding it again
+        figure.savefig(svg, metadata={"Date": None})
+    return png, svg
+
+
+def thin(draws: xr.Dataset, max_draws: int) -> xr.Dataset:
+    """Return at most about `max_draws` draws over all chains, evenly spaced along ``draw``."""
+    num_draws = math.prod(draws.sizes[dim] for dim in ("chain", "draw") if dim in draws.sizes)
+    return draws.isel(draw=slice(None, None, max(1, math.ceil(num_draws / max_draws))))
+
+
+def parameters_of(fit: FittedModel) -> tuple[Parameter, ...]:
+    """Return the documented and the noise parameters of a fit."""
+    return all_parameters(fit.model, fit.metadata.noise)
+
+
+def log10_density(draws: xr.DataArray | Floats) -> tuple[Floats, Floats]:
+    """Return a kernel density of the decimal logarithm of positive draws: points, densities; dims (point,).
+
+    The bandwidth is the one of ArviZ, which does not smear two modes into one.
+    """
+    x, density, _ = array_stats.kde(  # type: ignore[no-untyped-call]
+        np.log10(np.ravel(draws))
+    )
+    return np.asarray(x, float), np.asarray(density, float)
+
+
+ORDER: Final = ("total_tokens", "batch_size")
+"""Dims of a surface as matplotlib takes them: tokens upwards, requests to the right."""
+X_LABEL: Final = "requests in the step, B"
+Y_LABEL: Final = "tokens in the step, S"
+
+_HATCH = "////"
+_MAX_DOTS = 1500
+
+
+def log_axes(ax: Axes) -> None:
+    """Give both axes logarithmic scales."""
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis)
+
+
+def has_area(ax: Axes, surface: xr.DataArray, *, whose: str = "the trace holds") -> bool:
+    """Return whether a surface has two sizes in each direction; if not, the axes say why they are empty."""
+    if min(surface.shape) < 2:
+        ax.text(0.5, 0.5, f"{whose} one B or one S only", transform=ax.transAxes, ha="center")
+        return False
+    return True
+
+
+def draw_veil(ax: Axes, fine: xr.Dataset, is_extrapolation: xr.DataArray) -> None:
+    """Hatch where data hold no such steps.
+
+    Parameters
+    ----------
+    ax : Axes
+    fine : Dataset, dims (batch_size, total_tokens)
+        A fine grid made by :func:`bayes_sched.steps.steps_grid`.
+    is_extrapolation : DataArray of bool, dims (batch_size, total_tokens)
+        Where no such steps were seen.
+    """
+    hidden = is_extrapolation.astype(float).where(fine[POSSIBLE]).transpose(*ORDER)
+    if min(hidden.shape) < 2 or not bool((hidden > 0.5).any()):
+        return
+    veil = ax.contourf(
+        hidden["batch_size"],
+        hidden["total_tokens"],
+        hidden,
+        levels=[0.5, 1.5],
+        colors=[VEIL],
+        alpha=0.6,
+        hatches=[_HATCH],
+    )
+    veil.set_linewidth(0.0)
+
+
+def veil_handle(label: str = "no such steps in the trace") -> Patch:
+    """Return the veil's entry in a legend."""
+    return Patch(facecolor=VEIL, hatch=_HATCH, linewidth=0.0, label=label)
+
+
+def draw_seen(ax: Axes, steps: pd.DataFrame) -> None:
+    """Dot the combinations of `batch_size` and `total_tokens` that `steps` holds."""
+    cells = sample_steps(steps[["batch_size", "total_tokens"]].drop_duplicates(), _MAX_DOTS)
+    ax.scatter(
+        cells["batch_size"],
+        cells["total_tokens"],
+        s=1.5,
+        color="black",
+        alpha=0.6,
+        linewidths=0,
+        rasterized=True,
+    )
+
+
+MAX_POINTS = 3000
+"""More points than this add ink and no information; a random sample of them is drawn."""
+_SEED = 20240501
+
+
+def sample_steps(steps: pd.DataFrame, max_rows: int = MAX_POINTS) -> pd.DataFrame:
+    """Return at most `max_rows` steps, drawn at random and the same each time, in their order."""
+    if len(steps) <= max_rows:
+        return steps
+    return steps.sample(max_rows, random_state=_SEED).sort_index()
+
+
+def decode_only(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the steps in which every request has exactly one token."""
+    return steps[steps["batch_size"] == steps["total_tokens"]]
+
+
+def draw_points(axes: Axes, x: Any, y: Any, *, label: str | None = None, size: float = 5.0) -> None:
+    """Draw observed steps as small translucent dots; a picture inside an SVG, which stays small so."""
+    axes.scatter(
+        x, y, s=size, color=INK, alpha=_alpha(len(x)), linewidths=0, rasterized=True, zorder=1.5, label=label
+    )
+
+
+def _alpha(num_points: int) -> float:
+    return float(np.clip(150.0 / max(num_points, 1), 0.15, 0.6))
+
+
+def log_grid(low: float, high: float, num: int) -> Floats:
+    """Return distinct whole numbers from `low` to `high`, evenly spread on a logarithmic scale."""
+    grid: Floats = np.unique(np.rint(np.geomspace(low, max(high, low), num))).astype(float)
+    return grid
+
+
+def limit_above(axes: Axes, values: Any, top: float, *, unit: str = "ms") -> None:
+    """End the y axis at `top` and say in the corner how many observed values lie above it."""
+    axes.set_ylim(0.0, top)
+    above = int((np.asarray(values) > top).sum())
+    if above:
+        axes.annotate(
+            f"{above:,} step{'s' if above > 1 else ''} above {top:.3g} {unit}",
+            (0.02, 0.98),
+            xycoords="axes fraction",
+            va="top",
+            fontsize=7.0,
+        )

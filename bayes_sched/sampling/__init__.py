@@ -1,0 +1,1 @@
+"""Draws from a PyMC model whose posterior may have several modes."""

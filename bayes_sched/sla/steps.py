@@ -1,0 +1,364 @@
+"""What may be promised of steps: decode-only batches, token budgets, and the frontier between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bayes_sched.errors import InputError
+from bayes_sched.format import number, records
+from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
+from bayes_sched.sla.limits import (
+    Line,
+    StepLimit,
+    evidence,
+    point_allowed,
+    promised,
+    quantile_draws,
+    step_limit,
+    tried_numbers,
+)
+from bayes_sched.sla.risk import (
+    DEFAULT_CONFIDENCE,
+    DEFAULT_QUANTILE,
+    Objective,
+    check_columns,
+    refusals,
+    step_risk,
+)
+from bayes_sched.steps import steps_arrays
+
+NUM_BATCH_SIZES = 24
+"""Numbers of requests on the frontier, at most, evenly spread on a logarithmic scale."""
+
+COLUMNS = (
+    "batch_size",
+    "first_tokens",
+    "last_tokens",
+    "total_tokens",
+    "limited_by",
+    "probability",
+    "lower",
+    "upper",
+    "confidence",
+    "extrapolation",
+    "near_steps",
+    "near_late",
+    "is_contradicted",
+    "point_tokens",
+    "point_breach",
+    "point_breach_lower",
+    "point_breach_upper",
+)
+
+
+def frontier(
+    fit: FittedModel,
+    objective: Objective,
+    *,
+    extrapolate: bool,
+    probability: float,
+    max_draws: int | None,
+) -> pd.DataFrame:
+    """Return the most tokens that may be promised for some numbers of requests.
+
+    Each row is a promise of its own: steps of exactly so many requests and of any number of tokens from
+    ``first_tokens`` to ``total_tokens``.
+
+    Returns
+    -------
+    DataFrame
+        ``batch_size``; ``first_tokens``, ``last_tokens`` (what was searched: what the trace covers, unless
+        told otherwise); ``total_tokens`` (NA where nothing may be promised); ``limited_by`` (``slo``,
+        ``data`` or ``range``); ``probability``, ``lower``, ``upper``, ``confidence`` and ``extrapolation`` at
+        the frontier, as in :func:`~bayes_sched.sla.risk.step_risk`; ``near_steps``, ``near_late`` and
+        ``is_contradicted``, what the trace says, as in :class:`~bayes_sched.sla.evidence.Evidence`;
+        ``point_tokens``, what a single
+        fitted curve allows, and ``point_breach`` with its interval, the probability that a step there takes
+        too long.
+    """
+    searched = spans(fit, extrapolate=extrapolate)
+    if not searched:
+        return pd.DataFrame(columns=list(COLUMNS))
+    lines, ends = list(searched), list(searched.values())
+    best = promised(fit, lines, ends, objective, max_draws=max_draws)
+    point = point_allowed(fit, lines, ends, objective, max_draws=max_draws)
+    table = pd.DataFrame(
+        {
+            "batch_size": [line.first for line in lines],
+            "first_tokens": [first for first, _ in ends],
+            "last_tokens": [last for _, last in ends],
+            "total_tokens": pd.array(best, dtype="Int64"),
+            "limited_by": [_limited(b, last, extrapolate) for b, (_, last) in zip(best, ends, strict=True)],
+            "point_tokens": pd.array(point, dtype="Int64"),
+        }
+    )
+    near = [
+        None if b is None else evidence(fit, line, b, objective) for line, b in zip(lines, best, strict=True)
+    ]
+    table["near_steps"] = pd.Series([None if e is None else e.num_steps for e in near], dtype="Int64")
+    table["near_late"] = pd.Series([None if e is None else e.late_share for e in near], dtype="Float64")
+    flags = [None if e is None else e.is_contradicted for e in near]
+    table["is_contradicted"] = pd.Series(flags, dtype="boolean")
+    at_best = _risk(fit, table, "total_tokens", objective, probability, max_draws)
+    at_point = _risk(fit, table, "point_tokens", objective, probability, max_draws)
+    for name in ("probability", "lower", "upper", "confidence"):
+        table[name] = at_best[name]
+    table["extrapolation"] = at_best["extrapolation"].astype("boolean")
+    table["point_breach"] = 1.0 - at_point["probability"]
+    table["point_breach_lower"], table["point_breach_upper"] = (
+        1.0 - at_point["upper"],
+        1.0 - at_point["lower"],
+    )
+    return table[list(COLUMNS)]
+
+
+def spans(fit: FittedModel, *, extrapolate: bool) -> dict[Line, tuple[int, int]]:
+    """Return the lines of the frontier, each with the first and the last number of tokens to search."""
+    highest = float(np.exp(fit.region.corners[:, 0].max())) * (2.0 if extrapolate else 1.0)
+    sizes = np.unique(np.rint(np.geomspace(1.0, max(1.0, highest), NUM_BATCH_SIZES)).astype(int))
+    found = {Line(int(b)): Line(int(b)).span(fit.region, extrapolate=extrapolate) for b in sizes}
+    return {line: span for line, span in found.items() if span is not None}
+
+
+def _limited(best: int | None, last: int, extrapolate: bool) -> str:
+    if best != last:
+        return "slo"
+    return "range" if extrapolate else "data"
+
+
+def _risk(
+    fit: FittedModel,
+    table: pd.DataFrame,
+    column: str,
+    objective: Objective,
+    probability: float,
+    max_draws: int | None,
+) -> pd.DataFrame:
+    """Return the risk at a column's tokens, one row a row of the table, NaN where there are none."""
+    names = ["probability", "lower", "upper", "confidence", "extrapolation"]
+    known = table[table[column].notna()]
+    if known.empty:
+        return pd.DataFrame(np.nan, index=table.index, columns=names)
+    steps = steps_arrays(known["batch_size"].to_numpy(float), known[column].to_numpy(float))
+    risk = step_risk(fit, steps, objective, probability=probability, max_draws=max_draws)
+    found = pd.DataFrame({name: risk[name].to_numpy() for name in names}, index=known.index)
+    return found.reindex(table.index)
+
+
+DEFAULT_MAX_DRAWS: int | None = 2000
+"""Posterior draws, evenly spaced over the chains, that a promise uses unless told otherwise: a confidence of
+0.95 is then known to half a percentage point."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepSLA:
+    """What may be promised of the steps of a server.
+
+    Attributes
+    ----------
+    fit : FittedModel
+    objective : Objective
+    probability : float
+        Of credible intervals.
+    decode_only : StepLimit
+        The largest batch of decoding requests.
+    token_budget : StepLimit or None
+        The most tokens of a step with a given number of decodes and one prefill, where that was asked.
+    extrapolates : bool
+        Whether promises outside the region of the data were allowed.
+    max_draws : int or None
+        Posterior draws used.
+    refusals : tuple of str
+        Reasons, besides the numbers, why nothing is promised.
+    """
+
+    fit: FittedModel
+    objective: Objective
+    probability: float
+    decode_only: StepLimit
+    token_budget: StepLimit | None
+    extrapolates: bool
+    max_draws: int | None
+    refusals: tuple[str, ...]
+
+    @cached_property
+    def frontier(self) -> pd.DataFrame:
+        """For each number of requests, the most tokens: :func:`bayes_sched.sla.frontier.frontier`."""
+        return frontier(
+            self.fit,
+            self.objective,
+            extrapolate=self.extrapolates,
+            probability=self.probability,
+            max_draws=self.max_draws,
+        )
+
+    @cached_property
+    def floor_ms(self) -> float:
+        """The least limit that any step searched could keep at this quantile and confidence, ms.
+
+        Searched are the decode-only steps, and for other numbers of requests those with the fewest tokens.
+        """
+        lines = spans(self.fit, extrapolate=self.extrapolates)
+        starts = np.array([[line.first, first] for line, (first, _) in lines.items()])
+        if self.decode_only.first is not None and self.decode_only.last is not None:
+            numbers = tried_numbers(self.decode_only.first, self.decode_only.last)
+            starts = np.concatenate([starts.reshape(-1, 2), np.stack([numbers, numbers], axis=1)])
+        steps = steps_arrays(starts[:, 0], starts[:, 1])
+        values = quantile_draws(self.fit, steps, self.objective.quantile, max_draws=self.max_draws)
+        return float(np.quantile(values, self.objective.confidence, axis=0).min())
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether everything that was asked for may be promised."""
+        if self.refusals:
+            return False
+        asked = [limit for limit in self.limits if limit.asked is not None]
+        return all(limit.is_kept for limit in asked or self.limits[-1:])
+
+    @property
+    def limits(self) -> tuple[StepLimit, ...]:
+        """The limits that there are."""
+        return tuple(limit for limit in (self.decode_only, self.token_budget) if limit is not None)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The frontier."""
+        return self.frontier
+
+    @property
+    def text(self) -> str:
+        """Sentences a person can paste."""
+        parts = [*(limit.text for limit in self.limits), *self.refusals]
+        if self.is_below_floor:
+            parts.insert(0, self.floor_text)
+        return " ".join(parts)
+
+    @property
+    def is_below_floor(self) -> bool:
+        """Whether no step at all keeps the limit."""
+        return self.objective.limit_ms < self.floor_ms
+
+    @property
+    def floor_text(self) -> str:
+        """What a limit has to be at least."""
+        share, sure = 100 * self.objective.quantile, 100 * self.objective.confidence
+        return (
+            f"No step of this server keeps {self.objective.limit_ms:g} ms: even the quickest searched needs "
+            f"{number(self.floor_ms)} ms for {share:g}% of such steps at {sure:g}% confidence."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        objective = self.objective
+        return {
+            "slo_ms": objective.limit_ms,
+            "quantile": objective.quantile,
+            "confidence": objective.confidence,
+            "probability": self.probability,
+            "is_promised": self.is_promised,
+            "refusals": list(self.refusals),
+            "floor_ms": self.floor_ms,
+            "decode_only": self.decode_only.to_dict(),
+            "token_budget": None if self.token_budget is None else self.token_budget.to_dict(),
+            "frontier": records(self.frontier),
+        }
+
+
+def step_sla(
+    fit: FittedModel,
+    *,
+    slo_ms: float,
+    quantile: float = DEFAULT_QUANTILE,
+    confidence: float = DEFAULT_CONFIDENCE,
+    batch_size: int | None = None,
+    decodes: int | None = None,
+    token_budget: int | None = None,
+    extrapolate: bool = False,
+    accept_unconverged: bool = False,
+    probability: float = DEFAULT_PROBABILITY,
+    max_draws: int | None = DEFAULT_MAX_DRAWS,
+) -> StepSLA:
+    """Return what may be promised of the steps of a server.
+
+    A promise of a cap is one of all steps up to it, at once: with probability `confidence` over what we know,
+    at least a share `quantile` of each kind of these steps takes at most `slo_ms`.
+
+    Parameters
+    ----------
+    fit : FittedModel
+    slo_ms : float
+        Latency that a step must not exceed, ms.
+    quantile : float
+        Share of the steps that must keep it.
+    confidence : float
+        Posterior probability with which they must.
+    batch_size : int, optional
+        A decode-only batch to be judged.
+    decodes : int, optional
+        Running decodes for which the largest token budget is wanted.
+    token_budget : int, optional
+        A token budget to be judged, decodes and prefill tokens together; needs `decodes`.
+    extrapolate : bool
+        Whether to search and to promise outside the region of the data too.
+    accept_unconverged : bool
+        Whether to promise anything on the word of a fit that has not converged.
+    probability : float
+        Of credible intervals.
+    max_draws : int or None
+        Posterior draws to use, evenly thinned; None uses all.
+
+    Returns
+    -------
+    StepSLA
+
+    Raises
+    ------
+    InputError
+        A value is outside its range, or the fit's model needs more than B and S.
+    """
+    check_columns(fit)
+    objective = Objective(limit_ms=slo_ms, quantile=quantile, confidence=confidence)
+    _check_counts(batch_size, decodes, token_budget)
+
+    def limit(line: Line, asked: int | None) -> StepLimit:
+        return step_limit(
+            fit,
+            line,
+            objective,
+            asked=asked,
+            extrapolate=extrapolate,
+            probability=probability,
+            max_draws=max_draws,
+        )
+
+    tokens = None if decodes is None else limit(Line(decodes + 1), token_budget)
+    decode_only = limit(Line(), batch_size)
+    return StepSLA(
+        fit=fit,
+        objective=objective,
+        probability=probability,
+        decode_only=decode_only,
+        token_budget=tokens,
+        extrapolates=extrapolate,
+        max_draws=max_draws,
+        refusals=refusals(fit, accept_unconverged=accept_unconverged),
+    )
+
+
+def _check_counts(batch_size: int | None, decodes: int | None, token_budget: int | None) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size = {batch_size}: give at least 1 request")
+    if decodes is not None and decodes < 0:
+        raise InputError(f"decodes = {decodes}: give a number that is not negative")
+    if token_budget is not None and decodes is None:
+        raise InputError("a token budget is one of steps with some running decodes: give their number too")
+    if token_budget is not None and decodes is not None and token_budget <= decodes:
+        raise InputError(
+            f"a token budget of {token_budget:,} leaves no token for a prefill beside {decodes:,} decodes: "
+            "give a larger budget or fewer decodes"
+        )

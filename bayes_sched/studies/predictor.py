@@ -1,0 +1,201 @@
+"""A compiled predictor tried out: how close to its fit, how fast, and how soon it notices a drift."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from bayes_sched.arrays import Floats
+from bayes_sched.model.equation import latency_ms
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.predictor.predictor import Predictor
+
+LEVELS = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
+"""Quantiles at which a predictor is held against its fit."""
+
+NUM_MANY = 1_000_000
+"""Steps of the vectorised timings."""
+
+_NUM_SINGLE = 20_000
+_NUM_REPEATS = 5
+_PLAUSIBLE = {"P_max": 40.0, "k_B": 0.1, "k_S": 0.01, "w_0": 3.0, "w_1": 0.4, "tau_0": 2.0, "tau_B": 0.05}
+_PLAUSIBLE["tau_S"] = 0.004  # the time that the equation takes does not depend on its parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What a predictor's monitor says of a trace, its latencies multiplied from the middle on.
+
+    Attributes
+    ----------
+    factor : float
+        1 leaves the trace as it is.
+    num_steps : int
+    alarms_before, alarms_after : int
+        Alarms in the first half and in the second; each is cleared, so that the next can come.
+    delay : int or None
+        Steps from the middle to the first alarm after it.
+    level : float
+        Estimated at the end.
+    coverage : float
+        Of the 90 % band of the corrected answers, over the whole trace.
+    coverage_uncorrected : float
+        Of the fit's own 90 % band.
+    anomalous_share : float
+        Of steps flagged as anomalous.
+    largest_evidence : float
+        Over the alarm's threshold, whichever kind, in the first half: 1 is an alarm.
+    """
+
+    factor: float
+    num_steps: int
+    alarms_before: int
+    alarms_after: int
+    delay: int | None
+    level: float
+    coverage: float
+    coverage_uncorrected: float
+    anomalous_share: float
+    largest_evidence: float
+
+
+def replay(predictor: Predictor, steps: pd.DataFrame, *, factor: float = 1.0) -> Replay:
+    """Show a trace to the predictor step by step; the predictor is reset before and after.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    steps : DataFrame
+        ``batch_size``, ``total_tokens`` and ``latency_ms``, in the order in which they were done.
+    factor : float
+        Of all latencies from the middle on.
+    """
+    monitor, middle = predictor.monitor, len(steps) // 2
+    monitor.reset()
+    b, s = (steps[name].to_numpy(np.float64) for name in ("batch_size", "total_tokens"))
+    x = steps["latency_ms"].to_numpy(np.float64) * np.where(np.arange(len(steps)) < middle, 1.0, factor)
+    alarms: list[int] = []
+    below, anomalous, largest = [], 0, 0.0
+    for number, step in enumerate(zip(b.tolist(), s.tolist(), x.tolist(), strict=True)):
+        seen = predictor.observe(*step)
+        if not seen.extrapolation:
+            below.append(seen.probability_below)
+            anomalous += seen.anomalous
+        if number < middle:
+            largest = max(largest, *monitor.evidence.values())
+        if seen.alarm is not None:
+            alarms.append(number)
+            monitor.clear_alarm()
+    level = monitor.level
+    monitor.reset()
+    fits = ~predictor.extrapolation(b, s)
+    own = predictor.probability_below(b[fits], s[fits], x[fits])
+    late = [number - middle for number in alarms if number >= middle]
+    return Replay(
+        factor=factor,
+        num_steps=len(steps),
+        alarms_before=len(alarms) - len(late),
+        alarms_after=len(late),
+        delay=late[0] if late else None,
+        level=level,
+        coverage=float((np.abs(np.array(below) - 0.5) < 0.45).mean()),
+        coverage_uncorrected=float((np.abs(own - 0.5) < 0.45).mean()),
+        anomalous_share=anomalous / max(len(below), 1),
+        largest_evidence=largest,
+    )
+
+
+def accuracy(predictor: Predictor, fit: FittedModel, *, seed: int, num_steps: int = 500) -> dict[str, float]:
+    """Return the largest relative errors over random steps of the region, against every posterior draw.
+
+    Returns
+    -------
+    dict
+        ``mean``, one entry a quantile such as ``q0.99`` (relative to it, or to 5 % of the mean where it is
+        less), and ``probability`` (absolute, at these quantiles).
+    """
+    rng = np.random.default_rng(seed)
+    corners = fit.region.corners
+    points = np.exp(rng.dirichlet(np.full(len(corners), 0.5), size=num_steps) @ corners)
+    points = points[points[:, 1] >= points[:, 0]]
+    steps = pd.DataFrame(points, columns=["batch_size", "total_tokens"])
+    b, s = points.T
+    mean = fit.mean_latency(steps, max_draws=None).mean(("chain", "draw")).to_numpy()
+    exact = fit.quantile(steps, LEVELS, max_draws=None).transpose("quantile", "step").to_numpy()
+    found = {"mean": float(np.abs(predictor.mean_latency(b, s) / mean - 1.0).max())}
+    worst = 0.0
+    for q, x in zip(LEVELS, exact, strict=True):
+        error = np.abs(predictor.quantile(b, s, q) - x) / np.maximum(x, 0.05 * mean)
+        found[f"q{q:g}"] = float(error.max())
+        if (x > 0).any():
+            error = np.abs(predictor.probability_below(b, s, x) - q)[x > 0]
+            worst = max(worst, float(error.max()))
+    return found | {"probability": worst}
+
+
+def speed(
+    predictor: Predictor, steps: pd.DataFrame, *, others: dict[str, Callable[[Floats, Floats], object]]
+) -> dict[str, dict[str, float]]:
+    """Return seconds a call: ``one`` step and ``many`` (`NUM_MANY`) steps, the best of five runs.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    steps : DataFrame
+        Steps to ask for, drawn from with replacement; those beyond the tables are left out.
+    others : dict
+        What to time beside it: functions of arrays of B and S.
+    """
+    b, s = (steps[name].to_numpy(np.float64) for name in ("batch_size", "total_tokens"))
+    fits = (b <= predictor.max_batch_size) & (s <= predictor.max_total_tokens)
+    chosen = np.random.default_rng(0).integers(int(fits.sum()), size=NUM_MANY)
+    b, s = b[fits][chosen], s[fits][chosen]
+    x = predictor.mean_latency(b, s)
+    one_b, one_s, one_x = float(b[0]), float(s[0]), float(x[0])
+    found = {
+        "mean_latency": _times(
+            lambda: predictor.mean_latency(one_b, one_s), lambda: predictor.mean_latency(b, s)
+        ),
+        "quantile": _times(
+            lambda: predictor.quantile(one_b, one_s, 0.99), lambda: predictor.quantile(b, s, 0.99)
+        ),
+        "probability_below": _times(
+            lambda: predictor.probability_below(one_b, one_s, one_x),
+            lambda: predictor.probability_below(b, s, x),
+        ),
+        "extrapolation": _times(
+            lambda: predictor.extrapolation(one_b, one_s), lambda: predictor.extrapolation(b, s)
+        ),
+        "observe": _times(lambda: predictor.observe(one_b, one_s, one_x), None),
+    }
+    predictor.monitor.reset()
+    for name, ask in {"equation in numpy": equation, **others}.items():
+        found[name] = _times(partial(ask, b[:1], s[:1]), partial(ask, b, s))
+    return found
+
+
+def equation(batch_size: Floats, total_tokens: Floats) -> object:
+    """Evaluate the saturation equation as a least-squares fit predicts: one set of parameters, a mean."""
+    return latency_ms(batch_size, total_tokens, **_PLAUSIBLE)
+
+
+def _times(one: Callable[[], object], many: Callable[[], object] | None) -> dict[str, float]:
+    return {"one": _best(one, _NUM_SINGLE), "many": _best(many, 1) if many else float("nan")}
+
+
+def _best(call: Callable[[], object], times: int) -> float:
+    found = []
+    call()
+    for _ in range(_NUM_REPEATS):
+        count = times
+        start = time.perf_counter()
+        while count:
+            call()
+            count -= 1
+        found.append((time.perf_counter() - start) / times)
+    return min(found)

@@ -1,0 +1,270 @@
+"""What an operator looks for in a trace, each with its place, its moment and its size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bayes_sched.errors import InputError
+from bayes_sched.trace.time_series import Clock, Episode, episodes, schedule_rises
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """From where on something is a finding.
+
+    Attributes
+    ----------
+    slow_schedule_ms : float
+        A step whose scheduling took longer, ms.
+    schedule_rise : float
+        Factor by which the schedule time of like steps rises suddenly, above 1.
+    long_queue : int
+        More waiting requests than this, requests.
+    full_kv_cache : float
+        Share of the KV cache in use, above 0 and at most 1.
+    num_slowest : int
+        So many slowest steps are listed.
+    """
+
+    slow_schedule_ms: float = 10.0
+    schedule_rise: float = 2.0
+    long_queue: int = 10
+    full_kv_cache: float = 0.95
+    num_slowest: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.slow_schedule_ms < math.inf:
+            raise InputError(
+                f"slow_schedule_ms is {self.slow_schedule_ms}: give a positive number of milliseconds"
+            )
+        if not 1 < self.schedule_rise < math.inf:
+            raise InputError(f"schedule_rise is {self.schedule_rise}: give a factor above 1")
+        if self.long_queue < 1:
+            raise InputError(f"long_queue is {self.long_queue}: give at least 1 waiting request")
+        if not 0 < self.full_kv_cache <= 1:
+            raise InputError(f"full_kv_cache is {self.full_kv_cache}: give a share above 0 and at most 1")
+        if self.num_slowest < 0:
+            raise InputError(f"num_slowest is {self.num_slowest}: give a number of steps")
+
+
+SLOW_SCHEDULING = "slow scheduling"
+SCHEDULE_RISE = "schedule time rose"
+QUEUE_BUILD_UP = "queue build-up"
+KV_CACHE_FULL = "KV cache near full"
+
+MIN_EPISODE_STEPS = 20
+MIN_EPISODE_S = 1.0
+"""A queue or a KV cache above its limit for fewer steps and less time passes by itself."""
+JOINED_STEPS = 10
+"""Slow schedules so many steps apart are one finding."""
+_EMPTIER = 0.05
+"""A KV cache counts as near full until its use has fallen this far below the limit."""
+
+NEEDS = {
+    SLOW_SCHEDULING: ("schedule_ms",),
+    SCHEDULE_RISE: ("schedule_ms",),
+    QUEUE_BUILD_UP: ("num_waiting_reqs",),
+    KV_CACHE_FULL: ("kv_cache_usage",),
+}
+"""Columns that each kind of finding needs; without them it is not looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something in a trace that a person should look at.
+
+    Attributes
+    ----------
+    kind : str
+        One of the keys of `NEEDS`.
+    source : str
+        The file.
+    first_line, last_line, peak_line : int
+        1-based lines of the first and the last step of it, and of the one with the highest value.
+    num_steps : int
+        Steps of it that are above the limit.
+    start, end, peak : str
+        Moments of the first step, the last one, and the one with the highest value: a date, or seconds since
+        the beginning of the file where its clock tells no date; empty without timestamps.
+    start_s, duration_s : float or None
+        Seconds since the beginning of the trace, and from the first to the last step.
+    value : float
+        How bad it was: the highest value, or the factor of a rise.
+    unit : str
+        Of the value.
+    text : str
+        The same in words.
+    """
+
+    kind: str
+    source: str
+    first_line: int
+    last_line: int
+    peak_line: int
+    num_steps: int
+    start: str
+    end: str
+    peak: str
+    start_s: float | None
+    duration_s: float | None
+    value: float
+    unit: str
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as plain values, ready for JSON."""
+        return asdict(self)
+
+
+class _File:
+    """The steps of one file, with columns ``time_s`` (s, on the axis of the trace) and ``line``."""
+
+    def __init__(self, steps: pd.DataFrame, clock: Clock, name: str) -> None:
+        self.steps = steps
+        self.clock = clock
+        self.name = name
+        self._lines = steps["line"].to_numpy(int)
+        self._time_s = steps["time_s"].to_numpy(float)
+        self._stamps = steps["timestamp"].to_numpy(float) if "timestamp" in steps else self._time_s * np.nan
+
+    def finding(self, kind: str, span: Episode, *, value: float, unit: str, text: str) -> Finding:
+        first, last = span.start, span.stop - 1
+        start_s, end_s = float(self._time_s[first]), float(self._time_s[last])
+        return Finding(
+            kind=kind,
+            source=self.name,
+            first_line=self.line(first),
+            last_line=self.line(last),
+            peak_line=self.line(span.peak),
+            num_steps=span.num_above,
+            start=self.clock.moment(float(self._stamps[first])),
+            end=self.clock.moment(float(self._stamps[last])),
+            peak=self.clock.moment(float(self._stamps[span.peak])),
+            start_s=_known(start_s),
+            duration_s=_known(end_s - start_s),
+            value=value,
+            unit=unit,
+            text=text,
+        )
+
+    def line(self, step: int) -> int:
+        """Return the 1-based line of a step."""
+        return int(self._lines[step])
+
+    def is_lasting(self, span: Episode) -> bool:
+        """Tell whether something lasted long enough to count."""
+        lasted_s = float(self._time_s[span.stop - 1] - self._time_s[span.start])
+        return span.num_above >= MIN_EPISODE_STEPS or lasted_s >= MIN_EPISODE_S
+
+    def batch(self, step: int) -> str:
+        """Say what one step scheduled."""
+        columns = ("num_prefill_reqs", "num_decode_reqs", "total_tokens")
+        num_prefill, num_decode, tokens = (self.steps[name].to_numpy()[step] for name in columns)
+        return f"{num_prefill:.0f} prefill, {num_decode:.0f} decode requests, {tokens:,.0f} tokens"
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def find_all(steps: pd.DataFrame, clocks: tuple[Clock, ...], limits: Limits) -> tuple[Finding, ...]:
+    """Look for everything that the columns allow.
+
+    Parameters
+    ----------
+    steps : DataFrame
+        Steps that are not idle, in the order of the files, with ``time_s``.
+    clocks : tuple of Clock
+        Of the files, in the order of the categories of ``source``.
+    limits : Limits
+
+    Returns
+    -------
+    tuple of Finding
+        Kind by kind in the order of `NEEDS`, each in the order of the files and lines.
+    """
+    searches: dict[str, Callable[[_File, Limits], Iterator[Finding]]] = {
+        SLOW_SCHEDULING: _slow_scheduling,
+        SCHEDULE_RISE: _schedule_rises,
+        QUEUE_BUILD_UP: _queue_build_ups,
+        KV_CACHE_FULL: _full_caches,
+    }
+    codes = steps["source"].cat.codes.to_numpy()
+    files = [
+        _File(steps[codes == code] if len(clocks) > 1 else steps, clock, str(name))
+        for code, (name, clock) in enumerate(zip(steps["source"].cat.categories, clocks, strict=True))
+    ]
+    return tuple(
+        finding
+        for kind, search in searches.items()
+        if set(NEEDS[kind]) <= set(steps)
+        for file in files
+        for finding in search(file, limits)
+    )
+
+
+def _slow_scheduling(file: _File, limits: Limits) -> Iterator[Finding]:
+    schedule_ms = file.steps["schedule_ms"].to_numpy(float)
+    for span in episodes(schedule_ms, above=limits.slow_schedule_ms, join=JOINED_STEPS):
+        worst = float(schedule_ms[span.peak])
+        text = f"scheduling took {worst:,.4g} ms"
+        if span.num_above > 1:
+            text = (
+                f"{span.num_above:,} steps of {span.stop - span.start:,} scheduled for more than "
+                f"{limits.slow_schedule_ms:g} ms, at most {worst:,.4g} ms in line {file.line(span.peak):,}"
+            )
+        if span.num_above == 1:
+            text += f" ({file.batch(span.peak)})"
+        yield file.finding(SLOW_SCHEDULING, span, value=worst, unit="ms", text=text)
+
+
+def _schedule_rises(file: _File, limits: Limits) -> Iterator[Finding]:
+    for rise in schedule_rises(file.steps, factor=limits.schedule_rise):
+        text = (
+            f"{rise.factor:.2g} times as long for like steps: median {rise.before_ms:,.3g} ms before, "
+            f"{rise.after_ms:,.3g} ms after (requests a batch {rise.requests_before:,.0f} and "
+            f"{rise.requests_after:,.0f})"
+        )
+        span = Episode(rise.step, rise.step + 1, rise.step, 1)
+        yield file.finding(SCHEDULE_RISE, span, value=rise.factor, unit="times", text=text)
+
+
+def _queue_build_ups(file: _File, limits: Limits) -> Iterator[Finding]:
+    waiting = file.steps["num_waiting_reqs"].to_numpy(float)
+    emptied = limits.long_queue / 2
+    quiet = np.maximum.accumulate(np.where(waiting < emptied, np.arange(len(waiting)), -1))
+    for span in episodes(waiting, above=limits.long_queue, below=emptied):
+        if not file.is_lasting(span):
+            continue
+        # A build-up begins with the last step that still had a short queue.
+        begun = span._replace(start=max(int(quiet[span.start]), 0))
+        peak = waiting[span.peak]
+        drained = "still waiting at the end of the trace" if span.stop == len(waiting) else "then drained"
+        found = file.finding(QUEUE_BUILD_UP, begun, value=float(peak), unit="requests", text="")
+        lasted = "" if found.duration_s is None else f" ({found.duration_s:,.3g} s)"
+        yield replace(
+            found,
+            text=f"waiting requests grew from {waiting[begun.start]:,.0f} to {peak:,.0f} in line "
+            f"{found.peak_line:,} and stayed many for {begun.stop - begun.start:,} steps{lasted}, {drained}",
+        )
+
+
+def _full_caches(file: _File, limits: Limits) -> Iterator[Finding]:
+    usage = file.steps["kv_cache_usage"].to_numpy(float)
+    # At the limit counts as near full, whatever the last digit says.
+    above = float(np.nextafter(limits.full_kv_cache, 0.0))
+    for span in episodes(usage, above=above, below=limits.full_kv_cache - _EMPTIER):
+        if not file.is_lasting(span):
+            continue
+        peak = float(usage[span.peak])
+        text = (
+            f"KV cache {peak:.1%} full at most, at least {limits.full_kv_cache:.0%} in {span.num_above:,} of "
+            f"{span.stop - span.start:,} steps"
+        )
+        yield file.finding(KV_CACHE_FULL, span, value=peak, unit="share", text=text)

@@ -1,0 +1,350 @@
+"""Follows a log that another process writes: every line once, whatever becomes of the file meanwhile."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, Self
+
+import numpy as np
+
+from bayes_sched.errors import InputError
+from bayes_sched.trace.formats import FIELDS, LineError, foreign_kind, parse_line
+from bayes_sched.trace.opening import MAX_LINE_BYTES
+
+_UNIX_FROM_S = 978_307_200.0
+_UNIX_TO_S = 4_102_444_800.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFigures:
+    """What a server does at a moment; None where its log does not tell, or nothing happened in the window.
+
+    Attributes
+    ----------
+    num_steps : int
+        Batches in the window.
+    steps_per_s, tokens_per_s : float
+        Over the window.
+    p50_ms, p99_ms : float or None
+        Of the model-run time in the window.
+    running, waiting : int or None
+        Requests, at the last batch.
+    kv_cache : float or None
+        Share of the KV cache in use, at the last batch.
+    """
+
+    num_steps: int
+    steps_per_s: float
+    tokens_per_s: float
+    p50_ms: float | None
+    p99_ms: float | None
+    running: int | None
+    waiting: int | None
+    kv_cache: float | None
+
+    @property
+    def text(self) -> str:
+        """One line of the figures."""
+
+        def shown(value: float | None, template: str) -> str:
+            return template.format(value) if value is not None else "–"
+
+        return "  ".join(
+            [
+                f"{self.steps_per_s:,.1f} steps/s",
+                f"{self.tokens_per_s:,.0f} tokens/s",
+                f"model run p50 {shown(self.p50_ms, '{:,.1f}')} p99 {shown(self.p99_ms, '{:,.1f}')} ms",
+                f"running {shown(self.running, '{:,}')}",
+                f"waiting {shown(self.waiting, '{:,}')}",
+                f"KV {shown(self.kv_cache, '{:.1%}')}",
+            ]
+        )
+
+
+class LiveWindow:
+    """The steps of the last seconds.
+
+    Where the log tells the time, a step belongs to the moment at which it ran, so that what had been written
+    before the watching began counts where it belongs; otherwise to the moment at which it was read. A clock
+    that is not Unix time is set by the first look: its last step counts as just run.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self.window_s = window_s
+        self._steps: deque[tuple[float, float, float]] = deque()
+        self._last: dict[str, float] = {}
+        self._offset_s: float | None = None
+        self._covered_from: float | None = None
+
+    def add(self, rows: Sequence[dict[str, float]], *, now_s: float) -> None:
+        """Take the new steps of a look at the log.
+
+        Parameters
+        ----------
+        rows : sequence of dict
+            As `bayes_sched.analysis.following.LogFollower.look` gives them.
+        now_s : float
+            Unix time of the look, s.
+        """
+        if self._covered_from is None:
+            self._covered_from = now_s
+        for row in rows:
+            ran_at = self._moment(row, rows[-1], now_s)
+            self._steps.append((ran_at, row["total_tokens"], row["latency_ms"]))
+            self._covered_from = min(self._covered_from, ran_at)
+        if rows:
+            self._last = rows[-1]
+
+    def _moment(self, row: dict[str, float], latest: dict[str, float], now_s: float) -> float:
+        stamp = row.get("timestamp")
+        if stamp is None:
+            return now_s
+        if not _UNIX_FROM_S <= stamp <= _UNIX_TO_S:
+            if self._offset_s is None:
+                self._offset_s = now_s - latest.get("timestamp", stamp)
+            stamp += self._offset_s
+        return min(stamp, now_s)
+
+    def figures(self, *, now_s: float) -> LiveFigures:
+        """Return the figures of the window that ends at a moment (Unix time, s)."""
+        begin_s = now_s - self.window_s
+        while self._steps and self._steps[0][0] < begin_s:
+            self._steps.popleft()
+        covered_from = now_s if self._covered_from is None else self._covered_from
+        # Right after the beginning the log covers less than a window; a whole second smooths the first look.
+        span_s = min(self.window_s, max(now_s - covered_from, 1.0))
+        latencies_ms = np.array([latency for at, _, latency in self._steps if at >= begin_s])
+        tokens = sum(tokens for at, tokens, _ in self._steps if at >= begin_s)
+        p50_ms = p99_ms = None
+        if len(latencies_ms):
+            p50_ms, p99_ms = (float(q) for q in np.quantile(latencies_ms, [0.5, 0.99]))
+        return LiveFigures(
+            num_steps=len(latencies_ms),
+            steps_per_s=len(latencies_ms) / span_s,
+            tokens_per_s=tokens / span_s,
+            p50_ms=p50_ms,
+            p99_ms=p99_ms,
+            running=self._count("num_running_reqs"),
+            waiting=self._count("num_waiting_reqs"),
+            kv_cache=self._last.get("kv_cache_usage"),
+        )
+
+    def _count(self, name: str) -> int | None:
+        value = self._last.get(name)
+        return None if value is None else int(value)
+
+
+TAIL_BYTES = 256 * 2**10
+"""Of a log that exists at the beginning, only so much of its end is read."""
+_BLOCK_BYTES = 256 * 2**10
+_MARK_BYTES = 4096
+"""So many of the last bytes read tell a file that was written anew from one that grew."""
+
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
+
+
+def check_followable(path: str, *, is_needed: bool = False) -> None:
+    """Check that a path is, or may become, a log that can be followed.
+
+    Parameters
+    ----------
+    path : str
+        Need not exist, unless `is_needed`.
+
+    Raises
+    ------
+    InputError
+        It is standard input, a directory, no plain text, cannot be read, or does not exist though needed.
+    """
+    if path == "-" or "\0" in path:
+        raise InputError(f"watch follows a file by its name; {path!r} is none")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except FileNotFoundError:
+        if is_needed:
+            raise InputError(f"no such file: {path}") from None
+        return
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory: name the log in it") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    kind = "compressed" if head.startswith(_COMPRESSED) else foreign_kind(head)
+    if kind is not None:
+        raise InputError(
+            f"{path} is {kind}: watch follows a plain-text log that is being written; for a finished trace "
+            "use analyze"
+        )
+
+
+@dataclass(slots=True)
+class NewSteps:
+    """What a look at the log brought.
+
+    Attributes
+    ----------
+    rows : list of dict
+        The steps with requests and tokens, in order; keys as the columns of a steps table, without those that
+        the line does not hold.
+    events : list of str
+        What became of the file: rotated, truncated, gone, there again.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+
+class LogFollower:
+    """Reads what was appended to a log since the last look.
+
+    A last line without its end waits for it. The file behind the name may be replaced (what the old one still
+    holds is read first), truncated, rewritten or removed, and need not exist yet.
+
+    Attributes
+    ----------
+    num_steps, num_idle : int
+        Steps read so far, and those among them without a scheduled token.
+    bad : Counter of str
+        Lines that could not be used, by reason.
+    num_bytes : int
+        Bytes read so far.
+    is_there : bool
+        The file existed at the last look.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.num_steps = 0
+        self.num_idle = 0
+        self.bad: Counter[str] = Counter()
+        self.num_bytes = 0
+        self.is_there = False
+        self._file: BinaryIO | None = None
+        self._rest = b""
+        self._mark = b""
+        self._skips_line = False
+        self._has_looked = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def look(self) -> NewSteps:
+        """Read what is new.
+
+        Returns
+        -------
+        NewSteps
+
+        Raises
+        ------
+        InputError
+            If the file exists and cannot be read.
+        """
+        new = NewSteps()
+        try:
+            self._open_if_replaced(new)
+            if self._file is not None:
+                self._rewind_if_rewritten(new)
+                self._read(new)
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror or error}") from None
+        self._has_looked = True
+        return new
+
+    def _open_if_replaced(self, new: NewSteps) -> None:
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            if self.is_there:
+                new.events.append(f"{self.path} is gone: waiting for it to come back")
+            self.is_there = False
+            return  # a file that is removed while a server holds it open may still grow
+        self_status = None if self._file is None else os.fstat(self._file.fileno())
+        if self_status is not None and os.path.samestat(status, self_status):
+            if not self.is_there:
+                new.events.append(f"{self.path} is back")
+            self.is_there = True
+            return
+        if self._file is not None:
+            self._read(new)  # what was written between the last look and the replacement
+            self._drop_rest()
+            new.events.append(f"{self.path} was replaced: going on with the new file")
+            self.close()
+        elif self._has_looked:
+            new.events.append(f"{self.path} is there")
+        self._file = open(self.path, "rb")  # noqa: SIM115 - it stays open between looks
+        self.is_there = True
+        self._mark = b""
+        size = os.fstat(self._file.fileno()).st_size
+        if not self._has_looked and size > TAIL_BYTES:
+            self._file.seek(size - TAIL_BYTES)
+            self._skips_line = True
+
+    def _rewind_if_rewritten(self, new: NewSteps) -> None:
+        """Begin anew if the file became shorter, or holds other bytes where the last ones were read."""
+        assert self._file is not None
+        place = self._file.tell()
+        size = os.fstat(self._file.fileno()).st_size
+        if size >= place:
+            self._file.seek(place - len(self._mark))
+            if self._file.read(len(self._mark)) == self._mark:
+                return
+        self._drop_rest()
+        self._file.seek(0)
+        self._mark = b""
+        new.events.append(f"{self.path} was truncated: reading it from its beginning")
+
+    def _drop_rest(self) -> None:
+        if self._rest and not self._skips_line:
+            self.bad["torn last line"] += 1
+        self._rest, self._skips_line = b"", False
+
+    def _read(self, new: NewSteps) -> None:
+        assert self._file is not None
+        while block := self._file.read(_BLOCK_BYTES):
+            self.num_bytes += len(block)
+            self._mark = (self._mark + block[-_MARK_BYTES:])[-_MARK_BYTES:]
+            new.rows.extend(self._steps(block))
+
+    def _steps(self, block: bytes) -> Iterator[dict[str, float]]:
+        *lines, rest = (self._rest + block).split(b"\n")
+        self._rest = rest
+        if lines and self._skips_line:
+            del lines[0]  # the look began somewhere within it
+            self._skips_line = False
+        for line in lines:
+            yield from self._step(line)
+        if len(rest) > MAX_LINE_BYTES:
+            if not self._skips_line:
+                self.bad["longer than any step"] += 1
+            self._rest, self._skips_line = b"", True
+
+    def _step(self, line: bytes) -> Iterator[dict[str, float]]:
+        try:
+            step = parse_line(line)
+        except LineError as error:
+            if not error.is_noise:
+                self.bad[error.reason] += 1
+            return
+        if step is None:
+            return
+        self.num_steps += 1
+        row = dict(zip(FIELDS, step.row, strict=True))
+        if row["batch_size"] > 0 and row["total_tokens"] > 0:
+            yield {name: value for name, value in row.items() if not math.isnan(value)}
+        else:
+            self.num_idle += 1
