@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     count, ms, add = command.at_least(1), command.milliseconds, made.add_argument
-    add("--trace", required=True, metavar="FILE", help="the server's steps, as the profiler wrote them")
+    add("--trace", required=True, metavar="FILE", help="the server's steps, as the recorder wrote them")
     add(
         "--requests",
         type=Path,
