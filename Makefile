@@ -25,7 +25,7 @@ test-slow:  ## run the statistical tests, which take minutes
 	@sh scripts/_venv.sh dev
 	$(RUN) -m pytest -m slow
 
-test-vllm:  ## run the profiler in a real vLLM (CPU build, made in .venv-vllm; Python 3.11)
+test-vllm:  ## run the plugin in a real vLLM (CPU build, made in .venv-vllm; Python 3.11)
 	@sh scripts/_venv.sh dev
 	python=$$(sh scripts/_vllm_venv.sh) && BAYES_SCHED_VLLM_PYTHON=$$python $(RUN) -m pytest -m vllm -s
 

@@ -1,7 +1,7 @@
 """Record `vllm_cpu_context.jsonl.gz`: the steps of a real vLLM (CPU build) under a sweep of batch sizes.
 
-A small model with random weights serves prompts of many lengths; the profiler writes down each step with the
-context lengths. Run by the Python of an environment that holds vLLM and the profiler; about two minutes:
+A small model with random weights serves prompts of many lengths; the recorder writes down each step with the
+context lengths. Run by the Python of an environment that holds vLLM and the plugin; about two minutes:
 
     $(sh scripts/_vllm_venv.sh) examples/record_vllm_cpu.py examples/vllm_cpu_context.jsonl.gz
 """
@@ -64,7 +64,7 @@ def main() -> None:
         drive(engine, num_steps=options.steps, lot=random.Random(options.seed))
         engine.engine_core.shutdown()
         del engine
-        gc.collect()  # with the scheduler goes the profiler's writer, once it has written what is left
+        gc.collect()  # with the scheduler goes the recorder's writer, once it has written what is left
         trace = options.trace
         with log.open("rb") as lines, gzip.GzipFile(trace, "wb", compresslevel=9, mtime=0) as packed:
             shutil.copyfileobj(lines, packed)

@@ -2,8 +2,8 @@
 
 The OpenAI-compatible server of vLLM (CPU build) serves a small model with random weights. Clients send
 requests by a Poisson process, each whether or not the others were answered, and take the time of every token
-that streams back; the profiler writes down each step of the scheduler. Both clocks are the
-machine's Unix time. Run by the Python of an environment that holds vLLM and the profiler; some six minutes:
+that streams back; the recorder writes down each step of the scheduler. Both clocks are the
+machine's Unix time. Run by the Python of an environment that holds vLLM and the plugin; some six minutes:
 
     $(sh scripts/_vllm_venv.sh) examples/record_vllm_requests.py examples/vllm_cpu_requests
 

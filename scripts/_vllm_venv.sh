@@ -1,8 +1,8 @@
 #!/bin/sh
-# Make an environment with a real vLLM (a CPU build, 0.32.0) and this repository's profiler in it, for the tests
+# Make an environment with a real vLLM (a CPU build, 0.32.0) and this repository's plugin in it, for the tests
 # marked `vllm`, and print the path of its interpreter. Takes about a minute and a half, 3 GB; nothing where it
 # has been made already. The CPU build is a third party's of upstream vLLM: good for tests, and nothing that the
-# profiler itself depends on.
+# plugin itself depends on.
 #
 # usage: BAYES_SCHED_VLLM_PYTHON=$(sh scripts/_vllm_venv.sh [FOLDER])
 #     FOLDER    where the environment is made, .venv-vllm by default
@@ -67,5 +67,5 @@ if [ "$(cat "$folder/.installed" 2>/dev/null)" != "$stamp" ]; then
 fi
 # As an operator would: built and copied, every time, since the sources may have changed.
 "$folder/bin/python" -m uv pip install --quiet --python "$folder/bin/python" --no-deps --no-build-isolation \
-    --reinstall ./profiler
+    --reinstall ./plugin
 (cd "$folder" && echo "$(pwd)/bin/python")

@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     count, ms, add = command.at_least(1), command.milliseconds, made.add_argument
-    add("--trace", required=True, metavar="FILE", help="the server's steps, as the profiler wrote them")
+    add("--trace", required=True, metavar="FILE", help="the server's steps, as the recorder wrote them")
     add(
         "--requests",
         type=Path,
@@ -201,11 +201,10 @@ def write(job: Job, found: SimulatorCheck, show: command.Progress) -> Path | Non
     if job.folder is None:
         return None
     show("writing the report", None)
+    from bayes_sched.files import SIMULATOR, result_folder
     from bayes_sched.reports.page import write_json, write_tables
     from bayes_sched.reports.plots.studies import decisions_over_time, predicted_times
     from bayes_sched.reports.plots.style import save_figure
-
-    from bayes_sched.files import SIMULATOR, result_folder
 
     tables = {"requests": found.table, "decisions": found.of_clock.steps}
     with result_folder(job.folder, overwrite=job.options.overwrite, holds=SIMULATOR) as folder:

@@ -25,7 +25,7 @@ LATE_MS = 4.0
 def simulated_server(
     settings: SchedulerSettings, requests: PoissonWorkload, *, ingress_ms: float = 0.0, seed: int = 2
 ) -> ServerRecord:
-    """Serve requests, and record steps and times as a profiler and clients would.
+    """Serve requests, and record steps and times as a recorder and clients would.
 
     A request reaches the scheduler `ingress_ms` after it was sent, and its tokens reach the client so late
     that both ways together take `LATE_MS`.
@@ -64,7 +64,7 @@ def _steps(done: Replay, settings: SchedulerSettings, ingress_ms: float) -> pd.D
 
 
 def write_server(record: ServerRecord, folder: Path) -> dict[str, Path]:
-    """Write a record as the profiler and the clients' driver do."""
+    """Write a record as the recorder and the clients' driver do."""
     requests = record.requests
     table = pd.DataFrame(
         {

@@ -102,7 +102,7 @@ class Misfit:
         if self.lacking:
             return (
                 f"Richer models need {listed(list(self.lacking))} of every step, which this trace does not "
-                "hold. The profiler of this project records them."
+                "hold. The recorder of this project writes them down."
             )
         return (
             f"Steps differ from the mean latency by {number(self.error_ms)} ms on average; by its residuals, "

@@ -1,4 +1,4 @@
-"""What the ``LOG.meta.json`` that a profiler leaves beside its log tells of a server."""
+"""What the ``LOG.meta.json`` that a recorder leaves beside its log tells of a server."""
 
 import json
 from collections.abc import Sequence
