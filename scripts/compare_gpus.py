@@ -210,9 +210,8 @@ def compare_fits(job: Job, show: command.Progress) -> Comparison:
 
 def write(job: Job, found: Comparison) -> dict[str, str]:
     """Write the folder of the result; return its files by what they are."""
-    from bayes_sched.reports.comparison import write_comparison
-
     from bayes_sched.files import COMPARISON, result_folder
+    from bayes_sched.reports.comparison import write_comparison
 
     options = job.options
     with result_folder(job.folder, overwrite=options.overwrite, holds=COMPARISON) as folder:

@@ -37,11 +37,10 @@ else:  # run as a script: its own folder is on the path, the repository's need n
     import fit_bayes
 
 if TYPE_CHECKING:
-    from bayes_sched.reports.pool import PoolSummary
-
     from bayes_sched.pooling.pool import Pool
     from bayes_sched.pooling.prior import PopulationPrior
     from bayes_sched.posterior.fitted import FittedModel
+    from bayes_sched.reports.pool import PoolSummary
     from bayes_sched.trace.reader import Trace
 
 PROGRAM = "fit_bayes"
@@ -269,9 +268,8 @@ def write(job: Job, pool: Pool, seconds: float) -> tuple[PoolSummary, dict[str, 
 
     A report that fails does not take the pool with it.
     """
-    from bayes_sched.reports.pool import pool_summary, save_pool, write_pool
-
     from bayes_sched.files import MEMBERS, POPULATION, result_folder
+    from bayes_sched.reports.pool import pool_summary, save_pool, write_pool
 
     options = job.options
     paths = {"folder": job.folder, "population": job.folder / POPULATION, "members": job.folder / MEMBERS}

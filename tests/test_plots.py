@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
+
+from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.reports.plots.calibration import (
     calibrate,
     posterior_predictive_check,
@@ -23,10 +26,8 @@ from bayes_sched.reports.plots.fit import (
     typical_batch_sizes,
 )
 from bayes_sched.reports.plots.posterior import combination_pairs, deviation, prior_posterior, ranks
-from bayes_sched.reports.plots.style import new_figure, sample_steps, save_figure
-from matplotlib.figure import Figure
-
-from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.reports.plots.style import new_figure, save_figure
+from bayes_sched.steps import sample_steps
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 
 type Draw = Callable[[FittedModel, pd.DataFrame], Figure]

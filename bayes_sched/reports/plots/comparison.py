@@ -36,12 +36,11 @@ from bayes_sched.reports.plots.style import (
     label_outer,
     log_axes,
     log_axis,
-    log_grid,
     new_figure,
     styled,
     veil_handle,
 )
-from bayes_sched.steps import steps_arrays, steps_grid
+from bayes_sched.steps import log_grid, steps_arrays, steps_grid
 
 _MARKERS = ("o", "s", "D")
 _LONG_LABEL = 30

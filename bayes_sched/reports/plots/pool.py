@@ -19,11 +19,10 @@ from bayes_sched.reports.plots.style import (
     GREY,
     figure_legend,
     log_axis,
-    log_grid,
     new_figure,
     styled,
 )
-from bayes_sched.steps import steps_arrays
+from bayes_sched.steps import log_grid, steps_arrays
 
 _COLUMNS = 2
 _WIDE = 50.0  # ratio of the ends of an axis from which only powers of ten are written
