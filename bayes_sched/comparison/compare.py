@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,19 +13,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from bayes_sched.comparison.latency import (
-    further_data,
-    latency_bands,
-    latency_maps,
-    outline,
-    pair_rows,
-    seen_rows,
-    seen_steps,
-    shared_cells,
-    shared_grid,
-    typical_rows,
-    typical_shared_steps,
-)
+from bayes_sched.comparison import latency, verdicts
 from bayes_sched.comparison.members import (
     DEFAULT_PAIRED_DRAWS,
     Member,
@@ -41,14 +30,6 @@ from bayes_sched.comparison.throughput import (
     equivalent_table,
     rates_of,
     throughput_table,
-)
-from bayes_sched.comparison.verdicts import (
-    COMPARISON_PROBABILITY,
-    DEFAULT_ROPE,
-    VALUE_WORDS,
-    check_rope,
-    ratio_row,
-    share_table,
 )
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
@@ -75,7 +56,7 @@ class Comparison:
     Attributes
     ----------
     members : tuple of Member
-        The servers: ``label``, ``metadata`` of the fit, ``discrepancy``, ``price_per_hour``.
+        The servers: ``label``, ``fit`` (its description), ``discrepancy``, ``price_per_hour``.
     rope, probability : float
         Half-width of the region of practical equivalence; of every interval.
     slo_ms, slo_quantile : float
@@ -151,12 +132,30 @@ class Comparison:
     @property
     def converged(self) -> bool:
         """Whether every fit passed its convergence gate."""
-        return all(member.metadata.converged for member in self.members)
+        return all(member.fit.metadata.converged for member in self.members)
 
     @property
     def compares_servers(self) -> bool:
         """Whether the servers differ, or may differ, in more than their GPUs."""
         return bool(self.differences["is_server"].any())
+
+    @property
+    def rule(self) -> str:
+        """How verdicts are given, a sentence."""
+        return verdicts.rule(rope=self.rope, probability=self.probability)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the maps and the grid to a netCDF file, dims gpu, pair, batch_size, total_tokens."""
+        maps = self.maps.merge(self.grid)
+        texts = {
+            n: (v.dims, v.to_numpy().astype(object))
+            for n, v in maps.variables.items()
+            if v.dtype.kind in "OUT"
+        }
+        plain = maps.assign_coords({n: v for n, v in texts.items() if n in maps.coords})
+        plain = plain.assign({n: v for n, v in texts.items() if n in maps.data_vars})
+        attrs = {"rope": self.rope, "probability": self.probability, "rule": self.rule}
+        maps.assign_attrs(attrs).to_netcdf(path, engine="h5netcdf")
 
 
 def compare(
@@ -165,8 +164,8 @@ def compare(
     prices: Mapping[str, float] | None = None,
     slo_ms: float | None = None,
     slo_quantile: float = DEFAULT_SLO_QUANTILE,
-    rope: float = DEFAULT_ROPE,
-    probability: float = COMPARISON_PROBABILITY,
+    rope: float = verdicts.DEFAULT_ROPE,
+    probability: float = verdicts.COMPARISON_PROBABILITY,
     batch_size: ArrayLike | None = None,
     total_tokens: ArrayLike | None = None,
     max_draws: int = DEFAULT_PAIRED_DRAWS,
@@ -210,16 +209,16 @@ def compare(
     check_probability(slo_quantile, name="slo_quantile")
     if slo_ms is not None and not 0.0 < slo_ms < math.inf:
         raise InputError(f"slo_ms = {slo_ms:g}: give a positive number of milliseconds")
-    rule = {"rope": check_rope(rope), "probability": probability}
+    rule = {"rope": verdicts.check_rope(rope), "probability": probability}
     chosen = labelled(fits)
     price_of = prices_of(chosen, prices or {})
     servers = Servers(chosen, max_draws=max_draws, seed=seed)
-    grid = shared_grid(servers, batch_size=batch_size, total_tokens=total_tokens)
+    grid = latency.shared_grid(servers, batch_size=batch_size, total_tokens=total_tokens)
     mean_ms = servers.mean_latency_ms(grid)
-    maps = latency_maps(servers, grid, mean_ms, seed=seed, **rule)
-    table = pair_rows(maps, grid)
-    cells = shared_cells(servers)
-    typical = typical_shared_steps(cells)
+    maps = latency.latency_maps(servers, grid, mean_ms, seed=seed, **rule)
+    table = latency.pair_rows(maps, grid)
+    cells = latency.shared_cells(servers)
+    typical = latency.typical_shared_steps(cells)
     rates = rates_of(servers, typical, slo_ms=slo_ms, slo_quantile=slo_quantile)
     parameters = parameter_values(chosen, probability=probability)
     differences = difference_table(chosen)
@@ -228,7 +227,7 @@ def compare(
         members=tuple(
             Member(
                 label=label,
-                metadata=fit.metadata,
+                fit=fit.description,
                 discrepancy=discrepancies[label],
                 price_per_hour=price_of[label],
             )
@@ -242,9 +241,9 @@ def compare(
         grid=grid,
         maps=maps,
         table=table,
-        steps=typical_rows(servers, typical, seed=seed, **rule),
-        shares=share_table(table, seen_rows(servers, cells, **rule)),
-        further_data=further_data(servers, table, maps, rope=rope),
+        steps=latency.typical_rows(servers, typical, seed=seed, **rule),
+        shares=verdicts.share_table(table, latency.seen_rows(servers, cells, **rule)),
+        further_data=latency.further_data(servers, table, maps, rope=rope),
         equivalents=equivalent_table(servers, probability=probability),
         throughput=throughput_table(rates, price_of, probability=probability),
         cost_ratios=cost_table(rates, price_of, **rule),
@@ -252,9 +251,9 @@ def compare(
         parameter_ratios=parameter_ratios(servers, parameters, **rule),
         symbols={p.name: p.symbol for p in next(iter(chosen.values())).model.parameters},
         differences=differences,
-        bands=latency_bands(chosen, typical, probability=probability),
-        outline=outline(servers, grid),
-        seen=seen_steps(servers),
+        bands=latency.latency_bands(chosen, typical, probability=probability),
+        outline=latency.outline(servers, grid),
+        seen=latency.seen_steps(servers),
         warnings=warnings_of(chosen, differences, discrepancies, rope=rope),
     )
 
@@ -295,7 +294,7 @@ def parameter_ratios(
                 "difference_lower": lower,
                 "difference_upper": upper,
                 "p_greater": float((a - b > 0.0).mean()),
-                **ratio_row(a / b, rope=rope, probability=probability, words=VALUE_WORDS),
+                **verdicts.ratio_row(a / b, rope=rope, probability=probability, words=verdicts.VALUE_WORDS),
             }
             if open_on:
                 row["verdict"] = f"none: not identified on {' and '.join(open_on)}"

@@ -46,18 +46,11 @@ def shared_grid(
     servers: Servers, *, batch_size: ArrayLike | None = None, total_tokens: ArrayLike | None = None
 ) -> xr.Dataset:
     """Return the grid, as :func:`marked` marks it, over given requests and tokens or over all traces'."""
-    shared = shared_cells(servers)
-    seen = seen_steps(servers)
-    b = (
-        _log_points(seen["batch_size"], _NUM_BATCH_SIZES)
-        if batch_size is None
-        else np.asarray(batch_size, float)
-    )
-    s = (
-        np.union1d(_log_points(seen["total_tokens"], _NUM_TOKENS), b)
-        if total_tokens is None
-        else np.asarray(total_tokens, float)
-    )
+    shared, seen = shared_cells(servers), seen_steps(servers)
+    requests = _log_points(seen["batch_size"], _NUM_BATCH_SIZES)
+    b = requests if batch_size is None else np.asarray(batch_size, float)
+    tokens = np.union1d(_log_points(seen["total_tokens"], _NUM_TOKENS), b)
+    s = tokens if total_tokens is None else np.asarray(total_tokens, float)
     grid = marked(servers, steps_grid(batch_size=b, total_tokens=s))
     if not _is_any_shared(grid) and not shared.empty and batch_size is None and total_tokens is None:
         few = shared.iloc[np.unique(np.linspace(0, len(shared) - 1, _NUM_ADDED).astype(int))]
@@ -249,7 +242,7 @@ def typical_rows(
 
 
 def seen_rows(servers: Servers, cells: pd.DataFrame, *, rope: float, probability: float) -> pd.DataFrame:
-    """Return the columns of `cells`, ``gpu``, ``other``, ``ratio_median``, ``verdict``: a row a pair and cell."""
+    """Return `cells` with ``gpu``, ``other``, ``ratio_median``, ``verdict``: one row a pair and cell."""
     if cells.empty:
         return pd.DataFrame(columns=[*cells.columns, "gpu", "other", "ratio_median", "verdict"])
     mean_ms = servers.mean_latency_ms(cells)
@@ -306,10 +299,10 @@ def outline(servers: Servers, grid: xr.Dataset) -> xr.Dataset:
 def latency_bands(
     fits: Mapping[str, FittedModel], typical: pd.DataFrame, *, probability: float
 ) -> dict[str, xr.Dataset]:
-    """Return the bands of ``decode`` steps, and of ``mixed`` ones with the requests of the largest shared step.
+    """Return bands of ``decode`` steps, and of ``mixed`` ones with the requests of the largest shared step.
 
-    Each has dims (gpu, step): ``batch_size``, ``total_tokens``, ``mean_ms``, and of single steps ``lower_ms``,
-    ``upper_ms``; ``extrapolation``.
+    Each has dims (gpu, step): ``batch_size``, ``total_tokens``, ``mean_ms``, ``extrapolation``, and of single
+    steps ``lower_ms``, ``upper_ms``.
     """
     largest = typical.loc[typical["step"] == FULL_STEP, "batch_size"]
     b = int(largest.iloc[0]) if len(largest) else 1

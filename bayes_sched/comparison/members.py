@@ -24,7 +24,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.format import listed, percent
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.prediction import Evaluator
-from bayes_sched.posterior.provenance import FitMetadata
+from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.steps import Steps
 
 DEFAULT_PAIRED_DRAWS = 4000
@@ -47,8 +47,7 @@ class Member:
     ----------
     label : str
         Distinct among the members.
-    metadata : FitMetadata
-        Where its fit comes from.
+    fit : FitDescription
     discrepancy : float or None
         By how much the equation misses the observed medians, a share: nine in ten (B, S) by less; None where
         no (B, S) was seen :data:`MIN_STEPS` times.
@@ -56,7 +55,7 @@ class Member:
     """
 
     label: str
-    metadata: FitMetadata
+    fit: FitDescription
     discrepancy: float | None
     price_per_hour: float | None
 
@@ -93,7 +92,7 @@ def _check_pair(label_a: str, a: FittedModel, label_b: str, b: FittedModel) -> N
         if others:
             raise InputError(
                 f"{label}: its model {fit.model.name} asks for {', '.join(others)} besides requests and "
-                "tokens: a comparison is over these two alone; fit the traces with the model saturation for one"
+                "tokens: a comparison is over these two alone; fit the traces with the model saturation, say"
             )
     shapes = [[(p.name, p.unit) for p in fit.model.parameters] for fit in (a, b)]
     if shapes[0] != shapes[1]:
@@ -146,8 +145,8 @@ def cell_table(fit: FittedModel) -> pd.DataFrame:
 def difference_table(fits: Mapping[str, FittedModel]) -> pd.DataFrame:
     """Return in what the servers and their fits differ: ``what``, ``is_server``, and a column a label.
 
-    ``is_server`` says whether it is about the server and not the GPU. A row of the LLM stands there also where
-    one of them is unknown.
+    ``is_server`` says whether it is about the server and not the GPU. A row of the LLM stands there also
+    where one of them is unknown.
     """
     described = _described(list(fits.values()))
     rows = [
@@ -215,8 +214,8 @@ def warnings_of(
         if discrepancy is not None and discrepancy > rope:
             found.append(
                 f"{label}: the equation misses one in ten of the observed medians by more than "
-                f"{percent(discrepancy, 1)}, and no interval here contains that: take ratios that are as near to "
-                "the region of practical equivalence as undecided"
+                f"{percent(discrepancy, 1)}, and no interval here contains that: take ratios that are as "
+                "near to the region of practical equivalence as undecided"
             )
     return tuple(found)
 
@@ -224,9 +223,9 @@ def warnings_of(
 def paired_posteriors(
     posteriors: Sequence[xr.Dataset], *, max_draws: int = DEFAULT_PAIRED_DRAWS, seed: int = 0
 ) -> tuple[xr.Dataset, ...]:
-    """Return as many draws of each posterior, dims (draw,), in random order: those of one index are a joint one.
+    """Return as many draws of each posterior in random order: those of one index are a joint draw.
 
-    The posteriors, dims (chain, draw), may have different lengths.
+    The posteriors, dims (chain, draw), may have different lengths; the result has dims (draw,).
     """
     if max_draws < 2:
         raise InputError(f"max_draws = {max_draws}: give at least 2")
@@ -269,16 +268,13 @@ class Servers:
 
     def server_latency_ms(self, label: str, steps: Steps) -> xr.DataArray:
         """Return draws of the mean latency of one server, ms, dims (draw, *steps)."""
-        found = self._evaluators[label].per_draw(steps, lambda mean, scale, nu, x: mean)
-        return found.isel(chain=0, drop=True)
+        draws = self._evaluators[label].per_draw(steps, lambda mean, scale, nu, x: mean)
+        return draws.isel(chain=0, drop=True)
 
     def scale_ms(self, steps: Steps) -> xr.DataArray:
         """Return draws of the noise scale, ms, dims (gpu, draw, *steps)."""
-        parts = [
-            evaluator.per_draw(steps, lambda mean, scale, nu, x: scale).isel(chain=0, drop=True)
-            for evaluator in self._evaluators.values()
-        ]
-        return self._joined(parts).rename("scale_ms").assign_attrs(units="ms")
+        every = [e.per_draw(steps, lambda mean, scale, nu, x: scale) for e in self._evaluators.values()]
+        return self._joined([draws.isel(chain=0, drop=True) for draws in every]).rename("scale_ms")
 
     def nu(self) -> xr.DataArray:
         """Return draws of the degrees of freedom, dims (gpu, draw)."""

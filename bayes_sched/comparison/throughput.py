@@ -1,4 +1,4 @@
-"""What a comparison means for a server: equivalent numbers of requests, throughput within a limit, and cost."""
+"""What latencies mean: equivalent numbers of requests, throughput within a limit, and cost."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Rate:
 def rates_of(
     servers: Servers, typical: pd.DataFrame, *, slo_ms: float | None, slo_quantile: float
 ) -> list[Rate]:
-    """Return the throughput of each server, case by case: at typical steps, and within a limit, if one is given.
+    """Return the throughput of each server, case by case: at typical steps, and within a limit.
 
     A share `slo_quantile` of the steps must stay within `slo_ms`.
     """

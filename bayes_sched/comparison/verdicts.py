@@ -1,8 +1,7 @@
 """Verdicts: where the credible interval of a ratio lies, seen from the region of practical equivalence.
 
 Ratios from 1 / (1 + rope) to 1 + rope count as equal. An interval entirely below this region makes the first
-server faster (lower, cheaper), entirely above it slower, entirely inside it equivalent; all else is undecided,
-and further data may decide it.
+server faster (lower, cheaper), entirely above it slower, entirely inside it equivalent; else it is undecided.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def rope_bounds(rope: float) -> tuple[float, float]:
 def verdicts(
     lower: Floats, upper: Floats, *, rope: float, words: tuple[str, str] = LATENCY_WORDS
 ) -> NDArray[np.str_]:
-    """Say of intervals, any dims, where they lie: `words` are for below and above; empty where there is none."""
+    """Say of intervals, any dims, where they lie, in `words` for below and above; empty where NaN."""
     low, high = rope_bounds(rope)
     found = np.full(np.shape(lower), UNDECIDED, dtype="U16")
     found[(lower >= low) & (upper <= high)] = EQUIVALENT
@@ -59,6 +58,16 @@ def verdicts(
     found[lower > high] = words[1]
     found[np.isnan(lower)] = ""
     return found
+
+
+def rule(*, rope: float, probability: float) -> str:
+    """Return the rule as a sentence."""
+    low, high = rope_bounds(rope)
+    return (
+        f"A verdict is given by the {100 * probability:g}% credible interval of the ratio and the region of "
+        f"practical equivalence from {low:.3f} to {high:.3f} (rope {100 * rope:g}%): entirely below, "
+        "faster (or lower, cheaper); entirely above, slower; entirely inside, equivalent; else undecided."
+    )
 
 
 def ratio_row(ratio: Floats, *, rope: float, probability: float, words: tuple[str, str]) -> dict[str, Any]:
@@ -72,10 +81,10 @@ def share_table(table: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
     """Return how often each verdict is given where all traces have data.
 
     `table` has one row a pair and step of the grid, `seen` one a pair and step of the traces, with its
-    ``weight``. Up to three rows a pair: ``gpu``, ``other``, ``of``, ``num_steps`` (distinct ones), the shares
-    of the verdicts, and ``ratio_smallest``, ``ratio_largest`` of the medians. ``of`` says of what: the covered
-    steps of the grid; those of them like which every trace holds at least :data:`MIN_LIKE`; and the steps of
-    the traces, as often as they occur.
+    ``weight``. Up to three rows a pair: ``gpu``, ``other``, ``of``, ``num_steps`` (distinct ones), the
+    shares of the verdicts, and ``ratio_smallest``, ``ratio_largest`` of the medians. ``of`` says of what: the
+    covered steps of the grid; those of them like which every trace holds at least :data:`MIN_LIKE`; and the
+    steps of the traces, as often as they occur.
     """
     rows = []
     covered = table[~table["extrapolation"]].assign(weight=1.0)
