@@ -147,13 +147,10 @@ class Comparison:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the maps and the grid to a netCDF file, dims gpu, pair, batch_size, total_tokens."""
         maps = self.maps.merge(self.grid)
-        texts = {
-            n: (v.dims, v.to_numpy().astype(object))
-            for n, v in maps.variables.items()
-            if v.dtype.kind in "OUT"
-        }
-        plain = maps.assign_coords({n: v for n, v in texts.items() if n in maps.coords})
-        plain = plain.assign({n: v for n, v in texts.items() if n in maps.data_vars})
+        texts = {name: v for name, v in maps.variables.items() if v.dtype.kind in "OUT"}  # as netCDF has them
+        plain = {name: (v.dims, v.to_numpy().astype(object)) for name, v in texts.items()}
+        maps = maps.assign_coords({name: v for name, v in plain.items() if name in maps.coords})
+        maps = maps.assign({name: v for name, v in plain.items() if name in maps.data_vars})
         attrs = {"rope": self.rope, "probability": self.probability, "rule": self.rule}
         maps.assign_attrs(attrs).to_netcdf(path, engine="h5netcdf")
 

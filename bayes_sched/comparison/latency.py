@@ -328,4 +328,4 @@ def _bands(fits: Mapping[str, FittedModel], steps: xr.Dataset, *, probability: f
         parts.append(
             single[["extrapolation"]].assign(mean_ms=mean, lower_ms=single["lower"], upper_ms=single["upper"])
         )
-    return xr.concat(parts, dim=pd.Index(list(fits), name="gpu"), join="exact").merge(steps)
+    return xr.concat(parts, dim=pd.Index(list(fits), name="gpu"), join="exact")

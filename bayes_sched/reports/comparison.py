@@ -40,7 +40,10 @@ COMPARISON_VERSION = 1
 
 _LABEL_WIDTH = 13
 _NARROW = 1.02
-_ALARM = "**Do not act on these numbers.** A fit that has not converged may be wrong anywhere; fit it again."
+_ALARM = (
+    "**Do not act on these numbers.** A fit that has not converged may be wrong anywhere; fit its trace "
+    "again."
+)
 _OFF_BY = (
     "The equation is off by: nine in ten medians of often seen steps lie within that of it. No interval "
     "below contains this error."
@@ -381,7 +384,10 @@ def _parameters(result: Comparison) -> Section:
         Column("verdict", "verdict", short=""),
         Column("verdict", "", lambda verdict: verdict.partition(" on ")[0], short="verdict"),
     )
-    about = "Verdicts only where the data identify the quantity well on both servers (a contraction of at least 0.9)."
+    about = (
+        "Verdicts only where the data identify the quantity well on both servers (a contraction of at least "
+        "0.9)."
+    )
     title = "Parameters, and combinations that data identify"
     return Section(
         "Parameters",
@@ -524,8 +530,8 @@ def equivalent_sentence(row: Mapping[str, Any]) -> str:
     decodes = "1 decode" if row["batch_size"] == 1 else f"{row['batch_size']:,} decodes"
     note = "; an extrapolation" if row["extrapolation"] else ""
     return (
-        f"{decodes} on {row['gpu']} cost{'s' if row['batch_size'] == 1 else ''} what {shown(row['median'])} on "
-        f"{row['other']} do ({shown(row['lower'])} to {shown(row['upper'])}{note})"
+        f"{decodes} on {row['gpu']} cost{'s' if row['batch_size'] == 1 else ''} what {shown(row['median'])} "
+        f"on {row['other']} do ({shown(row['lower'])} to {shown(row['upper'])}{note})"
     )
 
 
