@@ -9,23 +9,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from bayes_sched.reports import fit as figures
-from bayes_sched.reports.fit import (
-    FULL_PREFILL,
-    LARGEST_DECODE,
-    MEDIAN_DECODE,
-    latency_grid,
-    render_page,
-    summary,
-    typical_steps,
-    write_report,
-)
-from bayes_sched.reports.page import ReportPaths
 
 from bayes_sched.errors import InputError
 from bayes_sched.format import number, percent, span
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.provenance import RowCounts
+from bayes_sched.posterior.typical_steps import FULL_PREFILL, LARGEST_DECODE, MEDIAN_DECODE, typical_steps
+from bayes_sched.reports import fit as figures
+from bayes_sched.reports.fit import (
+    latency_grid,
+    render_page,
+    summary,
+    write_report,
+)
+from bayes_sched.reports.page import ReportPaths
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 
 

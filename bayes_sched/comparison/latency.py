@@ -22,9 +22,10 @@ from bayes_sched.comparison.verdicts import UNDECIDED, data_factor, verdicts
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.prediction import band_levels, component_cdf
+from bayes_sched.posterior.typical_steps import LARGEST_DECODE, MEDIAN_DECODE
 from bayes_sched.steps import POSSIBLE, Steps, steps_arrays, steps_grid
 
-MEDIAN_DECODE, LARGEST_DECODE, FULL_STEP = "median decode step", "largest decode step", "largest step"
+FULL_STEP = "largest step"
 
 _NUM_BATCH_SIZES, _NUM_TOKENS = 14, 20  # points of the grid along each axis, unless given
 _NUM_ADDED = 8
