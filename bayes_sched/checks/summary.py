@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sched.arrays import Floats
 from bayes_sched.checks.calibration import Calibration, calibrate
 from bayes_sched.checks.discrepancy import Misfit, estimate_misfit
 from bayes_sched.checks.views import FitViews
@@ -21,18 +20,8 @@ from bayes_sched.model.protocol import all_parameters
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.parameters import known_priors
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.steps import decode_only, steps_arrays
-
-MEDIAN_DECODE = "median decode step"
-LARGEST_DECODE = "largest decode step"
-FULL_PREFILL = "full prefill step"
-SMALLEST = "smallest step"
-
-PER_REQUEST = "one more decoding request"
-PER_TOKEN = "one more prefill token"
-
-_FULL_QUANTILE = 0.99
-_FULL_NEIGHBOURHOOD = 0.95
+from bayes_sched.posterior.typical_steps import band_table, cost_table, step_table, typical_steps
+from bayes_sched.steps import steps_arrays
 
 SUMMARY_VERSION = 1
 """Raised when a field of :meth:`FitSummary.to_dict` changes its meaning or goes."""
@@ -191,12 +180,12 @@ def summarize(
     steps = _complete(fit, steps)
     typical = typical_steps(steps)
     grid = _grid(steps)
-    bands = _band_table(fit, pd.concat([typical, grid]), probability)
+    points = fit.completed(steps_arrays(grid["batch_size"], grid["total_tokens"]))
     gate, calibration = fit.convergence, calibrate(fit, steps)
     return FitSummary(
         fit=fit.description,
         probability=probability,
-        table=typical.join(bands[: len(typical)]),
+        table=step_table(fit, typical, probability=probability),
         costs=cost_table(fit, typical, probability=probability),
         coverage=calibration.coverage,
         parameters=fit.parameter_table(probability=probability),
@@ -211,7 +200,7 @@ def summarize(
         effects=effect_table(fit, steps, probability=probability),
         discrepancy=estimate_misfit(fit, steps),
         typical_load=fit.typical.text(fit.model.columns),
-        grid=grid.join(bands[len(typical) :].reset_index(drop=True)),
+        grid=grid.join(band_table(fit, points, probability=probability)),
         largest=(int(fit.cells["batch_size"].max()), int(fit.cells["total_tokens"].max())),
         calibration=calibration,
         views=FitViews.of(fit, steps, probability=probability) if is_drawn else None,
@@ -232,38 +221,6 @@ def _complete(fit: FittedModel, steps: pd.DataFrame) -> pd.DataFrame:
     return steps
 
 
-def typical_steps(steps: pd.DataFrame) -> pd.DataFrame:
-    """Choose the steps that a person plans with, from those that a trace holds.
-
-    The decode-only step with the median number of requests and the one with the most; and a full prefill
-    step, with the 99th percentile of tokens over steps that prefill and the median number of requests of such
-    steps. What the trace does not hold is left out; without any decode-only step, the smallest step comes
-    first.
-
-    Returns
-    -------
-    DataFrame
-        ``step``, ``batch_size``, ``total_tokens``.
-    """
-    chosen: list[tuple[str, int, int]] = []
-    decodes = decode_only(steps)["batch_size"]
-    if decodes.empty:
-        row = steps.nsmallest(1, "total_tokens").iloc[0]
-        chosen.append((SMALLEST, int(row["batch_size"]), int(row["total_tokens"])))
-    else:
-        median, largest = int(decodes.quantile(0.5, interpolation="nearest")), int(decodes.max())
-        chosen.append((MEDIAN_DECODE, median, median))
-        if largest > median:
-            chosen.append((LARGEST_DECODE, largest, largest))
-    mixed = steps[steps["total_tokens"] > steps["batch_size"]]
-    if not mixed.empty:
-        tokens = int(mixed["total_tokens"].quantile(_FULL_QUANTILE, interpolation="nearest"))
-        full = mixed.loc[mixed["total_tokens"] >= _FULL_NEIGHBOURHOOD * tokens, "batch_size"]
-        requests = int(full.quantile(0.5, interpolation="nearest"))
-        chosen.append((FULL_PREFILL, min(requests, tokens), tokens))
-    return pd.DataFrame(chosen, columns=["step", "batch_size", "total_tokens"])
-
-
 def _grid(steps: pd.DataFrame) -> pd.DataFrame:
     batch_size, total_tokens = (_doubling(int(steps[name].max())) for name in ("batch_size", "total_tokens"))
     pairs = [(b, s) for b in batch_size for s in total_tokens if s >= b]
@@ -272,70 +229,6 @@ def _grid(steps: pd.DataFrame) -> pd.DataFrame:
 
 def _doubling(largest: int) -> list[int]:
     return sorted({2**k for k in range(largest.bit_length())} | {largest})
-
-
-def _band_table(fit: FittedModel, steps: pd.DataFrame, probability: float) -> pd.DataFrame:
-    """Return the bands of some steps, the columns from ``lower_ms`` on of `FitSummary.table`."""
-    points = fit.completed(steps_arrays(steps["batch_size"], steps["total_tokens"]))
-    predictive = fit.predictive_band(points, probability=probability)
-    mean = fit.mean_band(points, probability=probability)
-    return pd.DataFrame(
-        {
-            "lower_ms": predictive["lower"].to_numpy(),
-            "median_ms": predictive["median"].to_numpy(),
-            "upper_ms": predictive["upper"].to_numpy(),
-            "q99_ms": np.ravel(fit.quantile(points, 0.99)),
-            "mean_lower_ms": mean["lower"].to_numpy(),
-            "mean_median_ms": mean["median"].to_numpy(),
-            "mean_upper_ms": mean["upper"].to_numpy(),
-            "extrapolation": predictive["extrapolation"].to_numpy().astype(bool),
-        }
-    )
-
-
-def cost_table(fit: FittedModel, typical: pd.DataFrame, *, probability: float) -> pd.DataFrame:
-    """Return what one more request and one more token add to the mean latency.
-
-    Differences of the mean latency between neighbouring steps, which data identify well even where single
-    parameters stay open: a decoding request more at the median decode step, and the average over the upper
-    half of the tokens of a full prefill step. Where the model has departures by level, one request more may
-    lead from one level to the next: the average from half to twice the median decode step, as far as the
-    trace goes, stands instead.
-    """
-    by_name = {row["step"]: (row["batch_size"], row["total_tokens"]) for row in records(typical)}
-    asked: list[tuple[str, str, str, tuple[int, int], tuple[int, int], int]] = []
-    if MEDIAN_DECODE in by_name:
-        few, many = _requests_between(fit, by_name[MEDIAN_DECODE][0])
-        at = f"decode-only steps, from {few} to {many} requests"
-        asked.append((PER_REQUEST, at, "ms/request", (few, few), (many, many), many - few))
-    if FULL_PREFILL in by_name:
-        b, high = by_name[FULL_PREFILL]
-        low = max(b, high // 2)
-        if low < high:
-            at = f"steps of {b} requests, from {low:,} to {high:,} tokens"
-            asked.append((PER_TOKEN, at, "ms/token", (b, low), (b, high), high - low))
-    rows = []
-    levels = [0.5 - probability / 2, 0.5, 0.5 + probability / 2]
-    for cost, at, unit, start, end, number in asked:
-        rows.append((cost, at, unit, *np.quantile(_difference(fit, start, end) / number, levels)))
-    return pd.DataFrame(rows, columns=["cost", "at", "unit", "lower", "median", "upper"])
-
-
-def _requests_between(fit: FittedModel, median: int) -> tuple[int, int]:
-    """Return the requests between which the cost of one more is averaged."""
-    if not effects_of(fit.model):
-        return median, median + 1
-    seen = fit.cells["batch_size"].to_numpy()[
-        (fit.cells["batch_size"] == fit.cells["total_tokens"]).to_numpy()
-    ]
-    few = max(median // 2, int(seen.min(initial=median)))
-    return few, max(min(2 * median, int(seen.max(initial=median))), few + 1)
-
-
-def _difference(fit: FittedModel, start: tuple[int, int], end: tuple[int, int]) -> Floats:
-    """Return draws of the mean latency at `end` minus that at `start` (B, S), ms."""
-    mean = fit.mean_latency(fit.completed(steps_arrays([start[0], end[0]], [start[1], end[1]])))
-    return np.ravel((mean.isel(step=1) - mean.isel(step=0)).to_numpy())
 
 
 def prior_table(fit: FittedModel) -> pd.DataFrame:

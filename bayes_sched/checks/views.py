@@ -79,6 +79,7 @@ class FitViews:
         """Compute them."""
         decodes = decode_only(steps)
         most = float((steps if decodes.empty else decodes)["batch_size"].max())
+        requests = log_grid(1.0, most, _NUM_GRID)
         coarse, fine = _grid(steps, _NUM_COARSE), _grid(steps, _NUM_FINE)
         batch_size = int(steps["batch_size"].median())
         tokens = log_grid(batch_size, float(steps["total_tokens"].max()), _NUM_PRIOR_GRID)
@@ -93,7 +94,7 @@ class FitViews:
                 b: _bands(fit, b, log_grid(b, float(steps["total_tokens"].max()), _NUM_GRID), probability)
                 for b in typical_batch_sizes(steps)
             },
-            by_batch=_bands(fit, *[log_grid(1.0, most, _NUM_GRID)] * 2, probability),
+            by_batch=_bands(fit, requests, requests, probability),
             surface=fit.quantile(fit.completed(coarse), list(CONTOURED)).where(coarse["possible"]),
             veil=fine.assign(extrapolation=fit.extrapolation(fine)),
             residuals=residual_table(fit, steps),

@@ -9,16 +9,16 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.checks.calibration import MAX_MISCOVERAGE
-from bayes_sched.checks.summary import (
+from bayes_sched.checks.summary import FitSummary
+from bayes_sched.format import NONE, count, listed, number, percent, records, span
+from bayes_sched.posterior.parameters import PARTLY, WEAKLY
+from bayes_sched.posterior.typical_steps import (
     FULL_PREFILL,
     LARGEST_DECODE,
     MEDIAN_DECODE,
     PER_REQUEST,
     PER_TOKEN,
-    FitSummary,
 )
-from bayes_sched.format import NONE, count, listed, number, percent, records, span
-from bayes_sched.posterior.parameters import PARTLY, WEAKLY
 from bayes_sched.reports.document import (
     Column,
     Details,
@@ -266,7 +266,10 @@ def _costs(result: FitSummary) -> Section:
 def _figures(result: FitSummary) -> tuple[Item, ...]:
     """Return the sections with figures, and the tables that belong to them."""
     share, figures = percent(result.probability), _captioned(result)
-    drawn = (lambda *names: [figures[name] for name in names]) if result.views else (lambda *names: [])
+
+    def drawn(*names: str) -> list[Item]:
+        return [figures[name] for name in names] if result.views else []
+
     effects: list[Item] = []
     if not result.effects.empty:
         effects = [
@@ -278,8 +281,8 @@ def _figures(result: FitSummary) -> tuple[Item, ...]:
         text = Text(result.discrepancy.text, on="page")
         richer.append(Section("Would a richer model predict better?", (text,)))
     reading = (
-        f"Interval: {share} credible, equal tails. Contraction compares posterior with prior: 1 means that all "
-        "was learnt from the data, 0 nothing."
+        f"Interval: {share} credible, equal tails. Contraction compares posterior with prior: 1 means that "
+        "all was learnt from the data, 0 nothing."
     )
     return (
         Section("Latency bands", (*drawn("latency_by_tokens", "latency_by_batch", "latency_contours"),)),
@@ -334,8 +337,8 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
             "posterior_predictive_check",
             "Do the bands hold?",
             f"{result.calibration.text} Above, a line inside the grey band means that the predicted "
-            "probabilities are right; in long traces look at its size more than at the grey band. Below, each "
-            "dot should lie on the dashed line of its colour. These are the steps of the fit itself.",
+            "probabilities are right; in long traces look at its size more than at the grey band. Below, "
+            "each dot should lie on the dashed line of its colour. These are the steps of the fit itself.",
             partial(posterior_predictive_check, result),
         ),
         Figure(
@@ -380,11 +383,11 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
         Figure(
             "prior_predictive",
             "What the priors allowed",
-            f"Latencies by the prior alone, which is from {prior}. Observed ones should lie inside; where they "
-            "do not, this server is unlike those of the pool."
+            f"Latencies by the prior alone, which is from {prior}. Observed ones should lie inside; where "
+            "they do not, this server is unlike those of the pool."
             if prior is not None
-            else "Latencies by the priors alone. They should cover the observed ones generously and leave the "
-            "rest to the data.",
+            else "Latencies by the priors alone. They should cover the observed ones generously and leave "
+            "the rest to the data.",
             partial(prior_predictive, result),
         ),
     )
@@ -458,8 +461,8 @@ def _gate(result: FitSummary) -> tuple[Item, ...]:
     is_level = table["variable"].str.partition("[")[0].isin(names)
     shown = table[~is_level | ~table["passed"].astype(bool)]
     asked = (
-        "The gate asks of every variable an R-hat of at most 1.01 and effective sample sizes of at least 400, of "
-        "the fit no divergence, and of every chain an E-BFMI of at least 0.3. Here: "
+        "The gate asks of every variable an R-hat of at most 1.01 and effective sample sizes of at least 400,"
+        " of the fit no divergence, and of every chain an E-BFMI of at least 0.3. Here: "
         f"{gate['num_divergences']:,} divergences in {gate['num_draws']:,} draws, {gate['num_gradients']:,} "
         f"gradients, E-BFMI {', '.join(f'{value:.2f}' for value in gate['e_bfmi'])}."
     )
@@ -508,7 +511,7 @@ def _origin(result: FitSummary) -> tuple[Item, ...]:
         ),
         on="page",
     )
-    versions = (
+    versions: tuple[Item, ...] = (
         Text(f"Model file SHA-256: `{metadata.model.sha256}`"),
         *_mapping(metadata.package_versions, ("package", "version")),
     )
