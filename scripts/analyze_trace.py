@@ -108,7 +108,7 @@ class Job:
 def prepare(options: argparse.Namespace, arguments: Sequence[str]) -> Job:
     """Check the arguments, cheapest first."""
     from bayes_sched.files import ANALYSIS, check_result
-    from bayes_sched.trace.formats import result_name
+    from bayes_sched.trace.opening import result_name
     from bayes_sched.trace.opening import expand_paths
 
     if options.name is not None and not options.report:

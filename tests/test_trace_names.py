@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bayes_sched.trace.formats import result_name
+from bayes_sched.trace.opening import result_name
 from bayes_sched.trace.reader import read_trace
 from bayes_sched.trace.sidecar import read_scheduler
 from tests.conftest import documented_record
