@@ -68,7 +68,6 @@ __all__ = [
     "steps_grid",
     "thin_steps",
     "validate",
-    "write_analysis",
     "write_comparison",
     "write_report",
     "write_validation",
@@ -101,7 +100,6 @@ from .predictor.monitor import MonitorSettings
 from .predictor.predictor import Predictor
 from .reports.comparison import write_comparison
 from .reports.fit import write_report
-from .reports.trace import write_analysis
 from .reports.validation import write_validation
 from .sampling.nuts import SamplerSettings
 from .sla.request import RequestSLA, request_sla

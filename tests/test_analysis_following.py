@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayes_sched.errors import InputError
-from bayes_sched.trace.watch import TAIL_BYTES, LiveWindow, LogFollower, check_followable
+from bayes_sched.trace.watch import TAIL_BYTES, LiveWindow, LogFollower
 from tests.conftest import as_bytes, documented_record, iteration_line
 from tests.made_trace import START
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayes_sched.trace.formats import LineError, Step, parse_record, quick_row
+from bayes_sched.trace.formats import LineError, Step
 from tests.conftest import as_bytes, documented_record, recorded_record
 
 CONTEXTS: dict[str, Any] = {"prefill_context_lens": [0, 7], "decode_context_lens": [100, 200]}

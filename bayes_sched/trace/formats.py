@@ -50,6 +50,8 @@ MAX_MS = 1e9
 MAX_USAGE = 100.0
 MAX_TIMESTAMP = 1e19
 """Room for a clock in nanoseconds."""
+YEAR_2001_S, YEAR_2100_S = 978_307_200.0, 4_102_444_800.0
+"""Numbers of seconds between them are Unix time."""
 
 NOT_A_STEP = "JSON without the fields of a scheduler step"
 NOT_TEXT = "not UTF-8 text"
@@ -57,6 +59,8 @@ NOT_JSON = "not valid JSON"
 NUL_BYTE = "holds a NUL byte"
 PLAIN_TEXT = "neither JSON nor a vLLM iteration line"
 BROKEN_ITERATION = "incomplete vLLM iteration line"
+TORN = "torn last line"
+"""Every writer that is killed leaves one: it counts, and never stops the reading."""
 CUT_REASONS = frozenset({NOT_TEXT, NOT_JSON, NUL_BYTE, BROKEN_ITERATION})
 """What a line looks like whose end is missing."""
 

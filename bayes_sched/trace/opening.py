@@ -6,7 +6,9 @@ Damage is noted, not raised. Commands check their arguments with this module, so
 import glob
 import hashlib
 import json
+import os
 import re
+import stat
 import sys
 import zlib
 from collections import deque
@@ -117,6 +119,29 @@ COMPRESSIONS: dict[bytes, tuple[str, Callable[[], _Decoder]]] = {
 """By the first bytes of a file."""
 
 
+def check_followable(path: str, *, is_needed: bool = False) -> None:
+    """Check that a path is, or unless it `is_needed` may become, a log of plain text that can be followed."""
+    if path == "-" or "\0" in path:
+        raise InputError(f"watch follows a file by its name; {path!r} is none")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except FileNotFoundError:
+        if is_needed:
+            raise InputError(f"no such file: {path}") from None
+        return
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory: name the log in it") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    kind = "compressed" if head.startswith(tuple(COMPRESSIONS)) else foreign_kind(head)
+    if kind is not None:
+        raise InputError(
+            f"{path} is {kind}: watch follows a plain-text log that is being written; for a finished trace "
+            "use analyze"
+        )
+
+
 class TraceStream:
     """The lines of one file or of standard input."""
 
@@ -142,7 +167,8 @@ class TraceStream:
         """
         pieces: list[bytes] = []
         num_collected = 0
-        for chunk in self._checked(self._plain()):
+        for chunk in self._plain():
+            self._look_at(chunk)
             *ended, rest = chunk.split(b"\n")
             for line in ended:
                 yield (b"".join([*pieces, line]) if pieces else line), True
@@ -153,15 +179,12 @@ class TraceStream:
         if pieces:
             yield b"".join(pieces), False
 
-    def _checked(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            if len(self.head) < _HEAD_BYTES:
-                is_first = not self.head
-                self.head = (self.head + chunk)[:_HEAD_BYTES]
-                kind = foreign_kind(self.head) if is_first else None
-                if kind is not None:
-                    raise InputError(f"{self.label} is no trace: it is {kind}; {EXPECTED}")
-            yield chunk
+    def _look_at(self, chunk: bytes) -> None:
+        kind = None if self.head else foreign_kind(chunk)
+        if kind is not None:
+            raise InputError(f"{self.label} is no trace: it is {kind}; {EXPECTED}")
+        if len(self.head) < _HEAD_BYTES:
+            self.head = (self.head + chunk)[:_HEAD_BYTES]
 
     def _plain(self) -> Iterator[bytes]:
         raw = self._raw()
@@ -221,8 +244,7 @@ _MAGIC = (
     (b"%PDF-", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive (or an Excel or NumPy file, which are ZIP archives): unpack it first"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 or netCDF file, a saved fit perhaps"),
-    (b"CDF\x01", "a netCDF file"),
-    (b"CDF\x02", "a netCDF file"),
+    (b"CDF", "a netCDF file"),
     (b"PAR1", "a Parquet table"),
     (b"SQLite format 3\0", "an SQLite database"),
     (b"\x7fELF", "a program"),

@@ -15,7 +15,7 @@ import pandas as pd
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.trace.formats import CUT_REASONS, FIELDS, VLLM_LOG, LineError, parse_line
+from bayes_sched.trace.formats import CUT_REASONS, FIELDS, TORN, VLLM_LOG, LineError, parse_line
 from bayes_sched.trace.opening import (
     EXPECTED,
     MAX_LINE_BYTES,
@@ -30,9 +30,6 @@ from bayes_sched.trace.sidecar import read_labels
 
 NUM_SHOWN = 5
 """This many bad lines are kept with their place, and this many reasons are told."""
-
-TORN = "torn last line"
-"""Every writer that is killed leaves one: it counts, and never stops the reading."""
 
 WAIT_ONLY = (
     "the times of vLLM's own iteration lines are only the wait for the result: near the model run in "
@@ -60,24 +57,16 @@ class BadLine:
 
 @dataclass(frozen=True, slots=True)
 class BadLines:
-    """All unusable lines of a trace.
-
-    Attributes
-    ----------
-    counts : Mapping of str to int
-        Number of bad lines by reason, most frequent first.
-    first : tuple of BadLine
-        The first `NUM_SHOWN`, in the order of the files and lines.
-    num_lines : int
-        Lines looked at, good and bad: without blank ones and the noise of a log.
-    num_tolerated : int
-        Bad lines at the end of a file, where a writer or a copy was cut short.
-    """
+    """All unusable lines of a trace."""
 
     counts: Mapping[str, int]
+    """Number of bad lines by reason, most frequent first."""
     first: tuple[BadLine, ...]
+    """The first `NUM_SHOWN`, in the order of the files and lines."""
     num_lines: int
+    """Lines looked at, good and bad: without blank ones and the noise of a log."""
     num_tolerated: int = 0
+    """Bad lines at the end of a file, where a writer or a copy was cut short."""
 
     @property
     def num_bad(self) -> int:
@@ -106,27 +95,18 @@ class BadLines:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file of a trace.
-
-    Attributes
-    ----------
-    path : str
-        As given; ``-`` is standard input.
-    format : str
-        ``documented``, ``recorded`` or ``vllm-log``; joined by ``+`` where a file mixes them.
-    sha256 : str
-        Digest of the file's raw bytes.
-    num_lines : int
-        All lines of the file, whatever they hold.
-    num_steps : int
-        Rows of the steps table that come from it.
-    """
+    """One file of a trace."""
 
     path: str
+    """As given; ``-`` is standard input."""
     format: str
+    """``documented``, ``recorded`` or ``vllm-log``; joined by ``+`` where a file mixes them."""
     sha256: str
+    """Digest of the file's raw bytes."""
     num_lines: int
+    """All lines of the file, whatever they hold."""
     num_steps: int
+    """Rows of the steps table that come from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +267,7 @@ class _File:
         return Source(self.path, formats, self.stream.sha256, self.num_lines, self.num_steps)
 
     def read(self) -> None:
-        """Read the file to its end; :class:`InputError` if it cannot be read, or its first bytes are foreign."""
+        """Read the file to its end; :class:`InputError` if it cannot be read, or begins as no trace does."""
         for line, is_ended in self.stream.lines():
             self.num_lines += 1
             try:
