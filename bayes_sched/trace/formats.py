@@ -109,7 +109,7 @@ def parse_line(line: bytes) -> Step | None:
         if not line.startswith(b"{"):
             return _iteration(line)
     record = decode_quickly(line)
-    return _step(decode_carefully(line) if record is None else record)
+    return interpret(decode_carefully(line) if record is None else record)
 
 
 _Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
@@ -206,7 +206,7 @@ def _load(line: bytes) -> dict[str, Any]:
 
 def _number(fields: Mapping[str, Any], name: str, high: float, *, required: bool = False) -> float | None:
     """Return a number in [0, high]; None where an optional one is absent, null or NaN."""
-    value = fields.get(name)
+    value: Any = fields.get(name)
     if type(value) in (float, int) and 0 <= value <= high:  # not isinstance: True is an int to it
         return value  # type: ignore[no-any-return]
     is_nan = isinstance(value, float) and math.isnan(value)
@@ -258,7 +258,8 @@ def shorten(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _step(record: Record) -> Step:
+def interpret(record: Record) -> Step:
+    """Read a step out of a decoded line; `LineError` where its fields contradict each other."""
     if record.num_prefill_reqs is not UNSET and record.num_decode_reqs is not UNSET:
         return _documented(record, record.num_prefill_reqs, record.num_decode_reqs)
     assert record.chunk_sizes is not UNSET

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -312,7 +313,7 @@ def time_histogram(analysis: TraceAnalysis, name: str) -> Figure:
     log_axis(ax.xaxis, sparse=edges[-1] > 1000 * edges[0])
     top = 1.18 * max(float(below.max()), 1e-9)
     ax.set_ylim(0.0, top)
-    marks = analysis.table.set_index("quantity").loc[name]
+    marks: Any = analysis.table.set_index("quantity").loc[name]
     for (quantile, level), height in zip(QUANTILES.items(), (0.99, 0.93, 0.87), strict=True):
         at = float(marks[quantile])
         if at > 0:
