@@ -13,10 +13,11 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain, takewhile
 from os import PathLike, fspath
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import zstandard
 
@@ -221,20 +222,13 @@ class TraceStream:
 
     def _raw(self) -> Iterator[bytes]:
         try:
-            if self.path == STDIN:
-                yield from self._blocks(sys.stdin.buffer)
-            else:
-                with open(self.path, "rb") as file:
-                    yield from self._blocks(file)
-        except PermissionError:
-            raise InputError(f"cannot read {self.label}: permission denied") from None
+            with nullcontext(sys.stdin.buffer) if self.path == STDIN else open(self.path, "rb") as file:
+                while block := file.read(_CHUNK_BYTES):
+                    self._digest.update(block)
+                    yield block
         except OSError as error:
-            raise InputError(f"cannot read {self.label}: {error.strerror or error}") from None
-
-    def _blocks(self, file: BinaryIO) -> Iterator[bytes]:
-        while block := file.read(_CHUNK_BYTES):
-            self._digest.update(block)
-            yield block
+            reason = "permission denied" if isinstance(error, PermissionError) else error.strerror or error
+            raise InputError(f"cannot read {self.label}: {reason}") from None
 
 
 _MAGIC = (
