@@ -153,7 +153,8 @@ def test_the_time_axis_says_what_it_counts(stamps: Any, label: str) -> None:
 
 def test_figures_of_columns_that_are_missing_are_left_out() -> None:
     absent = ("schedule_ms", "num_waiting_reqs", "num_running_reqs", "kv_cache_usage", "prefill_tokens")
-    bare = drawn(busy(**dict.fromkeys(absent, ...)))
+    without: dict[str, Any] = dict.fromkeys(absent, ...)
+    bare = drawn(busy(**without))
     assert list(bare) == [NAMES[0], NAMES[1], NAMES[3], NAMES[4]]
     assert len(bare["times_over_time"].axes) == 1
     without_cache = drawn(busy(kv_cache_usage=...), "queue_and_cache")

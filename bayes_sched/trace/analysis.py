@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from msgspec import to_builtins
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
@@ -46,6 +47,10 @@ ASKED_FOR = (
 )
 """Columns that an analysis asks for and a trace may lack."""
 
+_PLAIN = (
+    *("name", "labels", "warnings", "num_steps", "num_idle", "clock", "start", "missing"),
+    *("is_step_summed", "throughput", "limits", "sources"),
+)
 _SLOWEST = (
     *("source", "line", "moment", "regime", "step_ms", "schedule_ms", "latency_ms", "times_typical"),
     *("num_prefill_reqs", "num_decode_reqs", "total_tokens", "num_waiting_reqs", "kv_cache_usage"),
@@ -144,23 +149,14 @@ class TraceAnalysis:
         reason); ``statistics``, ``regimes``, ``slowest``, ``findings``, ``over_time``: lists with one mapping
         a row.
         """
-        plain = ("num_steps", "num_idle", "clock", "start")
         return {
             "analysis_version": ANALYSIS_VERSION,
-            "name": self.name,
-            "labels": dict(self.labels),
-            "warnings": list(self.warnings),
-            **{name: getattr(self, name) for name in plain},
-            "missing": list(self.missing),
-            "is_step_summed": self.is_step_summed,
-            "throughput": dict(self.throughput),
-            "limits": asdict(self.limits),
-            "sources": [asdict(source) for source in self.sources],
+            **to_builtins({name: getattr(self, name) for name in _PLAIN}),
             "bad_lines": dict(self.bad_lines.counts),
             "statistics": records(self.table),
             "regimes": records(self.regimes),
             "slowest": records(self.slowest),
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": to_builtins(self.findings),
             "over_time": records(self.over_time),
         }
 

@@ -25,21 +25,9 @@ from msgspec import UNSET, DecodeError, Meta, Struct, UnsetType
 DOCUMENTED, RECORDED, VLLM_LOG = "documented", "recorded", "vllm-log"
 
 FIELDS = (
-    "batch_size",
-    "total_tokens",
-    "latency_ms",
-    "num_prefill_reqs",
-    "num_decode_reqs",
-    "schedule_ms",
-    "kv_cache_usage",
-    "num_waiting_reqs",
-    "num_running_reqs",
-    "context_tokens",
-    "prefill_pairs",
-    "timestamp",
-    "step_ms",
-    "prefill_tokens",
-    "max_prefill_chunk",
+    *("batch_size", "total_tokens", "latency_ms", "num_prefill_reqs", "num_decode_reqs", "schedule_ms"),
+    *("kv_cache_usage", "num_waiting_reqs", "num_running_reqs", "context_tokens", "prefill_pairs"),
+    *("timestamp", "step_ms", "prefill_tokens", "max_prefill_chunk"),
 )
 """Columns of a step, in the order of `Step.row`."""
 

@@ -14,7 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import chain, takewhile
+from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Protocol
@@ -99,8 +99,7 @@ def result_name(paths: Sequence[str]) -> str:
 
 def _shared_start(stems: Sequence[str]) -> str:
     """Return the beginning that all names share, up to a separator; empty if it is too short to help."""
-    columns = zip(*[stem + "-" for stem in stems], strict=False)
-    shared = "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
+    shared = os.path.commonprefix([f"{stem}-" for stem in stems])  # noqa: RUF071 - characters are meant
     start = shared[: max(map(shared.rfind, "-_. ")) + 1].rstrip("-_. ")
     return start if len(start) > 2 else ""
 

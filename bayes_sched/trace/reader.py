@@ -192,7 +192,10 @@ def read_trace(paths: Paths, *, max_bad_share: float = 0.05) -> Trace:
     digests = [file.stream.sha256 for file in files]
     return Trace(
         steps=_steps_table(files),
-        sources=tuple(file.source() for file in files),
+        sources=tuple(
+            Source(f.path, "+".join(sorted(f.formats)) or "empty", digest, f.num_lines, f.num_steps)
+            for f, digest in zip(files, digests, strict=True)
+        ),
         bad_lines=bad_lines,
         sha256=digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest(),
         name=result_name(names),
@@ -261,10 +264,6 @@ class _File:
     def numbers(self) -> Floats:
         """`FIELDS` and the line number of each step, dims (step, field); NaN: not in the line."""
         return np.frombuffer(self._numbers).reshape(-1, _WIDTH) if self._numbers else np.empty((0, _WIDTH))
-
-    def source(self) -> Source:
-        formats = "+".join(sorted(self.formats)) or "empty"
-        return Source(self.path, formats, self.stream.sha256, self.num_lines, self.num_steps)
 
     def read(self) -> None:
         """Read the file to its end; :class:`InputError` if it cannot be read, or begins as no trace does."""
