@@ -32,7 +32,7 @@ def only(*, limits: Limits | None = None, **columns: Any) -> Finding:
     return finding
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_busy_but_steady_server_has_no_finding(seed: int) -> None:
     """Noise of a third, and admissions that take three times as long to schedule, are no change."""

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from bayes_sched.format import quantity
-from bayes_sched.reports import trace as _  # noqa: F401, it registers the report
+from bayes_sched.reports import write
 from bayes_sched.reports.document import Document, report
 from bayes_sched.reports.html import html
 from bayes_sched.reports.markdown import markdown
+from bayes_sched.reports.plots.style import save_figure
 from bayes_sched.reports.plots.trace import TraceAxis
 from bayes_sched.reports.terminal import terminal
 from bayes_sched.reports.trace import MAX_SHOWN, sentences
-from bayes_sched.reports.write import ReportPaths, write_report
+from bayes_sched.reports.write import ReportPaths
 from bayes_sched.trace.analysis import TraceAnalysis, analyze
 from bayes_sched.trace.findings import Limits
 from bayes_sched.trace.reader import Trace
@@ -36,9 +38,7 @@ def busy(num: int = 800, **columns: Any) -> Trace:
     rng = np.random.default_rng(1)
     decode = rng.integers(0, 9, num)
     prefill = np.where(decode == 0, 2, rng.integers(0, 2, num))
-    schedule_ms = changed(0.5, num, rise=(slice(num // 2, None), 2.0), slow=(30, 25.0)) * rng.lognormal(
-        0, 0.1, num
-    )
+    schedule_ms = changed(0.5, num, rise=(slice(num // 2, None), 2.0), slow=(30, 25.0))
     made: dict[str, Any] = {
         "batch_size": decode + prefill,
         "total_tokens": decode + 100 * prefill,
@@ -47,7 +47,7 @@ def busy(num: int = 800, **columns: Any) -> Trace:
         "prefill_tokens": 100 * prefill,
         "max_prefill_chunk": 100,
         "latency_ms": rng.lognormal(3, 0.5, num) * (1 + prefill),
-        "schedule_ms": schedule_ms,
+        "schedule_ms": schedule_ms * rng.lognormal(0, 0.1, num),
         "num_waiting_reqs": changed(0, num, queue=(slice(100, 160), 40)),
         "kv_cache_usage": changed(0.5, num, full=(slice(200, 260), 0.97)),
         "step_ms": ...,
@@ -66,13 +66,22 @@ def document(analysis: TraceAnalysis) -> Document:
 
 
 @pytest.fixture(scope="module")
-def figures(document: Document) -> dict[str, Figure]:
-    return {figure.name: figure.draw() for figure in document.figures}
+def figures() -> dict[str, Figure]:
+    """Those of the report that is written, which are drawn once."""
+    return {}
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory, document: Document) -> ReportPaths:
-    return write_report(document, tmp_path_factory.mktemp("report"))
+@pytest.fixture(scope="module", autouse=True)
+def written(
+    tmp_path_factory: pytest.TempPathFactory, document: Document, figures: dict[str, Figure]
+) -> ReportPaths:
+    def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+        figures[name] = figure
+        return save_figure(figure, folder, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "save_figure", save)
+        return write.write_report(document, tmp_path_factory.mktemp("report"))
 
 
 def drawn(trace: Trace, *names: str) -> dict[str, Figure]:
@@ -266,17 +275,8 @@ def test_what_comes_from_data_is_escaped() -> None:
     assert page.count("&lt;script&gt;") >= 5
 
 
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (2048.0, "tokens", "2,048"),
-        (1933.97, "tokens", "1,934"),
-        (1.378, "requests", "1.38"),
-        (0.0, "requests", "0"),
-        (1339.04, "ms", "1,340"),
-        (0.5, "share", "50.0%"),
-        (None, "ms", "–"),
-    ],
-)
-def test_quantities_are_written_as_their_unit_asks(value: float | None, unit: str, text: str) -> None:
-    assert quantity(value, unit) == text
+def test_quantities_are_written_as_their_unit_asks() -> None:
+    tokens = [quantity(value, "tokens") for value in (2048.0, 1933.97)]
+    requests = [quantity(value, "requests") for value in (1.378, 0.0)]
+    assert (tokens, requests) == (["2,048", "1,934"], ["1.38", "0"])
+    assert [quantity(1339.04, "ms"), quantity(0.5, "share"), quantity(None, "ms")] == ["1,340", "50.0%", "–"]

@@ -307,7 +307,8 @@ def sentences(result: TraceAnalysis) -> tuple[str, ...]:
     rows = {row["quantity"]: row for row in records(result.table)}
     said = (
         _measured(result),
-        _step(rows["latency_ms"]),
+        "The model runs for {p50} ms at the median, 1 batch in 100 for more than {p99} ms, the longest for "
+        "{max} ms.".format_map({name: number(rows["latency_ms"][name]) for name in ("p50", "p99", "max")}),
         _regimes(result.regimes),
         _scheduling(result.throughput["schedule_share"]),
         *_found(result, rows),
@@ -341,13 +342,6 @@ def _duration(seconds: float) -> str:
         return f"{number(seconds)} s"
     hours, minutes = divmod(round(seconds) // 60, 60)
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
-
-
-def _step(row: Mapping[str, Any]) -> str:
-    return (
-        f"The model runs for {number(row['p50'])} ms at the median, 1 batch in 100 for more than "
-        f"{number(row['p99'])} ms, the longest for {number(row['max'])} ms."
-    )
 
 
 def _regimes(regimes: pd.DataFrame) -> str:

@@ -232,12 +232,10 @@ def queue_and_cache(analysis: TraceAnalysis) -> Figure:
 
 
 def _draw_requests(ax: Axes, analysis: TraceAnalysis, place: TraceAxis) -> None:
-    for name, label, colour in (
-        ("num_running_reqs", "running", BLUE),
-        ("num_waiting_reqs", "waiting", VERMILLION),
-    ):
-        if name in analysis.steps:
-            _draw_level(ax, place, name, label, colour)
+    if "num_running_reqs" in analysis.steps:
+        _draw_level(ax, place, "num_running_reqs", "running", BLUE)
+    if "num_waiting_reqs" in analysis.steps:
+        _draw_level(ax, place, "num_waiting_reqs", "waiting", VERMILLION)
     _shade(ax, analysis, place, QUEUE_BUILD_UP)
     ax.set_ylabel("requests")
     ax.set_ylim(0.0, 1.08 * max(1.0, ax.get_ylim()[1]))
