@@ -281,7 +281,7 @@ def plan_capacity(
             f"sequences or the token budget. {fit.region.text}"
         )
     return CapacityPlan(
-        fit=FitDescription.of(fit),
+        fit=fit.description,
         workload=workload,
         settings=settings,
         objectives=objectives,

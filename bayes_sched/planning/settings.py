@@ -218,7 +218,7 @@ def optimize_steps(
         return term_table(fit, *step, probability=probability, max_draws=max_draws)
 
     return Optimum(
-        fit=FitDescription.of(fit),
+        fit=fit.description,
         objective=objective,
         probability=probability,
         frontier=frontier,
