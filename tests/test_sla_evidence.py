@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.sla.limits import FEW, Evidence, Line, evidence
+from bayes_sched.sla.limits import FEW, Evidence, StepLine, evidence
 from bayes_sched.sla.risk import Objective
 from bayes_sched.sla.steps import step_sla
 from tests.synthetic_fit import synthetic_cells
@@ -44,7 +44,7 @@ def seen(cells: list[tuple[int, int, int, float, float, float]]) -> FittedModel:
     ],
 )
 def test_late_steps_are_counted_from_below(quantiles: tuple[float, float, float], late: int) -> None:
-    found = evidence(seen([(8, 100, 100, *quantiles)]), Line(8), 100, OBJECTIVE)
+    found = evidence(seen([(8, 100, 100, *quantiles)]), StepLine(8), 100, OBJECTIVE)
     assert found.num_steps == 100
     assert found.late_share == pytest.approx(late / 100)
     assert found.is_contradicted == (late > 0)
@@ -55,14 +55,14 @@ def test_the_count_is_never_above_what_really_was_late() -> None:
     for count in (1, 2, 7, 19, 20, 21, 150):
         latency = rng.gamma(4.0, 4.0, count)
         q05, q50, q95 = np.quantile(latency, [0.05, 0.5, 0.95])
-        found = evidence(seen([(8, 100, count, q05, q50, q95)]), Line(8), 100, OBJECTIVE)
+        found = evidence(seen([(8, 100, count, q05, q50, q95)]), StepLine(8), 100, OBJECTIVE)
         assert found.late_share is not None
         assert found.late_share * count <= (latency > SLO_MS).sum() + 1e-9
 
 
 def test_one_late_step_in_a_hundred_is_no_contradiction() -> None:
     cells: list[Any] = [(8, 100, 99, 10.0, 11.0, 12.0), (8, 99, 1, 30.0, 30.0, 30.0)]
-    found = evidence(seen(cells), Line(8), 100, OBJECTIVE)
+    found = evidence(seen(cells), StepLine(8), 100, OBJECTIVE)
     assert found.late_share == pytest.approx(0.01)
     assert not found.is_contradicted
 
@@ -73,7 +73,7 @@ def test_steps_far_from_a_promise_do_not_speak() -> None:
         (8, 20, 100, 30.0, 31.0, 32.0),
         (40, 100, 50, 30.0, 31.0, 32.0),
     ]
-    found = evidence(seen(cells), Line(8), 100, OBJECTIVE)
+    found = evidence(seen(cells), StepLine(8), 100, OBJECTIVE)
     assert found == Evidence(num_steps=0, late_share=None, is_contradicted=False)
     assert "The trace holds 0 steps near it: this rests on the equation" in found.text
 

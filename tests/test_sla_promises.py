@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.sla.limits import IsKept, Line, largest_kept, point_allowed, promised
+from bayes_sched.sla.limits import IsKept, StepLine, largest_kept, point_allowed, promised
 from bayes_sched.sla.risk import Objective
 from bayes_sched.steps import steps_arrays
 from tests.synthetic_fit import synthetic_fit
@@ -25,7 +25,7 @@ from tests.synthetic_fit import synthetic_fit
 NUM_TRUTHS = 200
 NUM_STEPS = 30
 FIRST, LAST = 9, 2048
-LINE = Line(FIRST)
+LINE = StepLine(FIRST)
 OBJECTIVE = Objective(limit_ms=25.0, quantile=0.99, confidence=0.95)
 
 Floats = NDArray[np.float64]

@@ -13,7 +13,7 @@ import xarray as xr
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.region import Region
-from bayes_sched.sla.limits import EXTRAPOLATION_FACTOR, Line, largest_kept, promised, steps_on
+from bayes_sched.sla.limits import EXTRAPOLATION_FACTOR, StepLine, largest_kept, promised, steps_on
 from bayes_sched.sla.risk import Objective, risk_map, step_risk
 from bayes_sched.sla.steps import StepSLA, step_sla
 from bayes_sched.steps import steps_arrays
@@ -75,8 +75,8 @@ def test_a_cap_is_not_promised_over_a_slower_small_batch(fit: FittedModel) -> No
     def kept(running: Any) -> Any:
         return running[0] <= SLO_MS
 
-    assert largest_kept([Line()], [(1, 30)], evaluate=slow_first, is_kept=kept) == (2,)
-    assert largest_kept([Line()], [(3, 30)], evaluate=slow_first, is_kept=kept) == (None,)
+    assert largest_kept([StepLine()], [(1, 30)], evaluate=slow_first, is_kept=kept) == (2,)
+    assert largest_kept([StepLine()], [(3, 30)], evaluate=slow_first, is_kept=kept) == (None,)
 
 
 def test_small_slow_batches_stop_a_cap_of_the_saturation_equation() -> None:
@@ -93,7 +93,7 @@ def test_the_search_finds_every_end(stop: int) -> None:
     def rising(steps: xr.Dataset) -> np.ndarray[Any, Any]:
         return steps["total_tokens"].to_numpy()[None, :].astype(float)
 
-    lines = [Line(), Line(1)]
+    lines = [StepLine(), StepLine(1)]
     found = largest_kept(
         lines, [(1, 4096), (1, 5)], evaluate=rising, is_kept=lambda running: running[0] <= stop + 0.5
     )
@@ -143,7 +143,7 @@ def test_a_point_estimate_allows_what_breaks_half_of_the_time(sla: StepSLA) -> N
 
 def test_the_frontier_is_that_of_single_lines(fit: FittedModel, sla: StepSLA) -> None:
     row = sla.frontier.iloc[10]
-    line = Line(int(row["batch_size"]))
+    line = StepLine(int(row["batch_size"]))
     span = line.span(fit.region)
     assert span == (row["first_tokens"], row["last_tokens"])
     assert promised(fit, [line], [span], sla.objective, max_draws=2000) == (row["total_tokens"],)
@@ -179,13 +179,13 @@ def test_steps_that_were_never_seen_are_not_promised(fit: FittedModel) -> None:
 
 def test_a_span_is_all_that_a_trace_covers_of_a_line() -> None:
     region = Region.of(np.array([6, 24, 1, 28]), np.array([6, 24, 512, 512]))
-    assert Line().span(region) == (6, 25)
-    assert Line(1).span(region) is not None
-    assert Line(40).span(region) is None
+    assert StepLine().span(region) == (6, 25)
+    assert StepLine(1).span(region) is not None
+    assert StepLine(40).span(region) is None
     numbers = np.arange(1, 600)
-    steps = steps_on([Line(10)], np.maximum(numbers, 10)[None, :])
+    steps = steps_on([StepLine(10)], np.maximum(numbers, 10)[None, :])
     seen = steps["total_tokens"].to_numpy()[region.contains(steps["batch_size"], steps["total_tokens"])]
-    assert Line(10).span(region) == (seen.min(), seen.max())
+    assert StepLine(10).span(region) == (seen.min(), seen.max())
 
 
 def test_a_limit_below_the_floor_is_an_answer(fit: FittedModel) -> None:

@@ -42,55 +42,36 @@ type ShowStage = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CapacityPlan:
-    """Whether a workload can be carried, and by how many servers.
-
-    Attributes
-    ----------
-    fit : FitDescription
-    workload : Workload or PoissonWorkload
-    settings : SchedulerSettings
-    objectives : Mapping of str to (Objective or None)
-        Limits on ``ttft``, ``tpot`` and ``e2e``.
-    confidence : float
-        Asked.
-    probability : float
-        Of intervals over draws.
-    simulations : tuple of ServerSimulation
-        All that were tried, by their number of replicas.
-    asked_replicas : int or None
-        The number that was to be judged; None: the smallest was sought.
-    max_replicas : int
-        How far it was sought.
-    replicas : int or None
-        The number that was asked for, if it will do, or the smallest that will; None where there is none.
-    shown : ServerSimulation
-        Of the number that will do, or else of the largest tried.
-    alone : ServerSimulation or None
-        What requests do that have a server for themselves, where one server was not enough.
-    table : DataFrame
-        One row a number of replicas: ``confidence``, ``p_overloaded``, and intervals of the measures.
-    request_times : DataFrame
-        The distribution of each time over requests, of the simulation that is shown: ``time``, ``level``, ``ms``
-        with ``ms_lower`` and ``ms_upper``.
-    refusals : tuple of str
-        Reasons, besides the numbers, why nothing is promised.
-    """
+    """Whether a workload can be carried, and by how many servers."""
 
     fit: FitDescription
     workload: AnyWorkload
     settings: SchedulerSettings
     objectives: Objectives
+    """Limits on ``ttft``, ``tpot`` and ``e2e``."""
     confidence: float
+    """Asked."""
     probability: float
+    """Of intervals over draws."""
     simulations: tuple[ServerSimulation, ...]
+    """All that were tried, by their number of replicas."""
     asked_replicas: int | None
+    """The number that was to be judged; None: the smallest was sought."""
     max_replicas: int
+    """How far it was sought."""
     replicas: int | None
+    """The number that was asked for, if it will do, or the smallest that will; None where there is none."""
     shown: ServerSimulation
+    """Of the number that will do, or else of the largest tried."""
     alone: ServerSimulation | None
+    """What requests do that have a server for themselves, where one server was not enough."""
     table: pd.DataFrame
+    """One row a number of replicas: ``confidence``, ``p_overloaded``, and intervals of the measures."""
     request_times: pd.DataFrame
+    """The distribution of each time over requests, of the simulation that is shown: ``time``, ``level``,
+    ``ms`` with ``ms_lower`` and ``ms_upper``."""
     refusals: tuple[str, ...]
+    """Reasons, besides the numbers, why nothing is promised."""
 
     @property
     def is_promised(self) -> bool:
@@ -144,9 +125,9 @@ class CapacityPlan:
             return ""
         growth = self.shown.load["growth"]["median"] or 0.0
         return (
-            f"OVERLOAD in {chance(self.shown.p_overloaded)} of the draws: more requests come than are served, and "
-            f"the queue grows by {100 * growth:.0f} in 100 arrivals (median); times are those of a finite "
-            "workload and grow with it."
+            f"OVERLOAD in {chance(self.shown.p_overloaded)} of the draws: more requests come than are "
+            f"served, and the queue grows by {100 * growth:.0f} in 100 arrivals (median); times are those of "
+            "a finite workload and grow with it."
         )
 
     def _outside_text(self) -> str:
@@ -336,7 +317,9 @@ def _search(
 def _row(simulation: ServerSimulation) -> dict[str, Any]:
     """Return a simulation as a row of the table of servers."""
     row = simulation.to_dict()
-    flat = {name: row[name] for name in ("replicas", "confidence", "p_overloaded", "extrapolated", "num_draws")}
+    flat = {
+        name: row[name] for name in ("replicas", "confidence", "p_overloaded", "extrapolated", "num_draws")
+    }
     for name in ("all_within", "queue_mean", "queue_p95", "utilisation", "in_system"):
         flat |= {f"{name}_{end}": value for end, value in row[name].items()}
     for key, time in simulation.times.items():

@@ -1,11 +1,13 @@
-"""What a scheduler asks every few milliseconds: the token budget of its next step, and the server for a request."""
+"""What a scheduler asks at every step: the token budget of the next one, and which server takes a request."""
 
 from __future__ import annotations
 
 import math
+import timeit
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.prediction import check_probability
 from bayes_sched.predictor.predictor import Predictor
 from bayes_sched.region import Region
-from bayes_sched.sla.risk import check_columns
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, check_columns
 from bayes_sched.steps import steps_arrays
 
 _EXACT = 64
@@ -25,21 +27,14 @@ _SAME = 0.001  # probabilities closer than that are settled by the expected time
 
 
 class StepBudget(NamedTuple):
-    """What the next step may hold.
-
-    Attributes
-    ----------
-    total_tokens : int
-        Decodes and prefill tokens together.
-    prefill_tokens : int
-        Those for prefills.
-    is_kept : bool
-        Whether the step keeps the limit. Decodes run in any case, so it may not.
-    """
+    """What the next step may hold."""
 
     total_tokens: int
+    """Decodes and prefill tokens together."""
     prefill_tokens: int
+    """Those for prefills."""
     is_kept: bool
+    """Whether the step keeps the limit. Decodes run in any case, so it may not."""
 
 
 class StepBudgets:
@@ -189,6 +184,60 @@ class StepBudgets:
         return first + int((limit_ms - ms[place - 1]) / rise * (tokens[place] - first))
 
 
+@dataclass(frozen=True, kw_only=True)
+class NextStep:
+    """The budget of one step of a server, and how long the answer takes."""
+
+    slo_ms: float
+    decodes: int
+    waiting_tokens: int
+    budget: StepBudget
+    is_promised: bool
+    """Whether the step keeps the limit, and the fit has converged or is trusted all the same."""
+    microseconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        asked = {"slo_ms": self.slo_ms, "decodes": self.decodes, "waiting_tokens": self.waiting_tokens}
+        answer = {"is_promised": self.is_promised, "microseconds": round(self.microseconds, 2)}
+        return asked | self.budget._asdict() | answer
+
+
+def plan_next_step(
+    fit: FittedModel,
+    *,
+    slo_ms: float,
+    decodes: int,
+    waiting_tokens: int = 0,
+    quantile: float = DEFAULT_QUANTILE,
+    confidence: float = DEFAULT_CONFIDENCE,
+    extrapolate: bool = False,
+    accept_unconverged: bool = False,
+) -> NextStep:
+    """Ask :class:`StepBudgets` of a fit for one step, with as many requests as it needs."""
+    seen = round(float(fit.cells["batch_size"].max()))
+    needed = decodes + 1  # beyond the data only where that is asked for
+    budgets = StepBudgets.of_fit(
+        fit,
+        quantile=quantile,
+        confidence=confidence,
+        max_batch_size=needed if extrapolate else min(needed, seen),
+    )
+
+    def ask() -> StepBudget:
+        return budgets.next_step(slo_ms=slo_ms, decodes=decodes, waiting_tokens=waiting_tokens)
+
+    budget = ask()
+    return NextStep(
+        slo_ms=slo_ms,
+        decodes=decodes,
+        waiting_tokens=waiting_tokens,
+        budget=budget,
+        is_promised=budget.is_kept and (fit.converged or accept_unconverged),
+        microseconds=1e6 * float(np.median(timeit.repeat(ask, repeat=5, number=2000))) / 2000,
+    )
+
+
 def _axes(region: Region, max_batch_size: int | None, max_tokens: int | None) -> tuple[Floats, Floats]:
     """Return the numbers of requests and of tokens of a table of budgets."""
     seen_b, seen_s = np.exp(region.corners.max(axis=0))
@@ -203,42 +252,27 @@ def _axes(region: Region, max_batch_size: int | None, max_tokens: int | None) ->
 
 
 class ServerLoad(NamedTuple):
-    """A server and what it is doing.
-
-    Attributes
-    ----------
-    predictor : Predictor
-        Its compiled posterior, one for each kind of server; its level follows what the server does.
-    decodes : int
-        Requests that decode.
-    waiting_tokens : int
-        Prompt tokens before the request's own.
-    token_budget : int
-        Most tokens of a step.
-    """
+    """A server and what it is doing."""
 
     predictor: Predictor
+    """Its compiled posterior, one for each kind of server; its level follows what the server does."""
     decodes: int
+    """Requests that decode."""
     waiting_tokens: int
+    """Prompt tokens before the request's own."""
     token_budget: int
+    """Most tokens of a step."""
 
 
 class ServerChoice(NamedTuple):
-    """The server to take, and why.
-
-    Attributes
-    ----------
-    number : int
-        Its place among the loads.
-    expected_ms : tuple of float
-        Mean time of the request on each server, ms; infinite where there is no room for a prefill.
-    probabilities : tuple of float or None
-        That it keeps the limit on each; None without a limit.
-    """
+    """The server to take, and why."""
 
     number: int
+    """Its place among the loads."""
     expected_ms: tuple[float, ...]
+    """Mean time of the request on each server, ms; infinite where there is no room for a prefill."""
     probabilities: tuple[float, ...] | None
+    """That it keeps the limit on each; None without a limit."""
 
 
 def choose_server(

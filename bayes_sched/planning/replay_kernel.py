@@ -116,8 +116,8 @@ def replay_steps(
     """Run all requests through the scheduler; return the number of steps, and the time they took, ms.
 
     Every request has to fit into the blocks on its own. Filled in are `state`, which comes empty; `time_at`,
-    dims (node_b, node_s), to which the time of each step is added at the node below it; and `log`, dims (step,
-    column), with the first steps.
+    dims (node_b, node_s), to which the time of each step is added at the node below it; and `log`, dims
+    (step, column), with the first steps.
     """
     num_requests = arrivals.arrival_ms.size
     running = preempted = admitted = arrived = finished = steps = upcoming = 0

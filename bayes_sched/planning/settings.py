@@ -35,44 +35,30 @@ _NEGLIGIBLE = 1e-9
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Optimum:
-    """The best settings of a scheduler under a limit on the latency of its steps.
-
-    Attributes
-    ----------
-    fit : FitDescription
-    objective : Objective
-    probability : float
-        Of credible intervals.
-    frontier : DataFrame
-        Per case and rising limit the settings with the most tokens a second: ``case``, ``limit_ms`` (the
-        least limit that they keep, at the quantile and the confidence asked for), ``batch_size``,
-        ``total_tokens``, ``latency_ms`` and ``tokens_per_s``, each with ``_lower`` and ``_upper``: mean
-        latency and throughput of a step as large as they allow.
-    settings : DataFrame
-        For each number of requests the largest token budget that keeps the limit: ``batch_size``,
-        ``total_tokens`` (NA: none), ``limited_by`` (``slo`` or ``data``), ``latency_ms`` and
-        ``tokens_per_s`` of a step as large, ``decode_tokens_per_s`` of one that is all decodes.
-    best : Mapping of str to (dict or None)
-        By case the row of the frontier that the limit allows and the trace does not contradict; None where
-        there is none.
-    terms : Mapping of str to (DataFrame or None)
-        Where the time of that step goes: :func:`term_table`.
-    evidence : Mapping of str to (Evidence or None)
-        What the steps of the trace near the best settings say.
-    contradicted : Mapping of str to (dict or None)
-        By case the row of the frontier that the model alone would allow, where the trace contradicts it.
-    refusals : tuple of str
-    """
+    """The best settings of a scheduler under a limit on the latency of its steps."""
 
     fit: FitDescription
     objective: Objective
     probability: float
+    """Of credible intervals."""
     frontier: pd.DataFrame
+    """Per case and rising limit the settings with the most tokens a second: ``case``, ``limit_ms`` (the least
+    limit that they keep, at the quantile and the confidence asked for), ``batch_size``, ``total_tokens``,
+    ``latency_ms`` and ``tokens_per_s``, each with ``_lower`` and ``_upper``: mean latency and throughput of a
+    step as large as they allow."""
     settings: pd.DataFrame
+    """For each number of requests the largest token budget that keeps the limit: ``batch_size``,
+    ``total_tokens`` (NA: none), ``limited_by`` (``slo`` or ``data``), ``latency_ms`` and ``tokens_per_s`` of
+    a step as large, ``decode_tokens_per_s`` of one that is all decodes."""
     best: dict[str, dict[str, Any] | None]
+    """By case the row of the frontier that the limit allows and the trace does not contradict; None where
+    there is none."""
     terms: dict[str, pd.DataFrame | None]
+    """Where the time of that step goes: :func:`term_table`."""
     evidence: dict[str, Evidence | None]
+    """What the steps of the trace near the best settings say."""
     contradicted: dict[str, dict[str, Any] | None]
+    """By case the row of the frontier that the model alone would allow, where the trace contradicts it."""
     refusals: tuple[str, ...]
 
     @property
@@ -95,14 +81,16 @@ class Optimum:
         """Sentences a person can paste."""
         if any((*self.best.values(), *self.contradicted.values())):
             return " ".join([*(self._case_text(case) for case in CASES), *self.refusals])
+        objective = self.objective
         none = (
-            f"No settings keep {self.objective.limit_ms:g} ms: the quickest need {number(self.floor_ms)} ms "
-            f"({self.objective.text.partition(' within')[0]} at {100 * self.objective.confidence:g}% confidence)."
+            f"No settings keep {objective.limit_ms:g} ms: the quickest need {number(self.floor_ms)} ms "
+            f"({objective.text.partition(' within')[0]} at {100 * objective.confidence:g}% confidence)."
         )
         return " ".join([none, *self.refusals])
 
     def _case_text(self, case: str) -> str:
-        row, model, terms, seen = (of[case] for of in (self.best, self.contradicted, self.terms, self.evidence))
+        row, model = self.best[case], self.contradicted[case]
+        terms, seen = self.terms[case], self.evidence[case]
         doubt = ""
         if model is not None:
             doubt = (
@@ -304,7 +292,14 @@ def _settings(b: Floats, s: Floats, mean: Floats, bound: Floats, slo_ms: float) 
                 "decode_tokens_per_s": 1000.0 * requests / decode,
             }
         rows.append(found)
-    columns = ["batch_size", "total_tokens", "limited_by", "latency_ms", "tokens_per_s", "decode_tokens_per_s"]
+    columns = [
+        "batch_size",
+        "total_tokens",
+        "limited_by",
+        "latency_ms",
+        "tokens_per_s",
+        "decode_tokens_per_s",
+    ]
     return pd.DataFrame(rows, columns=columns).astype({"total_tokens": "Int64"})
 
 

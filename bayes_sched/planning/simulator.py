@@ -131,7 +131,7 @@ def _over_time(replays: Sequence[Replay], start_ms: float, end_ms: float) -> dic
 def counts_over_time(
     begin_ms: Floats, end_ms: Floats, window_start_ms: float, window_end_ms: float
 ) -> tuple[Floats, Floats]:
-    """Return how many of some intervals are open, piece by piece of a window, and how long each piece lasts."""
+    """Return how many intervals are open, piece by piece of a window, and how long each piece lasts."""
     at = np.concatenate([begin_ms, end_ms])
     change = np.concatenate([np.ones(begin_ms.size), -np.ones(end_ms.size)])
     order = np.argsort(at, kind="stable")
@@ -217,9 +217,9 @@ def simulate(
     """Replay a workload once for each draw, on servers whose trace covers a region.
 
     All steps of a replay, on all servers, share the draw's parameters; their noise is independent. A
-    :class:`PoissonWorkload` is drawn anew for each replay, so that intervals (of a probability) hold the luck of
-    the arrivals too; the same seed gives the same arrivals whatever the servers. Where the confidence asked for
-    is out of reach, no more than `FEWEST_DRAWS` draws are replayed.
+    :class:`PoissonWorkload` is drawn anew for each replay, so that intervals (of a probability) hold the luck
+    of the arrivals too; the same seed gives the same arrivals whatever the servers. Where the confidence
+    asked for is out of reach, no more than `FEWEST_DRAWS` draws are replayed.
     """
     time_at = np.zeros(times.mean_ms.shape[1:])
     draws: list[Measures] = []

@@ -251,7 +251,7 @@ def _draw(ax: Axes, time: RequestTime, survival: pd.DataFrame) -> None:
         np.maximum(survival[name].to_numpy(), _LEAST_REQUEST / 10) for name in ("late", "lower", "upper")
     )
     ax.fill_between(
-        places, lower, upper, color=SKY, alpha=0.5, linewidth=0, label=f"{100 * time.probability:g}% credible"
+        places, lower, upper, color=SKY, alpha=0.5, linewidth=0, label=f"{100 * time.interval:g}% credible"
     )
     ax.plot(
         places,
@@ -261,8 +261,8 @@ def _draw(ax: Axes, time: RequestTime, survival: pd.DataFrame) -> None:
     )
     allowed = 1.0 - time.quantile
     ax.axhline(allowed, color=INK, linewidth=0.9, linestyle=":", label=f"allowed: {100 * allowed:.4g}%")
-    if time.objective is not None:
-        ax.axvline(time.objective.limit_ms, color=VERMILLION, linestyle="--", label="limit")
+    if time.limit_ms is not None:
+        ax.axvline(time.limit_ms, color=VERMILLION, linestyle="--", label="limit")
     ax.set_yscale("log")
     ax.set_ylim(min(_LEAST_REQUEST, allowed / 3.0), 1.3)
     ax.set_xlim(places[0], places[-1])
