@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.sla.limits import IsKept, StepLine, largest_kept, point_allowed, promised
+from bayes_sched.sla.limits import IsKept, StepLine, StepSearch, largest_kept
 from bayes_sched.sla.risk import Objective
 from bayes_sched.steps import steps_arrays
 from tests.synthetic_fit import synthetic_fit
@@ -143,8 +143,9 @@ def test_the_promises_are_those_of_a_fit(servers: Servers) -> None:
     tree["posterior"] = xr.DataTree(xr.Dataset(columns, coords=coords))
     fit = replace(servers.fit, data=tree)
     span = [(FIRST, LAST)]
-    assert promised(fit, [LINE], span, OBJECTIVE, max_draws=None) == (servers.promised(posterior, OBJECTIVE),)
-    assert point_allowed(fit, [LINE], span, OBJECTIVE, max_draws=None) == (servers.point(posterior),)
+    search = StepSearch(fit=fit, objective=OBJECTIVE, extrapolate=False, probability=0.9, max_draws=None)
+    assert search.promised([LINE], span) == (servers.promised(posterior, OBJECTIVE),)
+    assert search.point_allowed([LINE], span) == (servers.point(posterior),)
 
 
 def test_a_promise_at_95_percent_confidence_is_broken_by_at_most_5_percent(rounds: dict[str, Ints]) -> None:

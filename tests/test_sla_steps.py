@@ -13,7 +13,7 @@ import xarray as xr
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.region import Region
-from bayes_sched.sla.limits import EXTRAPOLATION_FACTOR, StepLine, largest_kept, promised, steps_on
+from bayes_sched.sla.limits import EXTRAPOLATION_FACTOR, StepLine, StepSearch, largest_kept, steps_on
 from bayes_sched.sla.risk import Objective, risk_map, step_risk
 from bayes_sched.sla.steps import StepSLA, step_sla
 from bayes_sched.steps import steps_arrays
@@ -146,7 +146,10 @@ def test_the_frontier_is_that_of_single_lines(fit: FittedModel, sla: StepSLA) ->
     line = StepLine(int(row["batch_size"]))
     span = line.span(fit.region)
     assert span == (row["first_tokens"], row["last_tokens"])
-    assert promised(fit, [line], [span], sla.objective, max_draws=2000) == (row["total_tokens"],)
+    search = StepSearch(
+        fit=fit, objective=sla.objective, extrapolate=False, probability=0.9, max_draws=2000
+    )
+    assert search.promised([line], [span]) == (row["total_tokens"],)
     at = step_risk(
         fit, steps_arrays(row["batch_size"], row["total_tokens"]), sla.objective, max_draws=2000
     ).isel(step=0)
