@@ -87,19 +87,24 @@ def test_round_robin_gives_every_request_to_one_server() -> None:
     assert requests.part(8, 9) is None
 
 
-def test_impossible_workloads_are_refused() -> None:
-    one = np.ones(1, dtype=np.int64)
-    with pytest.raises(InputError, match="holds no request"):
-        Workload(np.empty(0), one[:0], one[:0])
-    with pytest.raises(InputError, match="prompt_tokens of request 0 is 0"):
-        Workload(np.zeros(1), 0 * one, one)
-    with pytest.raises(InputError, match="in order"):
-        Workload(np.array([1.0, 0.0]), np.ones(2, dtype=np.int64), np.ones(2, dtype=np.int64))
-    with pytest.raises(InputError, match=r"a spread of 0\.5"):
-        Lengths(5, 0.5)
-    with pytest.raises(InputError, match="a median of 0"):
-        Lengths(0)
-    with pytest.raises(InputError, match="a rate of 0"):
-        PoissonWorkload(rate_per_s=0.0, prompt=Lengths(1), output=Lengths(1))
-    with pytest.raises(InputError, match="holds no request"):
-        PoissonWorkload(rate_per_s=1.0, prompt=Lengths(1), output=Lengths(1), num_requests=0)
+ONE = np.ones(1, dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Workload(np.empty(0), ONE[:0], ONE[:0]), "holds no request"),
+        (lambda: Workload(np.zeros(1), 0 * ONE, ONE), "prompt_tokens of request 0 is 0"),
+        (lambda: Workload(np.array([1.0, 0.0]), np.repeat(ONE, 2), np.repeat(ONE, 2)), "in order"),
+        (lambda: Lengths(5, 0.5), r"a spread of 0\.5"),
+        (lambda: Lengths(0), "a median of 0"),
+        (lambda: PoissonWorkload(rate_per_s=0.0, prompt=Lengths(1), output=Lengths(1)), "a rate of 0"),
+        (
+            lambda: PoissonWorkload(rate_per_s=1.0, prompt=Lengths(1), output=Lengths(1), num_requests=0),
+            "holds no request",
+        ),
+    ],
+)
+def test_impossible_workloads_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()

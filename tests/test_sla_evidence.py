@@ -13,8 +13,8 @@ from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sla.limits import FEW, Evidence, StepLine, evidence
 from bayes_sched.sla.risk import Objective
 from bayes_sched.sla.steps import step_sla
-from tests.synthetic_fit import synthetic_cells
-from tests.test_sla_steps import SLO_MS, server
+from tests.synthetic_fit import server, synthetic_cells
+from tests.test_sla_steps import SLO_MS
 
 OBJECTIVE = Objective(limit_ms=SLO_MS)
 

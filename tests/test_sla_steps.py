@@ -17,19 +17,9 @@ from bayes_sched.sla.limits import EXTRAPOLATION_FACTOR, StepLine, StepSearch, l
 from bayes_sched.sla.risk import Objective, risk_map, step_risk
 from bayes_sched.sla.steps import StepSLA, step_sla
 from bayes_sched.steps import steps_arrays
-from tests.synthetic_fit import synthetic_fit, synthetic_metadata
+from tests.synthetic_fit import server, synthetic_metadata
 
 SLO_MS = 20.0
-
-
-def server(*, spread: float = 0.05, **factors: float) -> FittedModel:
-    """A server whose small batches are not slow, and whose requests cost something; `factors` change it."""
-    made = synthetic_fit(spread=spread)
-    posterior = made.data["posterior"].to_dataset()
-    changed = {name: posterior[name] * f for name, f in ({"k_B": 30.0, "tau_B": 6.0} | factors).items()}
-    tree = made.data.copy()
-    tree["posterior"] = xr.DataTree(posterior.assign(changed))
-    return replace(made, data=tree)
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +136,7 @@ def test_the_frontier_is_that_of_single_lines(fit: FittedModel, sla: StepSLA) ->
     line = StepLine(int(row["batch_size"]))
     span = line.span(fit.region)
     assert span == (row["first_tokens"], row["last_tokens"])
-    search = StepSearch(
-        fit=fit, objective=sla.objective, extrapolate=False, probability=0.9, max_draws=2000
-    )
+    search = StepSearch(fit=fit, objective=sla.objective, extrapolate=False, probability=0.9, max_draws=2000)
     assert search.promised([line], [span]) == (row["total_tokens"],)
     at = step_risk(
         fit, steps_arrays(row["batch_size"], row["total_tokens"]), sla.objective, max_draws=2000
