@@ -97,9 +97,10 @@ class State(NamedTuple):
     def empty(cls, num_requests: int, num_places: int) -> State:
         """Return what is known before the first step."""
         computed, generated, blocks, preemptions = np.zeros((4, num_requests), dtype=np.int64)
-        times = np.full((3, num_requests), np.nan)
-        places = np.zeros((3, num_places), dtype=np.int64)
-        return cls(computed, generated, blocks, *times, preemptions, *places)
+        start, first, finish = np.full((3, num_requests), np.nan)
+        running, chunk, preempted = np.zeros((3, num_places), dtype=np.int64)
+        requests = computed, generated, blocks, start, first, finish, preemptions
+        return cls(*requests, running, chunk, preempted)
 
 
 @njit(cache=True, nogil=True)
