@@ -171,7 +171,7 @@ def test_the_report_of_a_plain_fit_advises_the_richer_model() -> None:
 
 
 def test_what_is_over_requests_and_tokens_alone_refuses_the_model_in_one_sentence(fit: FittedModel) -> None:
-    needs = "context_tokens, .*fit the traces? with --model saturation"
+    needs = "context_tokens, .*fit the traces? with (--|the )model saturation"
     other = synthetic_fit(name="other", trace_sha256="1" * 64)
     with pytest.raises(InputError, match=needs):
         step_sla(fit, slo_ms=50.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -156,31 +157,28 @@ class RequestForecast:
         ``lower_ms`` and ``upper_ms``, ``error`` (share of what was measured), ``is_inside``,
         ``own_steps_error``.
         """
-        rows = [
-            self._row(correction, key, level, 0.5 * (1.0 - probability))
-            for correction in CORRECTIONS
-            for key in KEYS
-            for level in COMPARED
-        ]
+        levels = [0.5, 0.5 * (1.0 - probability), 1.0 - 0.5 * (1.0 - probability)]
+        rows: list[dict[str, float | str | bool]] = []
+        for correction, key, level in itertools.product(CORRECTIONS, KEYS, COMPARED):
+            at = int(np.argmin(np.abs(LEVELS - level)))
+            measured, own = float(self.measured[key][at]), float(self.own_steps[correction][key][at])
+            draws = self.predicted[correction][key][:, at]
+            middle, lower, upper = map(float, np.quantile(draws, levels))
+            rows.append(
+                {
+                    "correction": correction,
+                    "time": key,
+                    "level": level,
+                    "measured_ms": measured,
+                    "predicted_ms": middle,
+                    "lower_ms": lower,
+                    "upper_ms": upper,
+                    "error": middle / measured - 1.0,
+                    "is_inside": lower <= measured <= upper,
+                    "own_steps_error": own / measured - 1.0,
+                }
+            )
         return pd.DataFrame(rows)
-
-    def _row(self, correction: str, key: str, level: float, tail: float) -> dict[str, float | str | bool]:
-        at = int(np.argmin(np.abs(LEVELS - level)))
-        measured = float(self.measured[key][at])
-        draws = self.predicted[correction][key][:, at]
-        middle, lower, upper = map(float, np.quantile(draws, [0.5, tail, 1.0 - tail]))
-        return {
-            "correction": correction,
-            "time": key,
-            "level": level,
-            "measured_ms": measured,
-            "predicted_ms": middle,
-            "lower_ms": lower,
-            "upper_ms": upper,
-            "error": middle / measured - 1.0,
-            "is_inside": lower <= measured <= upper,
-            "own_steps_error": float(self.own_steps[correction][key][at]) / measured - 1.0,
-        }
 
 
 def forecast_requests(

@@ -78,18 +78,8 @@ class StepBudgets:
     ) -> StepBudgets:
         """Return budgets whose steps keep a limit with probability `quantile`, all uncertainty together.
 
-        Parameters
-        ----------
-        predictor : Predictor
-            Asked again at each step for its level alone.
-        quantile : float
-        max_batch_size, max_tokens : int, optional
-            Largest step; by default that of the trace.
-
-        Raises
-        ------
-        InputError
-            A number is out of range, or beyond the predictor's tables.
+        The predictor is asked again at each step for its level alone. The largest step is by default that of
+        the trace; numbers out of range, or beyond the predictor's tables, raise InputError.
         """
         b, nodes = _axes(predictor.region, max_batch_size, max_tokens)
         rows = [predictor.quantile(np.full(len(nodes), n), np.maximum(nodes, n), quantile) for n in b]
@@ -107,18 +97,9 @@ class StepBudgets:
     ) -> StepBudgets:
         """Return budgets of which one is as sure as `confidence` that a share `quantile` keeps the limit.
 
-        Parameters
-        ----------
-        fit : FittedModel
-        quantile, confidence : float
-            Risk and confidence kept apart, as in :class:`~bayes_sched.sla.risk.Objective`.
-        max_batch_size, max_tokens : int, optional
-            Largest step; by default that of the trace.
-
-        Raises
-        ------
-        InputError
-            A number is out of range, or the fit's model needs more than B and S.
+        Risk and confidence are kept apart, as in :class:`~bayes_sched.sla.risk.Objective`. The largest step
+        is by default that of the trace; numbers out of range, and a fit whose model needs more than B and S,
+        raise InputError.
         """
         check_columns(fit)
         b, nodes = _axes(fit.region, max_batch_size, max_tokens)
@@ -133,27 +114,10 @@ class StepBudgets:
     def next_step(
         self, *, slo_ms: float, decodes: int, waiting_tokens: int = 0, prefills: int = 1
     ) -> StepBudget:
-        """Return the budget of a step.
+        """Return the budget of a step under a limit, ms; negative numbers and no work raise InputError.
 
-        Parameters
-        ----------
-        slo_ms : float
-            Limit on the step, ms.
-        decodes : int
-            Running decodes; each takes a token.
-        waiting_tokens : int
-            Prompt tokens that wait.
-        prefills : int
-            Requests that they may belong to in one step.
-
-        Returns
-        -------
-        StepBudget
-
-        Raises
-        ------
-        InputError
-            A number is negative, or there is nothing to do.
+        Each running decode takes a token; `waiting_tokens` of prompts may belong to as many as `prefills`
+        requests in one step.
         """
         if decodes < 0 or waiting_tokens < 0 or prefills < 1 or decodes + waiting_tokens < 1:
             raise InputError(
@@ -287,24 +251,8 @@ def choose_server(
     A request waits for the prompt tokens before it and is then prefilled in chunks, beside the decodes that
     run; its further tokens come out of decode-only steps. The probability takes all of its steps to be
     equally late, each at the same quantile of its own distribution: exact for a single step, and cautious for
-    many of them where the limit is above the expected time.
-
-    Parameters
-    ----------
-    loads : sequence of ServerLoad
-    prompt_tokens, output_tokens : int
-        Of the request; with 1 output token the time is that to the first token.
-    limit_ms : float, optional
-        Limit on the time of the request, ms.
-
-    Returns
-    -------
-    ServerChoice
-
-    Raises
-    ------
-    InputError
-        There is no server, or a number is out of range, or beyond a predictor's tables.
+    many of them where the limit is above the expected time. With one output token the time is that to the
+    first token. No server, and numbers out of range or beyond a predictor's tables, raise InputError.
     """
     if not loads:
         raise InputError("there is no server to choose from")
@@ -335,15 +283,10 @@ def _request_time(
         return math.inf, 0.0
     requests = decodes + 1
     full, rest = divmod(waiting + prompt_tokens, chunk)
-    steps = [(budget, full), (decodes + rest, 1 if rest else 0), (requests, output_tokens - 1)]
-    parts = [
-        (count * step_ms, tokens, step_ms)
-        for tokens, count in steps
-        if count
-        for step_ms in (predictor.mean_latency(requests, tokens),)
-    ]
-    total_ms = sum(part for part, _, _ in parts)
+    steps = [(budget, full), (decodes + rest, int(rest > 0)), (requests, output_tokens - 1)]
+    kinds = [(predictor.mean_latency(requests, tokens), tokens, count) for tokens, count in steps if count]
+    total_ms = sum(count * step_ms for step_ms, _, count in kinds)
     if limit_ms is None:
         return total_ms, math.nan
-    _, tokens, step_ms = max(parts)
+    step_ms, tokens, _ = max(kinds, key=lambda kind: (kind[0] * kind[2], kind[1], kind[0]))
     return total_ms, predictor.probability_below(requests, tokens, limit_ms * step_ms / total_ms)

@@ -25,11 +25,11 @@ from bayes_sched.reports.plots.style import (
     figure_legend,
     log_axis,
     new_figure,
+    percent_axis,
     styled,
 )
 
 _COLOURS = {ANY_STEP: (BLUE, SKY), DECODES: (GREEN, GREEN)}
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g}%")
 
 
 @styled
@@ -131,7 +131,7 @@ def replicas_needed(plan: CapacityPlan) -> Figure:
         if plan.replicas is not None:
             label = f"{plan.replicas:,} will do" if plan.is_promised else f"{plan.replicas:,}, not promised"
             ax.axvline(plan.replicas, color=GREEN if plan.is_promised else GREY, linewidth=1.0, label=label)
-        ax.yaxis.set_major_formatter(_PERCENT)
+        percent_axis(ax.yaxis)
         ax.set_ylim(-0.04, 1.06)
     axes[1, 0].set_xlabel("servers")
     axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -195,5 +195,5 @@ def _draw_times(ax: Axes, plan: CapacityPlan, key: str, times: pd.DataFrame) -> 
         log_axis(ax.xaxis)
     ax.set_yscale("log")
     ax.set_ylim(1e-3, 1.3)
-    ax.yaxis.set_major_formatter(_PERCENT)
+    percent_axis(ax.yaxis)
     ax.set(xlabel=f"{NAMES[key]} (ms)", ylabel="share that takes longer")

@@ -128,6 +128,11 @@ def log_axis(axis: Axis, *, sparse: bool = False) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def percent_axis(axis: Axis) -> None:
+    """Write shares as percentages."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+
+
 def _plain(value: float) -> str:
     exponent = math.log10(value) if value > 0.0 else 0.0
     return f"{value:g}" if -4.5 < exponent < 4.5 else f"$10^{{{exponent:.0f}}}$"
