@@ -1,4 +1,4 @@
-"""The simulated scheduler: what it puts into each step, alone or as a trace says, and that nothing is lost."""
+"""The simulated scheduler: what it puts into each step, alone or as a trace says; nothing is lost."""
 
 from __future__ import annotations
 
@@ -47,16 +47,11 @@ def test_a_full_cache_preempts_the_newest_request_which_is_computed_anew() -> No
     assert done.preemptions.tolist() == [0, 1]
 
 
-def test_a_server_without_requests_waits_for_the_next() -> None:
+def test_a_server_without_requests_waits_and_the_time_between_steps_is_added_to_each() -> None:
     done = replayed(workload([0.0, 1000.0], [5, 5], [1, 1]))
     assert done.finish_ms.tolist() == [15.0, 1015.0]
     assert done.busy_ms == 30.0
-
-
-def test_the_time_between_steps_is_added_to_each() -> None:
-    assert replayed(workload([0.0], [10], [3]), step_overhead_ms=2.0).finish_ms.tolist() == [
-        22.0 + 13.0 + 13.0
-    ]
+    assert replayed(workload([0.0], [10], [3]), step_overhead_ms=2.0).finish_ms == [22.0 + 13.0 + 13.0]
 
 
 @st.composite

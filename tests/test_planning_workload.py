@@ -16,19 +16,15 @@ HEADER = "arrival_s,prompt_tokens,output_tokens"
 type Write = Callable[..., Path]
 
 
-def test_a_csv_is_read_in_the_order_of_arrival(write_lines: Write) -> None:
-    path = write_lines(["user,prompt_tokens,arrival_s,output_tokens", "a,100,12.5,7", "b,200,10,8"], "r.csv")
-    found = read_workload(path)
-    assert found.arrival_s.tolist() == [0.0, 2.5]
-    assert found.prompt_tokens.tolist() == [200, 100]
-    assert found.output_tokens.tolist() == [8, 7]
-
-
-def test_json_lines_are_read_alike(write_lines: Write) -> None:
-    record = {"arrival_s": 3, "prompt_tokens": 5, "output_tokens": 6, "model": "x"}
-    found = read_workload(write_lines([record, "", {**record, "arrival_s": 4.5}], "r.jsonl"))
-    assert found.arrival_s.tolist() == [0.0, 1.5]
-    assert found.num_requests == 2
+def test_csv_and_json_lines_are_read_in_the_order_of_arrival(write_lines: Write) -> None:
+    table = ["user,prompt_tokens,arrival_s,output_tokens", "a,100,12.5,7", "b,200,10,8"]
+    second = {"arrival_s": 10, "prompt_tokens": 200, "output_tokens": 8, "model": "x"}
+    lines = [{**second, "arrival_s": 12.5, "prompt_tokens": 100, "output_tokens": 7}, "", second]
+    for path in (write_lines(table, "r.csv"), write_lines(lines, "r.jsonl")):
+        found = read_workload(path)
+        assert found.arrival_s.tolist() == [0.0, 2.5]
+        assert found.prompt_tokens.tolist() == [200, 100]
+        assert found.output_tokens.tolist() == [8, 7]
 
 
 @pytest.mark.parametrize(
@@ -50,20 +46,17 @@ def test_json_lines_are_read_alike(write_lines: Write) -> None:
         ("r.jsonl", [{"arrival_s": 1, "prompt_tokens": 1}], "r.jsonl, line 1: output_tokens is missing"),
         ("r.jsonl", [{"arrival_s": 1, "prompt_tokens": True, "output_tokens": 1}], "prompt_tokens is 'True'"),
         ("r.jsonl", [{"arrival_s": [], "prompt_tokens": 1, "output_tokens": 1}], "line 1: arrival_s is"),
+        ("none.csv", None, "none.csv: cannot be read"),
         ("r.txt", ["1"], "r.txt: a log of requests is a .csv or a .jsonl file"),
     ],
 )
 def test_a_slip_is_named_with_its_place(
-    write_lines: Write, name: str, lines: list[object], message: str
+    write_lines: Write, name: str, lines: list[object] | None, message: str
 ) -> None:
+    path = write_lines(lines, name) if lines is not None else Path("none.csv")
     with pytest.raises(InputError) as caught:
-        read_workload(write_lines(lines, name))
+        read_workload(path)
     assert message in str(caught.value)
-
-
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
-        read_workload(tmp_path / "none.csv")
 
 
 def test_generated_requests_follow_their_distributions() -> None:
