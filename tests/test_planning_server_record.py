@@ -184,8 +184,12 @@ def test_measured_requests_are_read_from_csv_and_packed_lines_alike(
 
 
 GOOD: dict[str, Any] = {
-    **{"arrival_s": 1.0, "prompt_tokens": 5, "output_tokens": 2},
-    **{"ttft_ms": 10.0, "tpot_ms": 5.0, "e2e_ms": 15.0},
+    "arrival_s": 1.0,
+    "prompt_tokens": 5,
+    "output_tokens": 2,
+    "ttft_ms": 10.0,
+    "tpot_ms": 5.0,
+    "e2e_ms": 15.0,
 }
 
 

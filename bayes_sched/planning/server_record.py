@@ -139,7 +139,8 @@ class ServerRecord:
     @property
     def start_ms(self) -> Floats:
         """When each step was begun to be scheduled."""
-        return 1000.0 * (self._column("timestamp") - self.requests.arrival_s[0])
+        at: Floats = 1000.0 * (self._column("timestamp") - self.requests.arrival_s[0])
+        return at
 
     @property
     def done_ms(self) -> Floats:

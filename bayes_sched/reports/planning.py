@@ -62,7 +62,7 @@ def _(plan: Optimum, *, command: str = "") -> Document:
         if terms is not None:
             frames[f"terms_{case.replace(' ', '_').replace('-', '_')}"] = terms
             sections.append(_terms(plan, case, terms))
-    head = (
+    head: tuple[Item, ...] = (
         Text(f"Steps: {plan.objective.text}.", "lead"),
         Text(plan.text, "lead"),
         *beware(plan.fit.cautions),
@@ -77,7 +77,7 @@ def _(plan: CapacityPlan, *, command: str = "") -> Document:
     limits = [f"{key.upper()}: {of.text}" for key, of in plan.objectives.items() if of is not None]
     goal = f"Workload: {plan.workload.text}. Scheduler: {plan.settings.text}."
     speed = f"Simulated {plan.num_steps:,} scheduler steps, {plan.steps_per_second:,.0f} a second."
-    sections = (
+    sections: tuple[Item, ...] = (
         Text(goal, on="terminal"),
         Text(" ".join([goal, *([f"{'; '.join(limits)}."] if limits else [])]), "lead", on="page"),
         Text(plan.text, "lead"),

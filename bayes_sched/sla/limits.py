@@ -363,7 +363,7 @@ def largest_kept(
     carried: Floats | None = None
     while (active := np.flatnonzero(low <= high)).size:
         numbers = _sections(low[active], high[active])
-        values = evaluate(steps_on([lines[i] for i in active], numbers))
+        values = evaluate(steps_on([lines[int(i)] for i in active], numbers))
         values = values.reshape(values.shape[0], *numbers.shape)
         if carried is None:
             carried = np.full((values.shape[0], len(lines)), -np.inf)

@@ -234,9 +234,9 @@ def _frontier(search: StepSearch, searched: Mapping[StepLine, Span]) -> pd.DataF
             "last_tokens": [last for _, last in spans],
             "total_tokens": pd.array(best, dtype="Int64"),
             "limited_by": [search.limited_by(b, last) for b, (_, last) in zip(best, spans, strict=True)],
-            "near_steps": pd.array([e and e.num_steps for e in near], dtype="Int64"),
-            "near_late": pd.array([e and e.late_share for e in near], dtype="Float64"),
-            "is_contradicted": pd.array([e and e.is_contradicted for e in near], dtype="boolean"),
+            "near_steps": pd.Series([e and e.num_steps for e in near], dtype="Int64"),
+            "near_late": pd.Series([e and e.late_share for e in near], dtype="Float64"),
+            "is_contradicted": pd.Series([e and e.is_contradicted for e in near], dtype="boolean"),
             "point_tokens": pd.array(point, dtype="Int64"),
         }
     )
