@@ -34,6 +34,9 @@ def test_the_smallest_number_of_servers_is_found(plan: CapacityPlan) -> None:
     by_number = {simulation.replicas: simulation for simulation in plan.simulations}
     assert by_number[plan.replicas].confidence >= 0.9
     assert by_number[plan.replicas - 1].confidence < 0.9
+    assert by_number[1].confidence == 0.0
+    assert len(by_number[1].draws) == FEWEST_DRAWS, "what is hopeless is given up early"
+    assert len(plan.shown.draws) == 48
     assert f"{plan.replicas} servers keep every limit" in plan.text
 
 
@@ -66,32 +69,24 @@ def test_the_same_seed_gives_the_same_plan() -> None:
 
 
 def test_a_number_that_is_asked_for_is_judged(plan: CapacityPlan) -> None:
-    judged = plan_capacity(server(), BUSY, SETTINGS, **FEW, replicas=1)
-    assert not judged.is_promised
-    assert "1 server does NOT keep every limit" in judged.text
-    assert "OVERLOAD" in judged.text
     assert plan_capacity(server(), BUSY, SETTINGS, **FEW, replicas=plan.replicas).is_promised
 
 
-def test_a_hopeless_number_is_given_up_early(plan: CapacityPlan) -> None:
-    first = plan.simulations[0]
-    assert first.confidence == 0.0
-    assert len(first.draws) == FEWEST_DRAWS
-    assert len(plan.shown.draws) == 48
-
-
-def test_a_limit_below_what_a_request_takes_alone_needs_no_search() -> None:
-    refused = plan_capacity(server(), BUSY, SETTINGS, **{**FEW, "ttft_ms": 1.0})
+@pytest.mark.parametrize(
+    ("changes", "tried", "sentences"),
+    [
+        ({"replicas": 1}, [1], ["1 server does NOT keep every limit", "OVERLOAD"]),
+        ({"ttft_ms": 1.0}, [1], ["No number of servers will do", "time to first token within 1 ms"]),
+        ({"max_replicas": 2}, [1, 2], ["no number up to 2 does"]),
+    ],
+)
+def test_what_will_not_do_is_said_with_what_was_tried(
+    changes: dict[str, Any], tried: list[int], sentences: list[str]
+) -> None:
+    refused = plan_capacity(server(), BUSY, SETTINGS, **{**FEW, **changes})
     assert not refused.is_promised
-    assert len(refused.simulations) == 1
-    assert "No number of servers will do" in refused.text
-    assert "time to first token within 1 ms" in refused.text
-
-
-def test_the_search_ends_at_the_most_servers() -> None:
-    refused = plan_capacity(server(), BUSY, SETTINGS, **FEW, max_replicas=2)
-    assert [simulation.replicas for simulation in refused.simulations] == [1, 2]
-    assert "no number up to 2 does" in refused.text
+    assert [simulation.replicas for simulation in refused.simulations] == tried
+    assert all(sentence in refused.text for sentence in sentences)
 
 
 def test_without_limits_the_servers_have_to_keep_up() -> None:

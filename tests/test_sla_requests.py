@@ -40,27 +40,25 @@ def distribution(mean: Any, scale: Any, nu: float, counts: Any) -> SumDistributi
 
 @pytest.mark.parametrize("nu", [1.2, 2.6, 30.0])
 def test_one_step_is_a_student_t(nu: float) -> None:
-    sum_of_one = distribution([50.0], [1.5], nu, [1])
+    one, known = distribution([50.0], [1.5], nu, [1]), stats.t(nu, loc=50.0, scale=1.5)
     x = np.linspace(30.0, 80.0, 101)
-    np.testing.assert_allclose(
-        sum_of_one.cdf_draws(x)[0], stats.t.cdf((x - 50.0) / 1.5, nu), rtol=0, atol=2e-4
-    )
-    assert sum_of_one.quantile_draws(0.99)[0] == pytest.approx(50.0 + 1.5 * stats.t.ppf(0.99, nu), rel=1e-3)
+    np.testing.assert_allclose(one.cdf_draws(x)[0], known.cdf(x), rtol=0, atol=2e-4)
+    assert one.quantile_draws(0.99)[0] == pytest.approx(known.ppf(0.99), rel=1e-3)
 
 
 @pytest.mark.parametrize("counts", [[1, 1], [3, 1], [8, 1], [9, 300], [2, 3000], [1, 70000]])
 def test_sums_of_nearly_normal_steps_are_normal(counts: list[int]) -> None:
     mean, scale, n = np.array([50.0, 20.0]), np.array([2.0, 0.5]), np.array(counts)
-    found = distribution(mean, scale, 1e6, counts)
-    centre, width = float(mean @ n), float(np.sqrt(scale**2 @ n))
-    x = centre + width * np.linspace(-5.0, 5.0, 101)
-    np.testing.assert_allclose(found.cdf_draws(x)[0], stats.norm.cdf((x - centre) / width), rtol=0, atol=1e-3)
+    known = stats.norm(float(mean @ n), float(np.sqrt(scale**2 @ n)))
+    x = known.mean() + known.std() * np.linspace(-5.0, 5.0, 101)
+    found = distribution(mean, scale, 1e6, counts).cdf_draws(x)[0]
+    np.testing.assert_allclose(found, known.cdf(x), rtol=0, atol=1e-3)
 
 
 def test_sums_of_cauchy_steps_are_cauchy() -> None:
-    found = distribution([500.0], [0.3], 1.0, [7])
     x = 3500.0 + np.linspace(-40.0, 40.0, 81)
-    np.testing.assert_allclose(found.cdf_draws(x)[0], stats.cauchy.cdf((x - 3500.0) / 2.1), rtol=0, atol=3e-3)
+    found = distribution([500.0], [0.3], 1.0, [7]).cdf_draws(x)[0]
+    np.testing.assert_allclose(found, stats.cauchy(3500.0, 2.1).cdf(x), rtol=0, atol=3e-3)
 
 
 @pytest.mark.parametrize(

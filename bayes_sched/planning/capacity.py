@@ -15,7 +15,6 @@ from bayes_sched.planning.replay import SchedulerSettings, StepTimes
 from bayes_sched.planning.simulator import (
     KEYS,
     LEVELS,
-    NAMES,
     Objectives,
     ServerSimulation,
     simulate,
@@ -25,6 +24,7 @@ from bayes_sched.planning.workload import AnyWorkload
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import check_probability
 from bayes_sched.posterior.provenance import FitDescription
+from bayes_sched.sla.request import NAMES
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, ROUNDING, Objective, refusals
 
 DEFAULT_DRAWS = 200

@@ -13,10 +13,10 @@ from bayes_sched.arrays import Floats
 from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
 from bayes_sched.planning.workload import AnyWorkload, PoissonWorkload, Workload
 from bayes_sched.region import TOLERANCE, Region
+from bayes_sched.sla.request import NAMES
 from bayes_sched.sla.risk import ROUNDING, Objective
 
-KEYS = ("ttft", "tpot", "e2e")
-NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end-to-end time"}
+KEYS = tuple(NAMES)
 LEVELS = np.concatenate([np.arange(0.01, 1.0, 0.01), [0.995, 0.999]])
 """Levels at which the distribution over requests is kept."""
 WARMUP = 0.1

@@ -13,7 +13,7 @@ from bayes_sched.format import NONE, chance, count, number, percent, span, suren
 from bayes_sched.planning.capacity import CapacityPlan
 from bayes_sched.planning.next_step import NextStep
 from bayes_sched.planning.settings import Optimum
-from bayes_sched.planning.simulator import KEYS, NAMES
+from bayes_sched.planning.simulator import KEYS
 from bayes_sched.reports.document import (
     Column,
     Document,
@@ -34,6 +34,7 @@ from bayes_sched.reports.plots.planning import (
     request_times,
     throughput_frontier,
 )
+from bayes_sched.sla.request import NAMES
 
 _MAX_ROWS = 12
 _ENDS = ("median", "lower", "upper")

@@ -80,8 +80,8 @@ def check_columns(fit: FittedModel) -> None:
     if further:
         raise InputError(
             f"the model {fit.model.name} of {fit.metadata.name} needs {', '.join(further)} of every step: "
-            "what follows from requests and tokens alone cannot be said with it; fit the trace with the model "
-            "saturation for that"
+            "what follows from requests and tokens alone cannot be said with it; fit the trace with the "
+            "model saturation for that"
         )
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bayes_sched.planning.capacity import CapacityPlan
 from bayes_sched.planning.settings import ANY_STEP, CASES, DECODES, Optimum
-from bayes_sched.planning.simulator import KEYS, NAMES
+from bayes_sched.planning.simulator import KEYS
 from bayes_sched.reports.plots.style import (
     BLUE,
     CYCLE,
@@ -28,6 +28,7 @@ from bayes_sched.reports.plots.style import (
     percent_axis,
     styled,
 )
+from bayes_sched.sla.request import NAMES
 
 _COLOURS = {ANY_STEP: (BLUE, SKY), DECODES: (GREEN, GREEN)}
 
@@ -66,14 +67,14 @@ def _best_text(plan: Optimum, case: str) -> str:
 def _draw_frontier(ax: Axes, plan: Optimum, case: str) -> None:
     table, best = plan.frontier[plan.frontier["case"] == case], plan.best[case]
     line, band = _COLOURS[case]
-    ends = (table[f"tokens_per_s_{end}"] for end in ("lower", "upper"))
+    lower, upper = (table[f"tokens_per_s_{end}"] for end in ("lower", "upper"))
     shade: Any = {
         "color": band,
         "alpha": 0.4,
         "linewidth": 0,
         "label": f"{100 * plan.probability:g}% credible",
     }
-    ax.fill_between(table["limit_ms"], *ends, step="post", **shade)
+    ax.fill_between(table["limit_ms"], lower, upper, step="post", **shade)
     ax.step(table["limit_ms"], table["tokens_per_s"], where="post", color=line, label="most tokens a second")
     ax.axvline(plan.objective.limit_ms, color=INK, linewidth=0.9, linestyle=":", label="the limit asked for")
     if best is not None:
