@@ -7,11 +7,11 @@ from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
+from bayes_sched.comparison.words import certainty
 
 import bayes_sched
 from bayes_sched.comparison.compare import Comparison, compare
 from bayes_sched.comparison.verdicts import IN_TRACES, MEASURED, ON_GRID, data_factor
-from bayes_sched.comparison.words import certainty
 from bayes_sched.posterior.fitted import FittedModel
 from tests.comparison_fits import RATIO, SMALL, by, server
 
