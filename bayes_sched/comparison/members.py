@@ -91,8 +91,9 @@ def _check_pair(label_a: str, a: FittedModel, label_b: str, b: FittedModel) -> N
         others = sorted(set(fit.model.columns) - set(_SIZES))
         if others:
             raise InputError(
-                f"{label}: its model {fit.model.name} asks for {', '.join(others)} besides requests and tokens: a "
-                "comparison is over these two alone; fit the traces with the model saturation for one"
+                f"{label}: its model {fit.model.name} asks for {', '.join(others)} besides requests and "
+                "tokens: a comparison is over these two alone; fit the traces with the model "
+                "saturation for one"
             )
     shapes = [[(p.name, p.unit) for p in fit.model.parameters] for fit in (a, b)]
     if shapes[0] != shapes[1]:

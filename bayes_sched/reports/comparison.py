@@ -333,7 +333,7 @@ def _throughput(result: Comparison) -> Section:
     cost = (
         Column("case", "case"),
         short_server,
-        Column("cost", "", number, short="cost of a million"),
+        Column("cost", "", number, short="cost/million"),
         Column(("cost", "cost_lower", "cost_upper"), "", _cost_span, short=interval),
     )
     ratios = (
