@@ -134,11 +134,11 @@ def run(options: argparse.Namespace) -> int:
         found, fits = study(options, show, check_interrupts)
         check_interrupts()
         write(options, found)
-    from bayes_sched.reports import loo as _  # noqa: F401, it registers the report
     from bayes_sched.reports.document import report
+    from bayes_sched.reports.loo import ComparedModels
     from bayes_sched.reports.terminal import terminal
 
-    document = report(found, fits=fits)
+    document = report(ComparedModels(found, fits))
     if options.json:
         print(json.dumps(document.numbers, indent=2, allow_nan=False))
     else:

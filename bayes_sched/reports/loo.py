@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -39,33 +40,41 @@ _CAPTION = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class ComparedModels:
+    """Models by leave-one-out, and the account of each one's fit.
+
+    That is :func:`bayes_sched.studies.speed.fit_account`, with ``gradients``, ``seconds``, ``cpu_seconds``.
+    """
+
+    comparison: ModelComparison
+    fits: Mapping[str, Mapping[str, Any]]
+
+
 @report.register
-def _(
-    result: ModelComparison, *, command: str = "", fits: Mapping[str, Mapping[str, Any]] | None = None
-) -> Document:
-    """`fits`: what the fit of each model cost, by :func:`bayes_sched.studies.speed.fit_account` and more."""
-    fits = fits or {}
-    table = result.table.reset_index()
-    costs = [{"model": name, **fits[name]} for name in table["model"] if name in fits]
-    draw = partial(model_differences, result)
+def _(result: ComparedModels, *, command: str = "") -> Document:
+    found, fits = result.comparison, result.fits
+    table = found.table.reset_index()
+    costs = pd.DataFrame([{"model": name, **fits[name]} for name in table["model"]])
+    draw = partial(model_differences, found)
     return Document(
         title="Which model predicts best?",
         name="Models compared",
-        subtitle=made(f"leave-one-out over {result.num_steps:,} steps"),
+        subtitle=made(f"leave-one-out over {found.num_steps:,} steps"),
         sections=(
-            Section("Leave-one-out", (_loo(result, table), Text(_LEGEND))),
-            *((Section("Cost", (_costs(pd.DataFrame(costs)), Text(_COSTS))),) if costs else ()),
+            Section("Leave-one-out", (_loo(found, table), Text(_LEGEND))),
+            Section("Cost", (_costs(costs), Text(_COSTS))),
             Figure("model_differences", "How far behind the best model?", _CAPTION, draw),
-            Text(" ".join(result.sentences), "lead"),
+            Text(" ".join(found.sentences), "lead"),
             how_made(command, files=["summary.json"], frames=["models"]),
         ),
-        numbers={**result.to_dict(), "fits": {name: _plain(account) for name, account in fits.items()}},
+        numbers={**found.to_dict(), "fits": {name: _plain(account) for name, account in fits.items()}},
         frames={"models": table},
     )
 
 
-def _loo(result: ModelComparison, table: pd.DataFrame) -> Table:
-    limit = f"k > {next(iter(result.members.values())).max_k:.2g}"
+def _loo(found: ModelComparison, table: pd.DataFrame) -> Table:
+    limit = f"k > {next(iter(found.members.values())).max_k:.2g}"
     columns = (
         Column("model", "model"),
         Column("elpd", "elpd", _tenths),
