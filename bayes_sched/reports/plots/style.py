@@ -34,7 +34,6 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, INK, YELLOW)
 WIDTH_IN = 4.8
 """Width of every figure, inches."""
 DPI = 144
-"""More points than this add ink and no information; a random sample of them is drawn."""
 ORDER: Final = ("total_tokens", "batch_size")
 """Dims of a surface as matplotlib takes them: tokens upwards, requests to the right."""
 X_LABEL: Final = "requests in the step, B"
