@@ -256,7 +256,7 @@ def test_where_the_curve_takes_the_level_over_only_the_logarithm_of_what_is_left
 def test_noise_is_a_scale_at_the_typical_latency_of_its_steps_and_the_share_of_its_floor(regime: str) -> None:
     steps, priors = TRACES["mixed"], PRIORS
     logs = prior_logs(20, seed=7)
-    names, own = (*OTHERS[1:], "log_scale", "floor_share"), steps["latency_ms"] > 0.0
+    names, own = ("sigma_rel", "sigma_floor", "log_scale", "floor_share"), steps["latency_ms"] > 0.0
     if regime != "all":
         steps = steps.assign(num_prefill_reqs=np.arange(len(steps)) % 3)
         extra = {"sigma_prefill": logs["sigma_rel"] + 0.3, "sigma_prefill_floor": logs["sigma_floor"] - 0.2}
@@ -264,7 +264,7 @@ def test_noise_is_a_scale_at_the_typical_latency_of_its_steps_and_the_share_of_i
         logs |= extra
         own = (steps["num_prefill_reqs"] > 0) == (regime == "prefill")
         if regime == "prefill":
-            names = (*extra, "log_prefill_scale", "prefill_floor_share")
+            names = ("sigma_prefill", "sigma_prefill_floor", "log_prefill_scale", "prefill_floor_share")
     coordinates = KINDS["departures"](steps, priors, tuple(logs)[8:])
     there = coordinates.from_logs(logs)
     relative, floor, log_scale, share = names

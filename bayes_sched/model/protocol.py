@@ -189,7 +189,7 @@ def load_model_file(name_or_path: str | Path) -> ModelFile:
         raise InputError(f"{path}: the model file does not run ({type(error).__name__}: {error})") from error
     model = getattr(module, "MODEL", None)
     if not isinstance(model, LatencyModel):
-        names = sorted(LatencyModel.__protocol_attrs__)  # type: ignore[attr-defined]
-        missing = ", ".join(name for name in names if not hasattr(model, name))
+        asked = sorted(LatencyModel.__protocol_attrs__)  # type: ignore[attr-defined]
+        missing = ", ".join(name for name in asked if not hasattr(model, name))
         raise InputError(f"{path}: MODEL must fulfil bayes_sched.LatencyModel; missing: {missing}")
     return ModelFile(model, path, hashlib.sha256(path.read_bytes()).hexdigest(), shipped)

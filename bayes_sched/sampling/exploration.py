@@ -111,8 +111,9 @@ def _climb(density: Density, start: Floats, scale: Floats) -> tuple[Floats, floa
     with np.errstate(all="ignore"):
         # Taken up again, a search that lost its way on a bend or lingered on a saddle goes on.
         for tolerance in (0.05, 1e-3):
-            options = {"maxiter": 300, "gtol": tolerance}
-            result = minimize(negative, step, jac=True, method="BFGS", options=options)
+            result = minimize(
+                negative, step, jac=True, method="BFGS", options={"maxiter": 300, "gtol": tolerance}
+            )
             step = np.asarray(result.x)
     return start + scale * result.x, -float(result.fun)
 
