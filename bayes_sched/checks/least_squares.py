@@ -4,8 +4,8 @@ r"""The documented estimator: fit, predict, plot, save.
 
     T(B, S) = \tau_0 + \frac{w_0 + w_1 S}{P_{max} (1 - e^{-k_B B}) (1 - e^{-k_S S})} + \tau_B B + \tau_S S
 
-with the eight positive parameters (:data:`bayes_sched.equation.PARAMETERS`) that make the sum of squared
-residuals least, or Huber's sum, in which outliers count less.
+with the eight positive parameters (:data:`bayes_sched.model.equation.PARAMETERS`) that make the sum of
+squared residuals least, or Huber's sum, in which outliers count less.
 """
 
 from __future__ import annotations
@@ -24,24 +24,22 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from bayes_sched.arrays import Floats
-from bayes_sched.checks import least_squares as file
-from bayes_sched.checks import optimization as uncertainty
 from bayes_sched.checks.optimization import (
     INFINITY,
     NAMES,
     NOWHERE,
     QUANTITIES,
     RATIOS,
-    Optimum,
     Solution,
     possible_steps,
     solve,
+    with_ratios,
 )
-from bayes_sched.checks.physics import Plausibility, check_point_plausibility
+from bayes_sched.checks.physics import PhysicalChecks, check_point_physics
 from bayes_sched.checks.residuals import ResidualAnalysis, analyse_residuals
 from bayes_sched.checks.scores import Scores
 from bayes_sched.errors import InputError
-from bayes_sched.files import check_version, whole_file
+from bayes_sched.files import check_version, file_content, whole_file
 from bayes_sched.format import percent
 from bayes_sched.model.equation import PARAMETERS, Parameter, latency_ms
 from bayes_sched.region import Region
@@ -50,221 +48,18 @@ from bayes_sched.steps import as_steps
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FORMAT_NAME = "bayes-sched least-squares baseline"
+FORMAT_VERSION = 1
+"""Raised whenever a reader of the version before could misread a file."""
+LOSSES = ("linear", "huber")
+
+_FILE = "baseline.json"
+_AGAIN = "fit the steps again"
+_GIVE = "give a file written by ThroughputSaturationModel.save"
 _RATIO_ROWS = (
     Parameter("a_0", "a_0", "saturated cost of the fixed work, w_0 / P_max", "ms", math.nan, math.nan),
     Parameter("a_1", "a_1", "saturated cost of a token's work, w_1 / P_max", "ms/token", math.nan, math.nan),
 )
-
-
-def parameter_rows(
-    values: dict[str, float], standard_errors: dict[str, float], at_bound: dict[str, str]
-) -> pd.DataFrame:
-    """Return one row a parameter and ratio; the columns: `ThroughputSaturationModel.parameter_table`."""
-    return pd.DataFrame(
-        [
-            {
-                "name": p.name,
-                "meaning": p.meaning,
-                "unit": p.unit,
-                "value": values[p.name],
-                "standard_error": standard_errors[p.name],
-                "at_bound": at_bound.get(p.name, ""),
-                "low": p.low,
-                "high": p.high,
-                "verdict": _verdict(p, values[p.name], standard_errors[p.name], at_bound),
-            }
-            for p in (*PARAMETERS, *_RATIO_ROWS)
-        ]
-    )
-
-
-def _verdict(parameter: Parameter, value: float, error: float, at_bound: dict[str, str]) -> str:
-    bound = at_bound.get(RATIOS.get(parameter.name, parameter.name)) or (
-        at_bound.get("P_max") if parameter.name in RATIOS else None
-    )
-    if bound == NOWHERE:
-        return "the fit does not depend on it"
-    if bound == INFINITY:
-        return "at infinity: every step seen is saturated"
-    if bound:
-        return "at its bound 0"
-    if math.isinf(error):
-        is_scale = parameter.name in ("P_max", *RATIOS.values())
-        return "only its ratio is known (a_0, a_1)" if is_scale else "the steps do not identify it"
-    known = f"known to {percent(error / value, 1)}" if error < value else "its standard error exceeds it"
-    if parameter.low <= value <= parameter.high or parameter.name in RATIOS:
-        return known
-    return f"{known}; outside the documented {parameter.low:g} - {parameter.high:g} {parameter.unit}"
-
-
-FORMAT_NAME = "bayes-sched least-squares baseline"
-FORMAT_VERSION = 1
-"""Raised whenever a reader of the version before could misread a file."""
-
-_AGAIN = "fit the steps again"
-_GIVE = "give a file written by ThroughputSaturationModel.save"
-
-
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the estimator was made with."""
-
-    loss: Literal["linear", "huber"]
-    min_latency_ms: float
-    max_latency_ms: float
-
-
-class _Document(msgspec.Struct, frozen=True):
-    """The file. Numbers that JSON lacks: NaN as null, infinity as text."""
-
-    format: str
-    version: int
-    settings: Settings
-    parameters: dict[str, float]
-    initial: dict[str, float]
-    huber_ms: float | None
-    num_evaluations: int
-    at_bound: dict[str, Literal["0", "infinity", "undetermined"]]
-    covariance: list[list[float | Literal["infinity"] | None]]
-    scores: dict[str, float | None]
-    region: list[tuple[float, float]]
-    warnings: list[str]
-
-
-def write(path: str | os.PathLike[str], solution: Solution, settings: Settings) -> None:
-    """Write a fit to a JSON file, atomically; an existing file is replaced.
-
-    Raises
-    ------
-    InputError
-        The place cannot be written.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(
-            f"{path} is a folder: give the name of a file in it, such as {path / 'baseline.json'}"
-        )
-    optimum = solution.optimum
-    hull = solution.region.hull
-    document = {
-        "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
-        "settings": msgspec.to_builtins(settings),
-        "parameters": optimum.parameters,
-        "initial": optimum.initial,
-        "huber_ms": optimum.huber_ms,
-        "num_evaluations": optimum.num_evaluations,
-        "at_bound": solution.at_bound,
-        "covariance": [[_to_json(value) for value in row] for row in solution.covariance.to_numpy().tolist()],
-        "scores": {name: _to_json(value) for name, value in asdict(solution.scores).items()},
-        "region": hull.to_numpy().tolist(),
-        "warnings": list(solution.warnings),
-    }
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    with whole_file(path, what="the fit") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def read(path: str | os.PathLike[str]) -> tuple[Solution, Settings]:
-    """Read what :func:`write` wrote.
-
-    Raises
-    ------
-    InputError
-        The file is missing, no such fit, damaged, or of a later format.
-    """
-    path = Path(path)
-    content = _content(path)
-    try:
-        _check_format(path, content)
-        document = msgspec.json.decode(content, type=_Document)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{path}: the file is damaged ({error}); {_AGAIN}") from error
-    problem = _problem(document)
-    if problem:
-        raise InputError(f"{path}: the file is damaged ({problem}); {_AGAIN}")
-    return _solution(document), document.settings
-
-
-def _solution(document: _Document) -> Solution:
-    table = np.array([[_from_json(value) for value in row] for row in document.covariance])
-    scores = {name: _from_json(value) for name, value in document.scores.items()}
-    corners = np.array(document.region)
-    return Solution(
-        optimum=Optimum(
-            parameters=document.parameters,
-            initial=document.initial,
-            huber_ms=document.huber_ms,
-            num_evaluations=document.num_evaluations,
-        ),
-        at_bound={name: str(place) for name, place in document.at_bound.items()},
-        covariance=pd.DataFrame(table, index=list(QUANTITIES), columns=list(QUANTITIES)),
-        scores=Scores(**(scores | {"num_steps": int(scores["num_steps"])})),  # type: ignore[arg-type]
-        region=Region.of(corners[:, 0], corners[:, 1]),
-        warnings=tuple(document.warnings),
-    )
-
-
-def _content(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the file in it, such as {path / 'baseline.json'}")
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file; {_GIVE}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if not content.strip():
-        raise InputError(f"{path}: the file is empty; {_AGAIN}")
-    return content
-
-
-def _check_format(path: Path, content: bytes) -> None:
-    try:
-        found = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if content.lstrip().startswith(b"{") and FORMAT_NAME.encode() in content[:200]:
-            raise InputError(f"{path}: the file is damaged, perhaps cut short; {_AGAIN}") from error
-        raise InputError(f"{path}: not a saved baseline (not JSON); {_GIVE}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT_NAME:
-        raise InputError(f"{path}: a JSON file, but no saved baseline; {_GIVE}")
-    check_version(path, found.get("version"), known=FORMAT_VERSION, again=_AGAIN)
-
-
-def _problem(document: _Document) -> str:
-    """Return what is wrong with values of the right types; nothing if all is well."""
-    for title in ("parameters", "initial"):
-        values: dict[str, float] = getattr(document, title)
-        if sorted(values) != sorted(NAMES):
-            return f"{title} are not {', '.join(NAMES)}"
-        # 0 is a bound that the search may reach, where the equation still holds: not for what divides.
-        low = {name: math.ulp(0.0) if name in ("P_max", "k_B", "k_S") else 0.0 for name in NAMES}
-        wrong = [name for name in NAMES if not low[name] <= values[name] < math.inf]
-        if wrong:
-            return f"{title}: {wrong[0]} is {values[wrong[0]]:g}"
-    if [len(row) for row in document.covariance] != [len(QUANTITIES)] * len(QUANTITIES):
-        return f"the covariance is not {len(QUANTITIES)} by {len(QUANTITIES)}"
-    if set(document.scores) != set(Scores.__dataclass_fields__) or document.scores["num_steps"] is None:
-        return "the scores are not those of a fit"
-    if set(document.at_bound) - set(NAMES):
-        return "at_bound names something else than parameters"
-    if not document.region or any(
-        not 1.0 - 1e-9 <= value < math.inf for pair in document.region for value in pair
-    ):
-        return "the region makes no sense"
-    return ""
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else INFINITY
-    return value
-
-
-def _from_json(value: float | str | None) -> float:
-    return math.nan if value is None else math.inf if value == INFINITY else float(value)
-
-
-LOSSES = ("linear", "huber")
 
 type Loss = Literal["linear", "huber"]
 
@@ -292,7 +87,7 @@ class ThroughputSaturationModel:
     standard_errors_ : dict of str to float
         Of parameters and ratios: NaN at a bound, infinite where the steps do not identify the quantity.
     covariance_ : DataFrame
-        Of parameters and ratios, with the same marks; see :mod:`bayes_sched.baseline.uncertainty`.
+        Of parameters and ratios, with the same marks; see :mod:`bayes_sched.checks.optimization`.
     at_bound_ : dict of str to str
         Parameters that sit at a bound, and at which: ``0``, ``infinity`` (a saturation rate: every step seen
         is saturated), ``undetermined`` (the fit does not depend on it).
@@ -340,11 +135,7 @@ class ThroughputSaturationModel:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return what the estimator was made with, as scikit-learn's ``clone`` asks."""
-        return {
-            "loss": self.loss,
-            "min_latency_ms": self.min_latency_ms,
-            "max_latency_ms": self.max_latency_ms,
-        }
+        return {name: getattr(self, name) for name in ("loss", "min_latency_ms", "max_latency_ms")}
 
     def fit(self, df: pd.DataFrame) -> Self:
         """Fit the equation to steps.
@@ -366,8 +157,8 @@ class ThroughputSaturationModel:
             A column is missing, a value is negative or no number, too few steps are left, or the search
             does not end.
         """
-        limits = {"min_latency_ms": self.min_latency_ms, "max_latency_ms": self.max_latency_ms}
-        self._adopt(solve(df, huber=self.loss == "huber", **limits))
+        options = self.get_params()
+        self._adopt(solve(df, huber=options.pop("loss") == "huber", **options))
         return self
 
     def predict(self, batch_size: ArrayLike = 16, total_tokens: ArrayLike = 512) -> float | Floats:
@@ -388,7 +179,7 @@ class ThroughputSaturationModel:
         InputError
             The model is not fitted, or a step is impossible.
         """
-        parameters = self._fitted().optimum.parameters
+        parameters = self._fitted().parameters
         try:
             arrays = np.broadcast_arrays(*(np.asarray(a, dtype=float) for a in (batch_size, total_tokens)))
         except (TypeError, ValueError) as error:
@@ -436,19 +227,30 @@ class ThroughputSaturationModel:
             (empty where it is not), ``low`` and ``high`` (documented range; NaN for ratios), ``verdict``.
         """
         self._fitted()
-        return parameter_rows(self.parameters_ | self.ratios_, self.standard_errors_, self.at_bound_)
+        values = self.parameters_ | self.ratios_
+        rows = [
+            {
+                "name": p.name,
+                "meaning": p.meaning,
+                "unit": p.unit,
+                "value": values[p.name],
+                "standard_error": self.standard_errors_[p.name],
+                "at_bound": self.at_bound_.get(p.name, ""),
+                "low": p.low,
+                "high": p.high,
+                "verdict": _verdict(p, values[p.name], self.standard_errors_[p.name], self.at_bound_),
+            }
+            for p in (*PARAMETERS, *_RATIO_ROWS)
+        ]
+        return pd.DataFrame(rows)
 
-    def plausibility(self) -> Plausibility:
-        """Return whether the fit is physically plausible: signs, ranges, saturation, behaviour far out."""
+    def physical_checks(self) -> PhysicalChecks:
+        """Return whether the fit makes sense as physics: signs, ranges, saturation, behaviour far out."""
         solution = self._fitted()
-        return check_point_plausibility(
-            solution.optimum.parameters, region=solution.region, scale_is_free=True
-        )
+        return check_point_physics(solution.parameters, region=solution.region, scale_is_free=True)
 
     def plot_contour(
-        self,
-        batch_range: tuple[float, float] = (1, 64),
-        token_range: tuple[float, float] = (1, 2048),
+        self, batch_range: tuple[float, float] = (1, 64), token_range: tuple[float, float] = (1, 2048)
     ) -> Figure:
         """Draw contours of the latency over requests and tokens.
 
@@ -485,7 +287,7 @@ class ThroughputSaturationModel:
         InputError
             The model is not fitted, or the place cannot be written.
         """
-        file.write(path, self._fitted(), file.Settings(**self.get_params()))
+        _write(Path(path), self._fitted(), _Settings(**self.get_params()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -496,27 +298,21 @@ class ThroughputSaturationModel:
         InputError
             The file is missing, no such fit, damaged or of a later format.
         """
-        solution, settings = file.read(path)
-        model = cls(
-            loss=settings.loss, min_latency_ms=settings.min_latency_ms, max_latency_ms=settings.max_latency_ms
-        )
+        solution, settings = _read(Path(path))
+        model = cls(**msgspec.to_builtins(settings))
         model._adopt(solution)
         return model
 
     def _adopt(self, solution: Solution) -> None:
         self._solution = solution
-        quantities = uncertainty.with_ratios(solution.optimum.parameters)
+        quantities = with_ratios(solution.parameters)
         errors = np.sqrt(np.diag(solution.covariance.to_numpy()))
         self.parameters_ = {name: quantities[name] for name in NAMES}
-        self.ratios_ = {name: quantities[name] for name in uncertainty.RATIOS}
-        self.standard_errors_ = dict(zip(uncertainty.QUANTITIES, errors.tolist(), strict=True))
-        self.covariance_ = solution.covariance
-        self.at_bound_ = solution.at_bound
-        self.initial_ = solution.optimum.initial
-        self.huber_ms_ = solution.optimum.huber_ms
+        self.ratios_ = {name: quantities[name] for name in RATIOS}
+        self.standard_errors_ = dict(zip(QUANTITIES, errors.tolist(), strict=True))
         self.metrics_ = solution.scores
-        self.region_ = solution.region
-        self.warnings_ = solution.warnings
+        for name in ("covariance", "at_bound", "initial", "huber_ms", "region", "warnings"):
+            setattr(self, f"{name}_", getattr(solution, name))
 
     def _fitted(self) -> Solution:
         if self._solution is None:
@@ -524,7 +320,138 @@ class ThroughputSaturationModel:
         return self._solution
 
     def _compared(self, df: pd.DataFrame) -> tuple[pd.DataFrame, Floats]:
-        parameters = self._fitted().optimum.parameters
+        parameters = self._fitted().parameters
         steps = possible_steps(df)
-        batch_size, total_tokens = (steps[name].to_numpy() for name in ("batch_size", "total_tokens"))
-        return steps, latency_ms(batch_size, total_tokens, **parameters)
+        sizes = (steps[name].to_numpy() for name in ("batch_size", "total_tokens"))
+        return steps, latency_ms(*sizes, **parameters)
+
+
+def _verdict(parameter: Parameter, value: float, error: float, at_bound: dict[str, str]) -> str:
+    bound = at_bound.get(RATIOS.get(parameter.name, parameter.name)) or (
+        at_bound.get("P_max") if parameter.name in RATIOS else None
+    )
+    if bound == NOWHERE:
+        return "the fit does not depend on it"
+    if bound == INFINITY:
+        return "at infinity: every step seen is saturated"
+    if bound:
+        return "at its bound 0"
+    if math.isinf(error):
+        is_scale = parameter.name in ("P_max", *RATIOS.values())
+        return "only its ratio is known (a_0, a_1)" if is_scale else "the steps do not identify it"
+    known = f"known to {percent(error / value, 1)}" if error < value else "its standard error exceeds it"
+    if parameter.low <= value <= parameter.high or parameter.name in RATIOS:
+        return known
+    return f"{known}; outside the documented {parameter.low:g} - {parameter.high:g} {parameter.unit}"
+
+
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    loss: Loss
+    min_latency_ms: float
+    max_latency_ms: float
+
+
+class _Document(msgspec.Struct, frozen=True):
+    """The file. Numbers that JSON lacks: NaN as null, infinity as text."""
+
+    format: str
+    version: int
+    settings: _Settings
+    parameters: dict[str, float]
+    initial: dict[str, float]
+    huber_ms: float | None
+    num_evaluations: int
+    at_bound: dict[str, Literal["0", "infinity", "undetermined"]]
+    covariance: list[list[float | Literal["infinity"] | None]]
+    scores: dict[str, float | None]
+    region: list[tuple[float, float]]
+    warnings: list[str]
+
+
+_SHARED = ("parameters", "initial", "huber_ms", "num_evaluations", "at_bound")
+
+
+def _write(path: Path, solution: Solution, settings: _Settings) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the name of a file in it, such as {path / _FILE}")
+    document = _Document(
+        format=FORMAT_NAME,
+        version=FORMAT_VERSION,
+        settings=settings,
+        covariance=[[_to_json(value) for value in row] for row in solution.covariance.to_numpy().tolist()],
+        scores={name: _to_json(value) for name, value in asdict(solution.scores).items()},
+        region=solution.region.hull.to_numpy().tolist(),
+        warnings=list(solution.warnings),
+        **{name: getattr(solution, name) for name in _SHARED},
+    )
+    text = json.dumps(msgspec.to_builtins(document), indent=1, ensure_ascii=False, allow_nan=False)
+    with whole_file(path, what="the fit") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> tuple[Solution, _Settings]:
+    content = file_content(path, such_as=_FILE, missing=_GIVE, again=_AGAIN)
+    try:
+        _check_format(path, content)
+        document = msgspec.json.decode(content, type=_Document)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: the file is damaged ({error}); {_AGAIN}") from error
+    problem = _problem(document)
+    if problem:
+        raise InputError(f"{path}: the file is damaged ({problem}); {_AGAIN}")
+    table = np.array([[_from_json(value) for value in row] for row in document.covariance])
+    scores: dict[str, Any] = {name: _from_json(value) for name, value in document.scores.items()}
+    solution = Solution(
+        covariance=pd.DataFrame(table, index=list(QUANTITIES), columns=list(QUANTITIES)),
+        scores=Scores(**(scores | {"num_steps": int(scores["num_steps"])})),
+        region=Region.of(*np.array(document.region).T),
+        warnings=tuple(document.warnings),
+        **{name: getattr(document, name) for name in _SHARED},
+    )
+    return solution, document.settings
+
+
+def _check_format(path: Path, content: bytes) -> None:
+    try:
+        found = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if content.lstrip().startswith(b"{") and FORMAT_NAME.encode() in content[:200]:
+            raise InputError(f"{path}: the file is damaged, perhaps cut short; {_AGAIN}") from error
+        raise InputError(f"{path}: not a saved baseline (not JSON); {_GIVE}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT_NAME:
+        raise InputError(f"{path}: a JSON file, but no saved baseline; {_GIVE}")
+    check_version(path, found.get("version"), known=FORMAT_VERSION, again=_AGAIN)
+
+
+def _problem(document: _Document) -> str:
+    """Return what is wrong with values of the right types; nothing if all is well."""
+    for title in ("parameters", "initial"):
+        values: dict[str, float] = getattr(document, title)
+        if sorted(values) != sorted(NAMES):
+            return f"{title} are not {', '.join(NAMES)}"
+        # 0 is a bound that the search may reach, where the equation still holds: not for what divides.
+        low = {name: math.ulp(0.0) if name in ("P_max", "k_B", "k_S") else 0.0 for name in NAMES}
+        wrong = [name for name in NAMES if not low[name] <= values[name] < math.inf]
+        if wrong:
+            return f"{title}: {wrong[0]} is {values[wrong[0]]:g}"
+    if [len(row) for row in document.covariance] != [len(QUANTITIES)] * len(QUANTITIES):
+        return f"the covariance is not {len(QUANTITIES)} by {len(QUANTITIES)}"
+    if set(document.scores) != set(Scores.__dataclass_fields__) or document.scores["num_steps"] is None:
+        return "the scores are not those of a fit"
+    if set(document.at_bound) - set(NAMES):
+        return "at_bound names something else than parameters"
+    if not document.region or any(
+        not 1.0 - 1e-9 <= value < math.inf for pair in document.region for value in pair
+    ):
+        return "the region makes no sense"
+    return ""
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else INFINITY
+    return value
+
+
+def _from_json(value: float | str | None) -> float:
+    return math.nan if value is None else math.inf if value == INFINITY else float(value)

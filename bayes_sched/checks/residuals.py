@@ -74,14 +74,7 @@ class ResidualAnalysis:
 
 
 def analyse_residuals(steps: pd.DataFrame, predicted_ms: Floats) -> ResidualAnalysis:
-    """Return the analysis of the residuals.
-
-    Parameters
-    ----------
-    steps : DataFrame
-        ``batch_size``, ``total_tokens`` and ``latency_ms`` in the order of the trace, at least three steps.
-    predicted_ms : ndarray, dims (step,)
-    """
+    """Return the analysis of the residuals."""
     residual_ms = steps["latency_ms"].to_numpy(float) - predicted_ms
     spread = float(np.sqrt(np.mean(residual_ms**2)))
     varies = spread > 0.0 and float(np.ptp(residual_ms)) > 0.0

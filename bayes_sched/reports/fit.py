@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sched.checks.discrepancy import Misfit, estimate_misfit
+from bayes_sched.checks.discrepancy import Discrepancy, estimate_discrepancy
 from bayes_sched.errors import InputError
 from bayes_sched.format import NONE, listed, number, percent, records, span
 from bayes_sched.model.likelihood import effects_of
@@ -247,7 +247,7 @@ class Summary:
         ``num_divergences``, ``e_bfmi`` (a list, one a chain), ``num_draws``, ``num_gradients``.
     effects : DataFrame
         :func:`bayes_sched.plots.effect_table`; empty where the model has no effects.
-    misfit : Misfit or None
+    misfit : Discrepancy or None
         How much of the error a richer model would explain; None where there is no richer one.
     typical_load : str
         For what context the bands over (B, S) alone are, a sentence; empty where B and S say it all.
@@ -271,7 +271,7 @@ class Summary:
     convergence: pd.DataFrame
     gate: dict[str, Any]
     effects: pd.DataFrame
-    misfit: Misfit | None
+    misfit: Discrepancy | None
     typical_load: str
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
@@ -291,7 +291,7 @@ class Summary:
         :class:`~bayes_sched.metadata.FitMetadata`;
         ``probability``, ``converged``, ``problems``, ``text``, ``warnings``; ``typical_steps``, ``costs``,
         ``coverage``, ``parameters``, ``convergence``, ``effects``: lists with one mapping a row of the tables
-        above; ``gate``; ``misfit``: the fields of :class:`~bayes_sched.misfit.Misfit`, or None;
+        above; ``gate``; ``misfit``: the fields of :class:`~bayes_sched.Discrepancy`, or None;
         ``typical_load``.
         """
         metadata = self.metadata.to_attrs()
@@ -364,7 +364,7 @@ def summary(fit: FittedModel, steps: pd.DataFrame, *, probability: float = DEFAU
     gate = fit.convergence
     table = step_table(fit, typical, probability=probability)
     costs = cost_table(fit, typical, probability=probability)
-    unexplained = estimate_misfit(fit, steps)
+    unexplained = estimate_discrepancy(fit, steps)
     typical_load = fit.typical.text(fit.model.columns)
     spoken = paragraph(fit, table, costs, parameters, calibration, probability=probability)
     advice = unexplained.advice if unexplained is not None and fit.converged else ""

@@ -25,7 +25,7 @@ from bayes_sched.model.protocol import LatencyModel, ModelFile
 from bayes_sched.posterior.diagnostics import convergence
 from bayes_sched.posterior.fit import summarise_cells
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.provenance import FitMetadata, open_account
+from bayes_sched.posterior.provenance import FitMetadata, open_provenance
 from bayes_sched.region import Region
 from bayes_sched.sla.limits import Line, quantile_draws
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
@@ -384,7 +384,7 @@ class ServerStudy:
 
     def _metadata(self, loaded: ModelFile) -> FitMetadata:
         steps = self.study.steps.assign(latency_ms=1.0)
-        return open_account(
+        return open_provenance(
             steps,
             name="simulated server",
             labels=None,
