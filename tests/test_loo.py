@@ -169,11 +169,7 @@ def test_a_single_step_is_worked_on_where_the_draws_alone_exceed_the_bound() -> 
     fit = synthetic_fit(chains=2, draws=100)
     assert [
         part.sizes["step"] for part in log_likelihoods(fit, simulated_steps(3, seed=1), max_values=7)
-    ] == [
-        1,
-        1,
-        1,
-    ]
+    ] == [1, 1, 1]
 
 
 def surprised(num_steps: int) -> LeaveOneOut:

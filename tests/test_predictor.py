@@ -305,8 +305,7 @@ def test_the_command_refuses_and_marks_unconverged_fits(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [([], "RESULT"), (["nowhere"], "no such fit"), (["--nonsense", "x"], "nonsense")],
+    ("arguments", "words"), [([], "RESULT"), (["nowhere"], "no such fit"), (["--nonsense", "x"], "nonsense")]
 )
 def test_bad_usage_of_the_command_is_one_line_and_status_2(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]

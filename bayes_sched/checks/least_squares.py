@@ -380,7 +380,7 @@ def _write(path: Path, solution: Solution, settings: _Settings) -> None:
         settings=settings,
         covariance=[[_to_json(value) for value in row] for row in solution.covariance.to_numpy().tolist()],
         scores={name: _to_json(value) for name, value in asdict(solution.scores).items()},
-        region=solution.region.hull.to_numpy().tolist(),
+        region=[(b, s) for b, s in solution.region.hull.to_numpy().tolist()],
         warnings=list(solution.warnings),
         **{name: getattr(solution, name) for name in _SHARED},
     )

@@ -270,10 +270,10 @@ def open_provenance(
     Built before the sampling, so that what cannot be written is found before it and not after it. Labels and
     name go before the trace's own, `warnings` come after its own.
     """
-    is_trace = isinstance(trace, Trace)
+    source = trace if isinstance(trace, Trace) else None
     given = {key: readable(text) for key, text in (labels or {}).items() if text}
     metadata = FitMetadata(
-        name=name or (trace.name if is_trace else "steps"),
+        name=name or ("steps" if source is None else source.name),
         model=ModelIdentity(
             name=model.path.stem if model.shipped else readable(model.path.name),
             sha256=model.sha256,
@@ -281,7 +281,7 @@ def open_provenance(
         ),
         noise=noise,
         priors=priors,
-        trace_sha256=trace.sha256 if is_trace else _digest(trace),
+        trace_sha256=trace.sha256 if isinstance(trace, Trace) else _digest(trace),
         rows=RowCounts(read=cleaned.num_before, cleaned=cleaned.num_after, used=num_used),
         cleaning=CleaningRecord(
             min_latency_ms=float(limits_ms[0]),
@@ -291,10 +291,10 @@ def open_provenance(
         converged=False,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         bayes_sched_version=VERSION,
-        labels={**trace.labels, **given} if is_trace else given,
-        traces=_sources(trace) if is_trace else (),
-        bad_lines=dict(trace.bad_lines.counts) if is_trace else {},
-        warnings=(*map(readable, trace.warnings if is_trace else ()), *warnings),
+        labels={**(source.labels if source else {}), **given},
+        traces=_sources(source) if source else (),
+        bad_lines=dict(source.bad_lines.counts) if source else {},
+        warnings=(*map(readable, source.warnings if source else ()), *warnings),
         sampler={
             "name": settings.sampler,
             **{key: getattr(settings, key) for key in ("draws", "tune", "chains", "seed", "target_accept")},

@@ -183,13 +183,16 @@ class Predictor:
         self, batch_size: ArrayLike, total_tokens: ArrayLike, latency_ms: ArrayLike
     ) -> float | Floats:
         """Return the probability that a step takes at most `latency_ms`."""
-        sizes_are_numbers = isinstance(batch_size, _NUMBERS) and isinstance(total_tokens, _NUMBERS)
-        if sizes_are_numbers and isinstance(latency_ms, _NUMBERS):
+        if (
+            isinstance(batch_size, _NUMBERS)
+            and isinstance(total_tokens, _NUMBERS)
+            and isinstance(latency_ms, _NUMBERS)
+        ):
             self._check(batch_size, total_tokens)
             if latency_ms != latency_ms:
                 raise InputError("latency_ms is NaN: give a latency in ms")
-            x = float(latency_ms) / self.level
-            return self._lookup.probability_below(float(batch_size), float(total_tokens), x)
+            limit_ms = float(latency_ms) / self.level
+            return self._lookup.probability_below(float(batch_size), float(total_tokens), limit_ms)
         shape, (b, s, x) = self._arrays(batch_size, total_tokens, latency_ms)
         if np.isnan(x).any():
             raise InputError("latency_ms holds NaN: give a latency in ms")
