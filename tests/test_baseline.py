@@ -132,7 +132,7 @@ class TestParameters:
         assert {places[name] for name in ("P_max", "k_B", "k_S")} == {"undetermined"}
 
     def test_what_a_decode_only_trace_cannot_tell_apart_has_no_standard_error(self) -> None:
-        steps = simulated(1000)
+        steps = simulated(800)
         steps["total_tokens"] = steps["batch_size"]
         steps["latency_ms"] = truth_ms(steps) + np.random.default_rng(7).normal(0.0, 0.3, len(steps))
         model = ThroughputSaturationModel().fit(steps)

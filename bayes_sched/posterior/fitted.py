@@ -155,11 +155,6 @@ class FittedModel:
         """The (B, S) region that the trace covers."""
         return Region.of(self.cells["batch_size"].to_numpy(), self.cells["total_tokens"].to_numpy())
 
-    @cached_property
-    def description(self) -> FitDescription:
-        """What results say of this fit, in place of holding it."""
-        return FitDescription(metadata=self.metadata, warnings=self.warnings, region_text=self.region.text)
-
     def in_region(self, steps: Steps) -> xr.DataArray:
         """Return whether the trace covers each step: bool, dims of the steps."""
         cells = Cells.of(as_steps(steps), columns=("batch_size", "total_tokens"))
@@ -170,6 +165,11 @@ class FittedModel:
     def extrapolation(self, steps: Steps) -> xr.DataArray:
         """Return whether the prediction for each step is an extrapolation: bool, dims of the steps."""
         return (~self.in_region(steps)).rename("extrapolation")
+
+    @cached_property
+    def description(self) -> FitDescription:
+        """What a result keeps of this fit, in place of the fit itself."""
+        return FitDescription(metadata=self.metadata, warnings=self.warnings, region=self.region)
 
     def mean_latency(self, steps: Steps, *, max_draws: int | None = DEFAULT_MAX_DRAWS) -> xr.DataArray:
         """Return draws of the mean latency, ms, dims (chain, draw, *steps): what we know of the server."""

@@ -23,6 +23,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.files import VERSION
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import ModelFile
+from bayes_sched.region import Region
 from bayes_sched.trace.cleaning import Cleaned
 from bayes_sched.trace.reader import Trace
 
@@ -189,22 +190,13 @@ class FitMetadata:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FitDescription:
-    """What a result says of the fit that it was made from, in place of the fit itself.
-
-    Attributes
-    ----------
-    metadata : FitMetadata
-    warnings : tuple of str
-        What a person should know, from the fit and from loading it.
-    region_text : str
-        The steps that the trace covers, in words.
-    """
+    """What a result keeps of the fit that it was found with: warnings too of loading it, and what was seen."""
 
     metadata: FitMetadata
     warnings: tuple[str, ...]
-    region_text: str
+    region: Region
 
     @property
     def name(self) -> str:
@@ -218,8 +210,23 @@ class FitDescription:
 
     @property
     def converged(self) -> bool:
-        """Whether the convergence gate passed."""
+        """Whether the convergence gate passed when the fit was made."""
         return self.metadata.converged
+
+    @property
+    def region_text(self) -> str:
+        """Where the trace has steps, a sentence."""
+        return self.region.text
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What to beware of: that it has not converged, and its warnings."""
+        return (*(() if self.converged else ("The fit has not converged.",)), *self.warnings)
+
+    @property
+    def source_text(self) -> str:
+        """How many steps it was made from, and of which trace."""
+        return f"The fit: {self.metadata.rows.used:,} steps, trace SHA-256 `{self.metadata.trace_sha256}`."
 
 
 def _json_fields() -> tuple[str, ...]:
