@@ -88,41 +88,27 @@ class FitMetadata:
     Attributes
     ----------
     name : str
-        Name of the result.
-    model : ModelIdentity
-    noise : str
-        Noise option of the model.
-    priors : Priors
-        The priors used, the noise parameters among them.
-    trace_sha256 : str
-        One digest over all traces.
-    rows : RowCounts
-    cleaning : CleaningRecord
-    converged : bool
-        Whether the convergence gate passed.
-    created_at : str
-        ISO 8601, UTC.
-    bayes_sched_version : str
-    labels : Mapping of str to str
-        ``gpu`` and ``llm`` where they are known.
-    traces : tuple of TraceIdentity
-    bad_lines : Mapping of str to int
-        Unusable lines of the traces by reason.
-    warnings : tuple of str
-        What a person should know of the traces, their cleaning and the fit.
-    problems : tuple of str
-        What the convergence gate found.
-    sampler : Mapping of str to scalar
-        ``name``, ``draws``, ``tune``, ``chains``, ``seed`` and whatever else the sampler was given.
-    timings_s : Mapping of str to float
-        Seconds by stage, such as ``compile``, ``sample``, ``total``.
-    package_versions : Mapping of str to str
-    command : str or None
-        The command line that made the fit.
-    prior_from : str or None
-        Whose population took the place of the documented priors of what data identify, in words.
+    model, noise : ModelIdentity, str
+        The model, and which of its noise options.
+    priors, prior_from : Priors, str or None
+        The priors used, the noise parameters' among them; whose population took the place of those of what
+        data identify, in words.
+    trace_sha256, traces, bad_lines : str, tuple of TraceIdentity, mapping of str to int
+        One digest over all traces; the files; their unusable lines by reason.
+    rows, cleaning : RowCounts, CleaningRecord
     thinned_to : int or None
         The limit that the steps were thinned to; None where they needed no thinning.
+    converged, problems : bool, tuple of str
+        Whether the convergence gate passed, and what it found.
+    warnings : tuple of str
+        What a person should know of the traces, their cleaning and the fit.
+    labels : mapping of str to str
+        ``gpu`` and ``llm`` where they are known.
+    sampler, timings_s : mapping
+        ``name``, ``draws``, ``tune``, ``chains``, ``seed`` and whatever else the sampler was given or said;
+        seconds by stage, such as ``compile``, ``sample``, ``total``.
+    created_at, command, bayes_sched_version, package_versions
+        ISO 8601, UTC; the command line, or None; what made the fit.
     format_version : int
     """
 
@@ -192,7 +178,7 @@ class FitMetadata:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FitDescription:
-    """What a result keeps of the fit that it was found with: warnings too of loading it, and what was seen."""
+    """What a result keeps of the fit that it was found with: warnings of loading it too, what was seen."""
 
     metadata: FitMetadata
     warnings: tuple[str, ...]
