@@ -89,8 +89,8 @@ def test_the_use_of_the_cache_stands_for_the_context_where_a_trace_tells_no_more
     steps["kv_cache_usage"] = steps["context_tokens"] / 200_000
     steps["latency_ms"] += 5e-5 * (steps["context_tokens"] - 2250 * steps["batch_size"])
     all_known, usage_alone = (
-        estimate_discrepancy(plain, steps),
-        estimate_discrepancy(plain, without_context(steps)),
+        estimated(plain, steps),
+        estimated(plain, without_context(steps)),
     )
     assert (all_known.richer, usage_alone.richer) == (CONTEXT, KV_CACHE)
     assert usage_alone.context_share == pytest.approx(all_known.context_share, abs=0.02)

@@ -61,6 +61,8 @@ _RATIO_ROWS = (
     Parameter("a_1", "a_1", "saturated cost of a token's work, w_1 / P_max", "ms/token", math.nan, math.nan),
 )
 
+_TABLE_COLUMNS = ("name", "meaning", "unit", "value", "standard_error", "at_bound", "low", "high", "verdict")
+
 type Loss = Literal["linear", "huber"]
 
 
@@ -105,7 +107,7 @@ class ThroughputSaturationModel:
     Raises
     ------
     InputError
-        The loss is unknown.
+        The loss is unknown; later, what is asked before a fit, and steps that are idle or impossible.
     """
 
     parameters_: dict[str, float]
@@ -146,11 +148,6 @@ class ThroughputSaturationModel:
             One row a step: ``batch_size`` (requests), ``total_tokens``, ``latency_ms`` (ms). Idle steps, and
             those outside the limits of the latency, are left out.
 
-        Returns
-        -------
-        ThroughputSaturationModel
-            Itself.
-
         Raises
         ------
         InputError
@@ -173,11 +170,6 @@ class ThroughputSaturationModel:
         -------
         float or ndarray, shape of both, broadcast
             ms.
-
-        Raises
-        ------
-        InputError
-            The model is not fitted, or a step is impossible.
         """
         parameters = self._fitted().parameters
         try:
@@ -190,13 +182,7 @@ class ThroughputSaturationModel:
         return np.asarray(result, dtype=float) if arrays[0].ndim else float(result)
 
     def residuals(self, df: pd.DataFrame) -> ResidualAnalysis:
-        """Return what the model leaves unexplained of steps, in their order; no step is left out.
-
-        Raises
-        ------
-        InputError
-            The model is not fitted, there are fewer than three steps, or one is idle or impossible.
-        """
+        """Return what the model leaves unexplained of three steps or more, in their order."""
         steps, predicted_ms = self._compared(df)
         if len(steps) < 3:
             raise InputError(f"{len(steps)} steps are too few for an analysis of residuals: give at least 3")
@@ -207,13 +193,7 @@ class ThroughputSaturationModel:
         return self.metrics(df).r2
 
     def metrics(self, df: pd.DataFrame) -> Scores:
-        """Return R², RMSE, MAE, MAPE and bias on steps, none of which is left out.
-
-        Raises
-        ------
-        InputError
-            The model is not fitted, or a step is idle or impossible.
-        """
+        """Return R², RMSE, MAE, MAPE and bias on steps, none of which is left out."""
         steps, predicted_ms = self._compared(df)
         return Scores.of(steps["latency_ms"].to_numpy(), predicted_ms)
 
@@ -227,22 +207,15 @@ class ThroughputSaturationModel:
             (empty where it is not), ``low`` and ``high`` (documented range; NaN for ratios), ``verdict``.
         """
         self._fitted()
-        values = self.parameters_ | self.ratios_
-        rows = [
-            {
-                "name": p.name,
-                "meaning": p.meaning,
-                "unit": p.unit,
-                "value": values[p.name],
-                "standard_error": self.standard_errors_[p.name],
-                "at_bound": self.at_bound_.get(p.name, ""),
-                "low": p.low,
-                "high": p.high,
-                "verdict": _verdict(p, values[p.name], self.standard_errors_[p.name], self.at_bound_),
-            }
-            for p in (*PARAMETERS, *_RATIO_ROWS)
-        ]
-        return pd.DataFrame(rows)
+        values, errors = self.parameters_ | self.ratios_, self.standard_errors_
+        shown = (*PARAMETERS, *_RATIO_ROWS)
+        known = {key: [getattr(p, key) for p in shown] for key in ("name", "meaning", "unit", "low", "high")}
+        table = pd.DataFrame(known | {"value": [values[p.name] for p in shown]})
+        return table.assign(
+            standard_error=[errors[p.name] for p in shown],
+            at_bound=[self.at_bound_.get(p.name, "") for p in shown],
+            verdict=[_verdict(p, values[p.name], errors[p.name], self.at_bound_) for p in shown],
+        )[[*_TABLE_COLUMNS]]
 
     def physical_checks(self) -> PhysicalChecks:
         """Return whether the fit makes sense as physics: signs, ranges, saturation, behaviour far out."""
@@ -280,13 +253,7 @@ class ThroughputSaturationModel:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fit to a JSON file, atomically; an existing file is replaced.
-
-        Raises
-        ------
-        InputError
-            The model is not fitted, or the place cannot be written.
-        """
+        """Write the fit to a JSON file, atomically; an existing file is replaced."""
         _write(Path(path), self._fitted(), _Settings(**self.get_params()))
 
     @classmethod
@@ -440,9 +407,8 @@ def _problem(document: _Document) -> str:
         return "the scores are not those of a fit"
     if set(document.at_bound) - set(NAMES):
         return "at_bound names something else than parameters"
-    if not document.region or any(
-        not 1.0 - 1e-9 <= value < math.inf for pair in document.region for value in pair
-    ):
+    corners = [value for pair in document.region for value in pair]
+    if not corners or not all(1.0 - 1e-9 <= value < math.inf for value in corners):
         return "the region makes no sense"
     return ""
 

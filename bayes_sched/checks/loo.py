@@ -24,6 +24,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.format import listed, records
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.prediction import as_threshold, component_log_density
+from bayes_sched.trace.cleaning import choose_rows
 
 MAX_VALUES: Final = 2**20
 """Draws times steps of one chunk. An array of them takes 8 MB, and at most five are alive at once."""
@@ -170,10 +171,6 @@ def leave_one_out(fit: FittedModel, steps: pd.DataFrame, *, max_values: int = MA
     max_values : int
         Draws times steps that are worked on at once; memory grows with it, the result does not depend on it.
 
-    Returns
-    -------
-    LeaveOneOut
-
     Raises
     ------
     InputError
@@ -310,10 +307,6 @@ def compare_models(members: Mapping[str, LeaveOneOut]) -> ModelComparison:
     members : mapping of str to LeaveOneOut
         By the models' names.
 
-    Returns
-    -------
-    ModelComparison
-
     Raises
     ------
     InputError
@@ -327,25 +320,22 @@ def compare_models(members: Mapping[str, LeaveOneOut]) -> ModelComparison:
             raise InputError(f"{first} and {name} were fitted to different steps: they do not compare")
     order = sorted(members, key=lambda name: -members[name].elpd)
     best = members[order[0]].table["elpd"].to_numpy()
+    differences = [members[name].table["elpd"].to_numpy() - best for name in order]
     weights = _weights(members)
-    rows = []
-    for name in order:
-        loo = members[name]
-        difference = loo.table["elpd"].to_numpy() - best
-        rows.append(
-            {
-                "model": name,
-                "elpd": loo.elpd,
-                "elpd_se": loo.se,
-                "difference": float(difference.sum()),
-                "difference_se": float(np.sqrt(len(difference) * difference.var(ddof=1))),
-                "difference_se_stretches": _se_of_stretches(difference),
-                "p_loo": loo.p_loo,
-                "num_unreliable": len(loo.unreliable),
-                "weight": weights[name],
-            }
-        )
-    return ModelComparison(table=pd.DataFrame(rows).set_index("model"), members=dict(members))
+    table = pd.DataFrame(
+        {
+            "elpd": [members[name].elpd for name in order],
+            "elpd_se": [members[name].se for name in order],
+            "difference": [float(d.sum()) for d in differences],
+            "difference_se": [float(np.sqrt(len(d) * d.var(ddof=1))) for d in differences],
+            "difference_se_stretches": [_se_of_stretches(d) for d in differences],
+            "p_loo": [members[name].p_loo for name in order],
+            "num_unreliable": [len(members[name].unreliable) for name in order],
+            "weight": [weights[name] for name in order],
+        },
+        index=pd.Index(order, name="model"),
+    )
+    return ModelComparison(table=table, members=dict(members))
 
 
 def _se_of_stretches(difference: Floats) -> float:
@@ -391,15 +381,10 @@ def comparable_steps(
     for name, needed in columns.items():
         missing = lacking_columns(steps, needed)
         if missing:
-            raise InputError(
-                f"the model {name} needs {', '.join(missing)}, which the trace does not hold: "
-                "leave the model out"
-            )
+            lacks = f"needs {', '.join(missing)}, which the trace does not hold"
+            raise InputError(f"the model {name} {lacks}: leave the model out")
     union = list(dict.fromkeys(column for needed in columns.values() for column in needed))
     complete = steps.dropna(subset=union)
     if complete.empty:
         raise InputError(f"no step holds all of {', '.join(union)}: compare fewer models")
-    if len(complete) > max_rows:
-        chosen = np.random.default_rng(seed).choice(len(complete), max_rows, replace=False)
-        complete = complete.iloc[np.sort(chosen)]
-    return complete.reset_index(drop=True)
+    return choose_rows(complete, max_rows, seed=seed)

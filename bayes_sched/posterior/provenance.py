@@ -164,7 +164,7 @@ class FitMetadata:
         values = {name: _parsed(name, attrs) for name in _json_fields()}
         try:
             metadata = msgspec.convert(values, cls, dec_hook=_decoded)
-        except (msgspec.ValidationError, TypeError, KeyError, ValueError) as error:
+        except (msgspec.ValidationError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise InputError(f"its description of the fit is damaged ({error})") from error
         rows = metadata.rows
         # A file that does not say how its steps were thinned is that of its own number of steps.
