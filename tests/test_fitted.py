@@ -325,7 +325,7 @@ class TestDescription:
     def test_a_description_says_what_results_need_of_a_fit(self, fit: FittedModel) -> None:
         found = fit.description
         assert (found.name, found.labels["gpu"], found.converged) == ("synthetic", "H100", True)
-        assert found.region_text == fit.region.text
+        assert found.region is fit.region
         assert found.cautions == fit.warnings
         failed = synthetic_fit(draws=10, converged=False).description
         assert failed.cautions == ("The fit has not converged.", *fit.warnings)

@@ -70,8 +70,7 @@ def test_an_implausible_server_fails_the_check_that_is_about_it(changes: Any, ch
 def test_one_request_that_starves_the_device_fails_at_the_boundary() -> None:
     many = Region.of(np.array([1, 1000, 1000, 1]), np.array([1, 1000, 4000, 4000]))
     small = SERVER | {"k_B": 1e-6, "tau_0": 0.01, "tau_B": 1e-5, "tau_S": 1e-5}
-    result = check_point_physics(small, region=many)
-    assert any(name.startswith("B small") for name in failed(result))
+    assert any(name.startswith("B small") for name in failed(check_point_physics(small, region=many)))
 
 
 def test_a_failing_check_says_where_and_whether_such_steps_were_seen() -> None:
@@ -112,12 +111,9 @@ def test_a_posterior_gets_the_share_of_its_draws() -> None:
         assert ((inside > 0.0) & (inside < 1.0)).any(), group
 
 
-def test_a_check_of_a_posterior_holds_from_nine_draws_in_ten() -> None:
+def test_a_check_holds_from_nine_draws_in_ten_and_a_narrow_posterior_agrees_with_its_middle() -> None:
     table = check_physics(synthetic_fit(spread=0.3)).table
     assert (table["holds"] == (table["probability"] >= 0.9)).all()
-
-
-def test_a_narrow_posterior_agrees_with_its_middle() -> None:
     fit = synthetic_fit(spread=1e-6)
     middle = {name: TRUTH[name] for name in SERVER}
     point = check_point_physics(middle, region=fit.region).table

@@ -115,18 +115,10 @@ def check_physics(fit: FittedModel, *, max_draws: int | None = DEFAULT_MAX_DRAWS
 
 
 def _table(checks: Sequence[_Check]) -> PhysicalChecks:
-    shares = [float(found.holds.mean()) for found in checks]
-    return PhysicalChecks(
-        pd.DataFrame(
-            {
-                "check": [found.check for found in checks],
-                "group": [found.group for found in checks],
-                "probability": shares,
-                "holds": [share >= DEFAULT_PROBABILITY for share in shares],
-                "detail": [found.detail for found in checks],
-            }
-        )
-    )
+    rows = [(found.check, found.group, float(found.holds.mean()), found.detail) for found in checks]
+    table = pd.DataFrame(rows, columns=["check", "group", "probability", "detail"])
+    table.insert(3, "holds", table["probability"] >= DEFAULT_PROBABILITY)
+    return PhysicalChecks(table)
 
 
 def _signs(draws: Mapping[str, Floats]) -> list[_Check]:
@@ -138,15 +130,12 @@ def _signs(draws: Mapping[str, Floats]) -> list[_Check]:
 
 
 def _ranges(draws: Mapping[str, Floats], parameters: Sequence[Parameter]) -> list[_Check]:
-    return [
-        _Check(
-            f"{p.name} from {p.low:g} to {p.high:g} {p.unit}",
-            "range",
-            (draws[p.name] >= p.low) & (draws[p.name] <= p.high),
-            f"it is {_spread(draws[p.name])}",
-        )
-        for p in parameters
-    ]
+    found = []
+    for p in parameters:
+        values, text = draws[p.name], f"{p.name} from {p.low:g} to {p.high:g} {p.unit}"
+        holds = (values >= p.low) & (values <= p.high)
+        found.append(_Check(text, "range", holds, f"it is {_spread(values)}"))
+    return found
 
 
 def _common_scale(parameters: Mapping[str, float]) -> _Check:

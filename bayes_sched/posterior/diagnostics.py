@@ -36,17 +36,11 @@ class Convergence:
     table : DataFrame
         One row a variable, index ``variable``: ``r_hat``, ``ess_bulk``, ``ess_tail``, ``passed``, and
         ``kind`` (``parameter`` or ``coordinate``).
-    num_divergences : int
-        Divergent draws after warm-up.
+    num_divergences, num_draws, num_gradients : int
+        Divergent draws, draws, and leapfrog steps (0 where not recorded), all after warm-up, of all chains.
     e_bfmi : ndarray, dims (chain,)
-    num_draws : int
-        Draws after warm-up, all chains together.
-    num_gradients : int
-        Leapfrog steps after warm-up, all chains together; 0 where the sampler did not record them.
-    converged : bool
-        Whether the gate passed.
-    problems : tuple of str
-        What failed, each with its number and the next action.
+    converged, problems : bool, tuple of str
+        Whether the gate passed; what failed, each with its number and the next action.
     text : str
         A sentence a person can paste.
     """

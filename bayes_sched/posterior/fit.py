@@ -79,25 +79,18 @@ def fit(
     trace : Trace or DataFrame
         What `read_trace` returned, or a table with one row a step: ``batch_size`` (requests),
         ``total_tokens``, ``latency_ms``, and the other columns that the model needs.
-    model : str, Path or ModelFile
-        Name of a shipped model, or the path of a file, which is run.
-    noise : str, optional
-        Noise option of the model; by default its first.
+    model, noise : str, Path or ModelFile; str, optional
+        Name of a shipped model, or the path of a file, which is run; its noise option, by default the first.
     priors : Priors or mapping, optional
-        All priors, or overrides of the model's own by parameter name:
-        ``{"tau_S": {"low": 0.001, "high": 0.01}}``.
+        All priors, or overrides of the model's own: ``{"tau_S": {"low": 0.001, "high": 0.01}}``.
     min_latency_ms, max_latency_ms : float
         Limits of the cleaning.
     settings : SamplerSettings, optional
         How long and with what to sample.
     max_rows : int
         Steps to use at most; see `thin_steps`. Which ones does not depend on the sampler's seed.
-    name : str, optional
-        Name of the result; by default the trace's.
-    labels : mapping of str to str, optional
-        ``gpu`` and ``llm``; they go before those of the trace.
-    command : str, optional
-        The command line, to be kept with the fit.
+    name, labels, command : str, mapping of str to str, str, optional
+        Kept with the fit; name and labels (``gpu``, ``llm``) go before those of the trace.
     population : JointPrior, optional
         What other servers tell, as :meth:`bayes_sched.pooling.population.Population.prior` returns it, in
         place of the priors of what data identify.

@@ -97,10 +97,7 @@ class FittedModel:
 
     @property
     def cells(self) -> xr.Dataset:
-        """Summary of the steps used, dims (cell,).
-
-        ``batch_size``, ``total_tokens``, ``count``, ``q05_ms``, ``median_ms``, ``q95_ms``.
-        """
+        """Steps used by (B, S), dims (cell,), with ``count``, ``q05_ms``, ``median_ms`` and ``q95_ms``."""
         return self.data["cells"].to_dataset()
 
     @property

@@ -200,11 +200,6 @@ class FitDescription:
         return self.metadata.converged
 
     @property
-    def region_text(self) -> str:
-        """Where the trace has steps, a sentence."""
-        return self.region.text
-
-    @property
     def cautions(self) -> tuple[str, ...]:
         """What to beware of: that it has not converged, and its warnings."""
         return (*(() if self.converged else ("The fit has not converged.",)), *self.warnings)
