@@ -173,9 +173,8 @@ def write(job: Job, found: TraceAnalysis, show: command.Progress) -> dict[str, s
     if job.folder is None:
         return paths
     show("writing the report", None)
-    from bayes_sched.reports.trace import write_analysis
-
     from bayes_sched.files import ANALYSIS, result_folder
+    from bayes_sched.reports.trace import write_analysis
 
     with result_folder(job.folder, overwrite=job.options.overwrite, holds=ANALYSIS) as folder:
         write_analysis(found, folder, command=job.command)

@@ -22,6 +22,7 @@ from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
     from bayes_sched.comparison.compare import Comparison
+    from bayes_sched.reports.document import Document
 
 PROGRAM = "compare_gpus"
 say = partial(command.say, PROGRAM)
@@ -170,18 +171,22 @@ def run(job: Job) -> int:
         found = compare_fits(job, show)
         check_interrupts()
         show("writing the tables" if options.no_report else "writing the report", None)
-        paths = write(job, found)
+        from bayes_sched.reports import comparison as _  # noqa: F401, it registers the report
+        from bayes_sched.reports.document import report
+
+        document = report(found, command=job.command)
+        paths = write(job, found, document)
     for warning in found.warnings:
         say(f"warning: {warning}")
     seconds = time.perf_counter() - start
     if options.json:
-        numbers = {**found.to_dict(), "command": job.command, "paths": paths, "seconds": round(seconds, 1)}
+        numbers = {**document.numbers, "paths": paths, "seconds": round(seconds, 1)}
         print(json.dumps(numbers, indent=2, allow_nan=False))
     else:
-        from bayes_sched.reports.comparison import comparison_text
+        from bayes_sched.reports.terminal import terminal
 
         saved = f"Saved {paths.get('report', paths['folder'])}\nTook {seconds:.1f} s"
-        print(f"{comparison_text(found)}\n\n{saved}")
+        print(f"{terminal(document)}\n\n{saved}")
     if found.converged:
         return command.DONE
     say("a fit has NOT CONVERGED: do not act on this comparison")
@@ -208,15 +213,15 @@ def compare_fits(job: Job, show: command.Progress) -> Comparison:
     )
 
 
-def write(job: Job, found: Comparison) -> dict[str, str]:
+def write(job: Job, found: Comparison, document: Document) -> dict[str, str]:
     """Write the folder of the result; return its files by what they are."""
-    from bayes_sched.reports.comparison import write_comparison
-
     from bayes_sched.files import COMPARISON, result_folder
+    from bayes_sched.reports.write import write_report
 
     options = job.options
     with result_folder(job.folder, overwrite=options.overwrite, holds=COMPARISON) as folder:
-        write_comparison(found, folder, command=job.command, with_report=not options.no_report)
+        write_report(document, folder, with_page=not options.no_report)
+        found.save(folder / COMPARISON)
     paths = {"folder": str(job.folder), "summary": str(job.folder / "summary.json")}
     return paths if options.no_report else paths | {"report": str(job.folder / "report.html")}
 

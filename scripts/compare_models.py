@@ -244,9 +244,8 @@ def write(options: argparse.Namespace, found: ModelComparison) -> None:
     if options.csv is not None:
         command.write_whole(options.csv, found.table.to_csv(float_format="%.6g"))
     if options.figure is not None:
-        from bayes_sched.reports.plots.comparison import model_differences
-
         from bayes_sched.files import whole_file
+        from bayes_sched.reports.plots.comparison import model_differences
 
         with whole_file(options.figure, what="the figure") as temporary:
             model_differences(found).savefig(temporary, format="png", dpi=144)

@@ -22,10 +22,9 @@ from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
-    from bayes_sched.reports.fit import Summary
-
     from bayes_sched.pooling.prior import PopulationPrior
     from bayes_sched.posterior.fit import FitResult
+    from bayes_sched.reports.fit import Summary
     from bayes_sched.trace.reader import Trace
 
 PROGRAM = "fit_bayes"

@@ -306,9 +306,8 @@ def trust(options: argparse.Namespace) -> dict[str, Any]:
 
 def show_budget(fit: FittedModel, options: argparse.Namespace) -> int:
     """Answer for one step, and say how long an answer takes."""
-    from bayes_sched.reports.planning import budget_text
-
     from bayes_sched.planning.next_step import StepBudgets
+    from bayes_sched.reports.planning import budget_text
 
     seen = round(float(fit.cells["batch_size"].max()))
     needed = options.decodes + 1  # requests of the step; beyond the data only where that is asked for
@@ -347,9 +346,8 @@ def write(job: Job, plan: Optimum | CapacityPlan, show: command.Progress) -> dic
     """Write the report where one is wanted; return its files by what they are."""
     if job.folder is None:
         return {}
-    from bayes_sched.reports.planning import write_plan
-
     from bayes_sched.files import PLAN, result_folder
+    from bayes_sched.reports.planning import write_plan
 
     show("writing the report", None)
     with result_folder(job.folder, overwrite=job.options.overwrite, holds=PLAN) as folder:

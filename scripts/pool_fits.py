@@ -37,11 +37,11 @@ else:  # run as a script: its own folder is on the path, the repository's need n
     import fit_bayes
 
 if TYPE_CHECKING:
-    from bayes_sched.reports.pool import PoolSummary
-
     from bayes_sched.pooling.pool import Pool
     from bayes_sched.pooling.prior import PopulationPrior
+    from bayes_sched.pooling.summary import PoolSummary
     from bayes_sched.posterior.fitted import FittedModel
+    from bayes_sched.reports.document import Document
     from bayes_sched.trace.reader import Trace
 
 PROGRAM = "fit_bayes"
@@ -148,20 +148,20 @@ def run(job: Job) -> int:
         seconds = time.perf_counter() - pooling
         check_interrupts()
         show("writing the tables" if options.no_report else "writing the report", None)
-        found, paths = write(job, pool, seconds)
-    for note in found.notes:
-        say(f"warning: {note}")
+        found, document, paths = write(job, pool, seconds)
+    for warning in found.warnings:
+        say(f"warning: {warning}")
     if options.json:
         total = round(time.perf_counter() - start, 1)
-        print(json.dumps({**found.to_dict(), "paths": paths, "seconds": total}, indent=2, allow_nan=False))
+        print(json.dumps({**document.numbers, "paths": paths, "seconds": total}, indent=2, allow_nan=False))
     else:
-        from bayes_sched.reports.pool import pool_text
+        from bayes_sched.reports.terminal import terminal
 
         saved = "\n".join(
             f"Saved {paths[key]}" for key in ("population", "members", "report") if key in paths
         )
-        print(f"{pool_text(found)}\n\n{saved}\nTook {time.perf_counter() - start:.1f} s")
-    for problem in found.problems:
+        print(f"{terminal(document)}\n\n{saved}\nTook {time.perf_counter() - start:.1f} s")
+    for problem in found.population.problems:
         say(f"not converged: {problem}")
     return command.DONE if found.converged else command.NOT_CONVERGED
 
@@ -264,23 +264,26 @@ def pooled(
     )
 
 
-def write(job: Job, pool: Pool, seconds: float) -> tuple[PoolSummary, dict[str, str]]:
-    """Write the folder of the result; return its numbers and its files by what they are.
+def write(job: Job, pool: Pool, seconds: float) -> tuple[PoolSummary, Document, dict[str, str]]:
+    """Write the folder of the result; return what the pool says, its report, and its files by what they are.
 
     A report that fails does not take the pool with it.
     """
-    from bayes_sched.reports.pool import pool_summary, save_pool, write_pool
-
     from bayes_sched.files import MEMBERS, POPULATION, result_folder
+    from bayes_sched.pooling.summary import pool_summary
+    from bayes_sched.reports import pool as _  # noqa: F401, it registers the report
+    from bayes_sched.reports.document import report
+    from bayes_sched.reports.write import write_report
 
     options = job.options
     paths = {"folder": job.folder, "population": job.folder / POPULATION, "members": job.folder / MEMBERS}
     failure: Exception | None = None
     with result_folder(job.folder, overwrite=options.overwrite, holds=POPULATION) as folder:
-        save_pool(pool, folder)
+        pool.save(folder)
         try:
             found = pool_summary(pool, probability=options.probability, seconds=seconds)
-            write_pool(pool, found, folder, with_report=not options.no_report)
+            document = report(found)
+            write_report(document, folder, with_page=not options.no_report)
         except Exception as error:
             failure = error
     if failure is not None:
@@ -289,7 +292,7 @@ def write(job: Job, pool: Pool, seconds: float) -> tuple[PoolSummary, dict[str, 
     paths["summary"] = job.folder / "summary.json"
     if not options.no_report:
         paths["report"] = job.folder / "report.html"
-    return found, {key: str(path) for key, path in paths.items()}
+    return found, document, {key: str(path) for key, path in paths.items()}
 
 
 def main(arguments: Sequence[str]) -> int:
