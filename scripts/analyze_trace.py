@@ -21,7 +21,7 @@ from bayes_sched.cli.command import DEFAULT
 from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
-    from bayes_sched.trace.analysis import TraceAnalysis
+    from bayes_sched.reports.document import Document
     from bayes_sched.trace.findings import Limits
 
 PROGRAM = "analyze_trace"
@@ -108,8 +108,7 @@ class Job:
 def prepare(options: argparse.Namespace, arguments: Sequence[str]) -> Job:
     """Check the arguments, cheapest first."""
     from bayes_sched.files import ANALYSIS, check_result
-    from bayes_sched.trace.formats import result_name
-    from bayes_sched.trace.opening import expand_paths
+    from bayes_sched.trace.opening import expand_paths, result_name
 
     if options.name is not None and not options.report:
         raise InputError("--name names the report: give --report too")
@@ -135,17 +134,22 @@ def run_analyze(job: Job) -> int:
         trace = read_trace(options.traces, max_bad_share=options.max_bad_share)
         show("analysing", None)
         found = analyze(trace, limits=limits(options))
-        paths = write(job, found, show)
+        from bayes_sched.reports import trace as _  # noqa: F401, it registers the report
+        from bayes_sched.reports.document import report
+
+        document = report(found, command=job.command)
+        paths = write(job, document, show)
     for warning in found.warnings:
         say(f"warning: {warning}")
     seconds = time.perf_counter() - start
     if options.json:
-        numbers = {**found.to_dict(), "paths": paths, "seconds": round(seconds, 1)}
+        numbers = {**document.numbers, "paths": paths, "seconds": round(seconds, 1)}
+        del numbers["command"]
         print(json.dumps(numbers, indent=2, allow_nan=False))
         return command.DONE
-    from bayes_sched.reports.trace import analysis_text
+    from bayes_sched.reports.terminal import terminal
 
-    print(analysis_text(found, num_findings=options.top))
+    print(terminal(document))
     saved = [f"Saved {path}" for name, path in paths.items() if name in {"csv", "report"}]
     print("\n".join(["", *saved, f"Took {seconds:.1f} s"]))
     return command.DONE
@@ -163,21 +167,21 @@ def limits(options: argparse.Namespace) -> Limits:
     )
 
 
-def write(job: Job, found: TraceAnalysis, show: command.Progress) -> dict[str, str]:
+def write(job: Job, document: Document, show: command.Progress) -> dict[str, str]:
     """Write what was asked for; return the files by what they are."""
     paths: dict[str, str] = {}
     if job.options.csv is not None:
-        text = found.table.to_csv(index=False, lineterminator="\n")
+        text = document.frames["statistics"].to_csv(index=False, lineterminator="\n")
         command.write_whole(job.options.csv, text)
         paths["csv"] = str(job.options.csv)
     if job.folder is None:
         return paths
     show("writing the report", None)
     from bayes_sched.files import ANALYSIS, result_folder
-    from bayes_sched.reports.trace import write_analysis
+    from bayes_sched.reports.write import write_report
 
     with result_folder(job.folder, overwrite=job.options.overwrite, holds=ANALYSIS) as folder:
-        write_analysis(found, folder, command=job.command)
+        write_report(document, folder)
     paths["folder"] = str(job.folder)
     return paths | {
         "report": str(job.folder / "report.html"),
@@ -187,7 +191,7 @@ def write(job: Job, found: TraceAnalysis, show: command.Progress) -> dict[str, s
 
 def run_watch(options: argparse.Namespace) -> int:
     from bayes_sched.cli.watching import watch
-    from bayes_sched.trace.watch import check_followable
+    from bayes_sched.trace.opening import check_followable
 
     check_followable(options.trace, is_needed=options.once)
     end_s = 0.0 if options.once else options.duration

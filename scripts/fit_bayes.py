@@ -93,8 +93,7 @@ def prepare(arguments: Sequence[str]) -> Job:
     if options.prior_from is not None and options.priors is not None:
         raise InputError("--priors with --prior-from: a fit has one prior, give one of them")
     from bayes_sched.files import check_result, population_file
-    from bayes_sched.trace.formats import result_name
-    from bayes_sched.trace.opening import expand_paths
+    from bayes_sched.trace.opening import expand_paths, result_name
 
     files, _ = expand_paths(options.traces)
     name = result_name(files) if options.name is None else options.name

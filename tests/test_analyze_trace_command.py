@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bayes_sched.reports import trace as report
+from bayes_sched.reports import write
 from bayes_sched.trace.findings import Limits
 from bayes_sched.trace.reader import read_trace
 from scripts.analyze_trace import main, parser
@@ -52,7 +52,7 @@ def trace(write_lines: Callable[..., Path]) -> str:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the figures out, which take the time."""
-    monkeypatch.setattr("bayes_sched.reports.trace.analysis_figures", lambda _: ())
+    monkeypatch.setattr("bayes_sched.reports.trace._figures", lambda _: ())
 
 
 SLIPS: list[tuple[list[str], str]] = [
@@ -269,7 +269,7 @@ def existing(trace: str, no_figures: None) -> Iterator[str]:
 def test_an_interrupt_costs_no_existing_report(
     existing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report, "write_analysis", interrupt)
+    monkeypatch.setattr(write, "write_report", interrupt)
     assert main(["analyze", existing, "--report", "--overwrite"]) == 130
     assert capsys.readouterr().err.endswith("interrupted; existing results are as they were\n")
 
@@ -278,7 +278,7 @@ def test_a_full_disk_costs_no_existing_report(
     existing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    monkeypatch.setattr(report, "write_analysis", full)
+    monkeypatch.setattr(write, "write_report", full)
     message = fails(main, ["analyze", existing, "--report", "--overwrite"], capsys)
     assert "results/trace-analysis: cannot write the result (No space left on device)" in message
 

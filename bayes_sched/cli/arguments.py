@@ -16,8 +16,7 @@ from bayes_sched.files import POSTERIOR, fit_file, is_name
 from bayes_sched.model.protocol import shipped_models
 from bayes_sched.pooling.population import UNSEEN
 from bayes_sched.sampling.nuts import SAMPLERS, SamplerSettings
-from bayes_sched.trace.formats import result_name
-from bayes_sched.trace.opening import expand_paths
+from bayes_sched.trace.opening import expand_paths, result_name
 
 SAMPLING = ("draws", "tune", "chains", "seed", "sampler")
 """Options that are fields of :class:`~bayes_sched.settings.SamplerSettings`."""

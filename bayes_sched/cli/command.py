@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -151,9 +152,17 @@ def write_whole(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+_PARAMETERS = re.compile(r"\b(max_bad_share|max_rows|(?:min|max)_latency_ms)\b")
+
+
+def as_options(text: str) -> str:
+    """Name options where the library names its parameters: ``--max-rows`` for ``max_rows``."""
+    return _PARAMETERS.sub(lambda found: f"--{found[0].replace('_', '-')}", text)
+
+
 def say(program: str, text: str) -> None:
     """Write one line to standard error."""
-    sys.stderr.write(f"{program}: {' '.join(text.split())}\n")
+    sys.stderr.write(f"{program}: {' '.join(as_options(text).split())}\n")
     sys.stderr.flush()
 
 
