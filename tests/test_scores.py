@@ -33,8 +33,8 @@ def test_the_crps_of_a_gaussian_is_near_its_closed_form_and_its_average_within_o
     found = scoring.crps(z, rows_of(stats.norm.ppf(LEVELS), len(z)))
     assert found == pytest.approx(gaussian_crps(z), abs=0.006)
     z = stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
-    found = scoring.crps(z, rows_of(stats.norm.ppf(LEVELS), len(z))).mean()
-    assert found == pytest.approx(gaussian_crps(z).mean(), rel=0.01)
+    average = scoring.crps(z, rows_of(stats.norm.ppf(LEVELS), len(z))).mean()
+    assert average == pytest.approx(gaussian_crps(z).mean(), rel=0.01)
 
 
 def test_a_finer_grid_comes_closer_to_the_integral() -> None:
