@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+import shtab
+
 from bayes_sched.errors import InputError
 from bayes_sched.files import POSTERIOR, is_name, obstacle, whole_file
 
@@ -91,6 +93,10 @@ class Command:
         parser.description, parser.epilog = shown(self.description or sentence), shown(self.epilog)
         if self.add_options is not None:
             self.add_options(parser)
+        for action in parser._actions:  # what a shell completes as a file or folder
+            if action.type is Path or action.metavar in ("TRACE", "TRACE|RESULT", "FILE.py"):
+                complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
+                action.complete = complete  # type: ignore[attr-defined]
         if self.commands:
             choices = " | ".join(one.name for one in self.commands)
             metavar = choices if len(choices) < 40 else "COMMAND"
@@ -167,6 +173,18 @@ def check_report(options: argparse.Namespace, default: str, *, holds: str) -> Pa
         return None
     name = default if options.name is None else options.name
     return check_result(options.results_dir, name, overwrite=options.overwrite, holds=holds)
+
+
+def add_report_options(
+    group: argparse._ArgumentGroup, *, name: str, printed: str = "text", replaced: str = "report"
+) -> None:
+    """Add what is printed, and whether and where a report is written."""
+    add = group.add_argument
+    add("--json", action="store_true", help=f"print one JSON document in place of the {printed}")
+    add("--report", action="store_true", help="write an HTML page, tables and figures")
+    add("--name", help=f"name of the report (default: {name})")
+    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=DEFAULT)
+    add("--overwrite", action="store_true", help=f"replace an existing {replaced}")
 
 
 def check_output(path: Path, *, inputs: Sequence[str], overwrite: bool) -> None:
