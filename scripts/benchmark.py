@@ -139,7 +139,6 @@ def run_sampling(options: argparse.Namespace) -> int:
     tables = {file: clean_steps(read_trace(file).steps).steps for file in options.files}
     say("loading the libraries")
     from bayes_sched.reports.studies import sampling_text
-
     from bayes_sched.studies.speed import ratios_to_best
     from bayes_sched.trace.cleaning import choose_rows
 
@@ -208,9 +207,8 @@ def run_fits(options: argparse.Namespace) -> int:
             for seed in options.seeds:
                 say(f"{Path(file).name}, seed {seed}")
                 runs.append(fit_once(options, file, seed, Path(folder) / str(len(runs))))
-        from bayes_sched.reports.studies import fits_text
-
         from bayes_sched.posterior.fitted import FittedModel
+        from bayes_sched.reports.studies import fits_text
         from bayes_sched.studies.speed import fit_account
 
         rows = [one | fit_account(FittedModel.load(one.pop("posterior"))) for one in runs]

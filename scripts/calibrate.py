@@ -155,10 +155,9 @@ ACCOUNT = (
 
 def summarise(study: CalibrationStudy, simulations: pd.DataFrame, options: argparse.Namespace) -> str:
     """Write the ranks, the figure and the account; return the summary."""
+    from bayes_sched.model.protocol import all_parameters
     from bayes_sched.reports.plots.studies import simulated_ranks
     from bayes_sched.reports.plots.style import save_figure
-
-    from bayes_sched.model.protocol import all_parameters
     from bayes_sched.studies.sbc import evenness_table
 
     folder: Path = options.results_dir

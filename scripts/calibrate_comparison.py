@@ -139,7 +139,6 @@ def summarise(pairs: pd.DataFrame, options: argparse.Namespace) -> str:
     """Write the tables, the figure and the account; return the summary."""
     from bayes_sched.reports.plots.studies import comparison_calibration
     from bayes_sched.reports.plots.style import save_figure
-
     from bayes_sched.studies.comparison import coverage_table, one_step_each, reliability_table
     from bayes_sched.studies.sbc import evenness
 

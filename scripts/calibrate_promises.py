@@ -20,7 +20,6 @@ from bayes_sched.studies.runs import SETTINGS, StudyFolder
 
 if TYPE_CHECKING:
     from bayes_sched.reports.studies import Summary
-
     from bayes_sched.studies.sla_servers import ServerStudy
     from bayes_sched.studies.sla_traces import TraceStudy
 

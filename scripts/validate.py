@@ -248,9 +248,8 @@ def servers(job: Job) -> tuple[Server, ...]:
 
 def write(job: Job, found: Validation) -> dict[str, str]:
     """Write the folder of the result; return its files by what they are."""
-    from bayes_sched.reports.validation import write_validation
-
     from bayes_sched.files import VALIDATION, result_folder
+    from bayes_sched.reports.validation import write_validation
 
     options = job.options
     overwrite = options.overwrite or options.resume
