@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bayes_sched.reports.studies import fits_text
 
+from bayes_sched.reports.studies import fits_text
 from bayes_sched.studies import speed as benchmarking
 from bayes_sched.studies.runs import SETTINGS
 from bayes_sched.trace.cleaning import choose_rows

@@ -94,7 +94,7 @@ def test_a_failed_run_leaves_an_existing_comparison_as_it_was(
     out = tmp_path / "out"
     (out / "c").mkdir(parents=True)
     (out / "c" / "comparison.nc").write_bytes(b"precious")
-    monkeypatch.setattr("bayes_sched.cli.compare.write_comparison", full)
+    monkeypatch.setattr("bayes_sched.cli.compare.write_report", full)
     arguments = [*results, "--no-report", "--results-dir", str(out), "--name", "c", "--overwrite"]
     assert "No space left on device" in fails(main, arguments, capsys)
     assert (out / "c" / "comparison.nc").read_bytes() == b"precious"

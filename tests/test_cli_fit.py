@@ -207,7 +207,7 @@ def existing(short_trace: str) -> Iterator[str]:
         (SAMPLE, interrupt),
         (SAMPLE, interrupt_that_is_swallowed),
         (WRITE_REPORT, interrupt),
-        ("bayes_sched.cli.fit.summary", interrupt),
+        ("bayes_sched.cli.fit.summarize", interrupt),
     ],
 )
 def test_an_interrupt_costs_no_existing_result(

@@ -11,7 +11,6 @@ import pytest
 
 from bayes_sched.pooling.population import UNSEEN, Population
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.reports.pool import save_pool
 from bayes_sched.sampling import sample as sampling
 from tests.running import fail, fails, interrupt, printed_json, subcommand
 from tests.stub_population import save_fits, stub_pool, stub_population, unmixed_population
@@ -47,7 +46,7 @@ def fits(in_an_empty_folder: None, saved: Path) -> None:
 def saved_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three fits pooled."""
     folder = tmp_path_factory.mktemp("pooled")
-    save_pool(stub_pool(), folder)
+    stub_pool().save(folder)
     return folder
 
 
@@ -206,7 +205,7 @@ def test_one_trace_under_two_names_is_refused(
 def test_a_report_that_fails_does_not_cost_the_pool(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bayes_sched.cli.pool.write_pool", fail)
+    monkeypatch.setattr("bayes_sched.cli.pool.write_report", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main([*ALL, *QUICK])
     assert "the pool is saved, results/pool/population.nc; its report is not" in capsys.readouterr().err

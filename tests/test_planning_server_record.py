@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bayes_sched.reports.studies import check_text
 
 from bayes_sched.errors import InputError
 from bayes_sched.format import records
@@ -18,6 +17,7 @@ from bayes_sched.planning.forecast import decisions_of_clock, decisions_of_queue
 from bayes_sched.planning.replay import SchedulerSettings
 from bayes_sched.planning.server_record import MeasuredRequests, ServerRecord, read_measured_requests
 from bayes_sched.planning.workload import Lengths, PoissonWorkload
+from bayes_sched.reports.studies import check_text
 from bayes_sched.studies.simulator import SimulatorCheck, check_simulator
 from bayes_sched.trace.reader import read_trace
 from bayes_sched.trace.sidecar import read_scheduler

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+
 from bayes_sched.reports.plots.studies import simulated_ranks
 from bayes_sched.reports.plots.style import save_figure
-
 from bayes_sched.studies.sbc import NUM_RANKED_DRAWS, evenness, evenness_table, rank_among
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bayes_sched.reports.validation import validation_text
 from scipy import stats
 
 from bayes_sched.checks.scores import LEVELS
 from bayes_sched.errors import InputError
+from bayes_sched.reports.validation import validation_text
 from bayes_sched.steps import regime, regime_masks
 from bayes_sched.studies.forecasts import Forecast, Kept, Predict, from_distribution, from_quantiles
 from bayes_sched.studies.prediction import Server, StudySettings, servers_of, validate

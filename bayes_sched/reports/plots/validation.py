@@ -20,10 +20,9 @@ from bayes_sched.reports.plots.style import (
     label_outer,
     log_axis,
     new_figure,
-    sample_steps,
     styled,
 )
-from bayes_sched.steps import regime
+from bayes_sched.steps import regime, sample_steps
 from bayes_sched.studies.prediction import HeldOut, Validation
 
 _DASHES = ("-", "--", ":", "-.")
