@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
     """Errors are `InputError`, one line each; options are not abbreviated."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, formatter_class=_Formatter, allow_abbrev=False, **options)
+        super().__init__(*args, **options | {"formatter_class": _Formatter, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         """Raise what the command turns into a line and an exit status."""
