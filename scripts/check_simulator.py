@@ -121,7 +121,7 @@ def report_folder(options: argparse.Namespace, files: Sequence[str]) -> Path | N
     if not options.report:
         return None
     from bayes_sched.files import SIMULATOR, check_result
-    from bayes_sched.trace.formats import result_name
+    from bayes_sched.trace.opening import result_name
 
     name = f"{result_name(files)}-simulator" if options.name is None else options.name
     return check_result(options.results_dir, name, overwrite=options.overwrite, holds=SIMULATOR)
