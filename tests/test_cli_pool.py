@@ -212,15 +212,6 @@ def test_a_report_that_fails_does_not_cost_the_pool(
     assert Population.load("results/pool/population.nc").converged
 
 
-@pytest.mark.usefixtures("pooled")
-def test_an_interrupt_costs_no_existing_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Path("results/pool/population.nc").read_bytes()
-    stub_population(monkeypatch, interrupt)
-    assert main([*ALL, *QUICK, "--overwrite"]) == 130
-    assert Path("results/pool/population.nc").read_bytes() == before
-    assert not list(Path("results").glob(".*"))
-
-
 @pytest.mark.usefixtures("fits")
 def test_a_population_that_has_not_converged_is_saved_said_and_refused_as_a_prior(
     trace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
