@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.model.equation import Parameter
-from bayes_sched.model.priors import Priors
 
 if TYPE_CHECKING:  # the names of the models are known without the seconds that these take to load
     import pandas as pd
     import pymc as pm
     import xarray as xr
+
+    from bayes_sched.arrays import Floats
+    from bayes_sched.model.equation import Parameter
+    from bayes_sched.model.priors import Priors
 
 
 class Coordinates(Protocol):

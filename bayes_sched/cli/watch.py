@@ -1,18 +1,33 @@
-"""A growing log as one live line of a terminal, or as plain lines where there is none."""
+"""``bayes-sched watch``: a growing log as one live line of a terminal, or as plain lines elsewhere."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from bayes_sched.cli.command import DONE, Call
 from bayes_sched.format import NONE
 from bayes_sched.trace.watch import LiveFigures, LiveWindow, LogFollower
+
+
+def run(options: argparse.Namespace, call: Call) -> int:
+    """Follow the log until an interrupt, which is how it ends well."""
+    with suppress(KeyboardInterrupt):
+        watch(
+            options.trace,
+            interval_s=options.interval,
+            window_s=options.window,
+            duration_s=0.0 if options.once else options.duration,
+            say=call.say,
+        )
+    return DONE
 
 
 def watch(

@@ -1,0 +1,36 @@
+"""What the subcommands that ask a fit share: the fit, and how far it is trusted."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from bayes_sched.cli.command import Call
+from bayes_sched.cli.fit_parsers import TRUST
+from bayes_sched.posterior.fitted import FittedModel
+
+
+def load_fit(options: argparse.Namespace) -> FittedModel:
+    """Read the fit that is asked."""
+    return FittedModel.load(options.posterior, model=options.model)
+
+
+def say_cautions(fit: FittedModel, call: Call) -> None:
+    """Say what is to be known of a fit before its answers are acted on."""
+    unconverged = () if fit.converged else ("the fit has not converged", *fit.metadata.problems)
+    for warning in dict.fromkeys((*fit.warnings, *unconverged)):
+        call.say(f"warning: {warning}")
+
+
+def trust(options: argparse.Namespace) -> dict[str, Any]:
+    """Return how sure an answer has to be, as arguments of the library."""
+    return {name: getattr(options, name) for name in TRUST}
+
+
+def token_budget(fit: FittedModel, options: argparse.Namespace, call: Call) -> int:
+    """Return the token budget that was given, or else the largest that the trace shows."""
+    if options.token_budget is not None:
+        return int(options.token_budget)
+    budget = int(fit.cells["total_tokens"].max())
+    call.say(f"--token-budget is taken to be {budget:,}, the most tokens of a step of the trace")
+    return budget
