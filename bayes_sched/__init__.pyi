@@ -71,7 +71,6 @@ __all__ = [
     "write_analysis",
     "write_comparison",
     "write_report",
-    "write_sla",
     "write_validation",
 ]
 
@@ -102,7 +101,6 @@ from .predictor.monitor import MonitorSettings
 from .predictor.predictor import Predictor
 from .reports.comparison import write_comparison
 from .reports.fit import write_report
-from .reports.sla import write_sla
 from .reports.trace import write_analysis
 from .reports.validation import write_validation
 from .sampling.nuts import SamplerSettings

@@ -1,4 +1,4 @@
-"""Rows of tables as plain values."""
+"""Numbers, shares and rows of tables as a person reads them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pandas as pd
 NONE = "–"
 """What stands where there is no number."""
 
+_NEAR = 0.001
+_LEAST = 1e-6
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -64,3 +66,39 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
+
+
+def chance(share: float | None) -> str:
+    """Write a probability as a percentage; near 0 and near 1 it keeps the digits that matter."""
+    if share is None:
+        return NONE
+    if share <= _LEAST:
+        return f"under {number(100.0 * _LEAST, 1)}%"
+    if share < _NEAR:
+        return f"{number(100.0 * share, 1)}%"
+    if share > 1.0 - _NEAR:
+        return f"over {100.0 * (1.0 - _NEAR):g}%"
+    return f"{100.0 * share:.1f}%"
+
+
+def sureness(confidence: float | None) -> str:
+    """Write a confidence, which as a share of some thousand draws has no finer digits."""
+    return (
+        f"under {100.0 * _NEAR:g}%" if confidence is not None and confidence < _NEAR else chance(confidence)
+    )
+
+
+def chances(lower: float | None, upper: float | None) -> str:
+    """Write an interval of probabilities; one number where both ends read the same."""
+    ends = (chance(lower), chance(upper))
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def count(value: float | None) -> str:
+    """Write a whole number."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def sentence(text: str) -> str:
+    """Begin a text with a capital letter."""
+    return text[:1].upper() + text[1:]

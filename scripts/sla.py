@@ -21,6 +21,7 @@ from bayes_sched.errors import InputError
 
 if TYPE_CHECKING:
     from bayes_sched.posterior.fitted import FittedModel
+    from bayes_sched.reports.document import Document
     from bayes_sched.sla.request import RequestSLA
     from bayes_sched.sla.steps import StepSLA
 
@@ -143,22 +144,25 @@ def run(job: Job) -> int:
     start = time.perf_counter()
     fit = FittedModel.load(job.posterior, model=options.model)
     steps, request = answer_steps(fit, options), answer_request(fit, options)
+    from bayes_sched.reports import sla as _  # noqa: F401, it registers the report
+    from bayes_sched.reports.document import report
+    from bayes_sched.reports.terminal import terminal
+    from bayes_sched.sla.sla import SLA
+
+    answer = SLA.of(fit, steps, request, is_drawn=job.folder is not None)
     seconds = time.perf_counter() - start
     unconverged = () if fit.converged else ("the fit has not converged", *fit.metadata.problems)
     for warning in dict.fromkeys((*fit.warnings, *unconverged)):
         say(f"warning: {warning}")
-    is_promised = all(answer.is_promised for answer in (steps, request) if answer is not None)
-    numbers = document(fit, steps, request, is_promised=is_promised)
-    paths = write(job, steps, request, numbers)
+    document = report(answer, command=job.command)
+    paths = write(job, document)
     if options.json:
-        print(
-            json.dumps({**numbers, "paths": paths, "seconds": round(seconds, 2)}, indent=2, allow_nan=False)
-        )
+        numbers = {**answer.to_dict(), "paths": paths, "seconds": round(seconds, 2)}
+        print(json.dumps(numbers, indent=2, allow_nan=False))
     else:
-        from bayes_sched.reports.sla import sla_text
-
         saved = [f"Saved {paths['report']}"] if paths else []
-        print("\n\n".join([sla_text(steps, request), *saved]))
+        print("\n\n".join([terminal(document), *saved]))
+    is_promised = answer.is_promised
     return command.DONE if is_promised else REFUSED
 
 
@@ -202,36 +206,17 @@ def trust(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def document(
-    fit: FittedModel, steps: StepSLA | None, request: RequestSLA | None, *, is_promised: bool
-) -> dict[str, Any]:
-    """Return everything that was found as plain values."""
-    return {
-        "fit": fit.metadata.name,
-        "labels": dict(fit.metadata.labels),
-        "converged": fit.converged,
-        "warnings": list(fit.warnings),
-        "region": fit.region.text,
-        "is_promised": is_promised,
-        "steps": None if steps is None else steps.to_dict(),
-        "request": None if request is None else request.to_dict(),
-    }
-
-
-def write(
-    job: Job, steps: StepSLA | None, request: RequestSLA | None, numbers: dict[str, Any]
-) -> dict[str, str]:
+def write(job: Job, document: Document) -> dict[str, str]:
     """Write the report where one is wanted; return its files by what they are."""
     if job.folder is None:
         return {}
-    from bayes_sched.reports.sla import write_sla
-
     from bayes_sched.files import SLA, result_folder
+    from bayes_sched.reports.write import write_report
 
     with command.shown_progress(PROGRAM) as show:
         show("writing the report", None)
         with result_folder(job.folder, overwrite=job.options.overwrite, holds=SLA) as folder:
-            write_sla(steps, request, folder, numbers=numbers, command=job.command)
+            write_report(document, folder)
     names = {"folder": "", "report": "report.html", "sla": SLA}
     return {what: str(job.folder / name) for what, name in names.items()}
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
+from bayes_sched.format import chance, sureness
 from bayes_sched.model.equation import PARAMETERS, inverse_saturation
 from bayes_sched.planning.replay import SchedulerSettings, StepTimes
 from bayes_sched.planning.simulator import KEYS, NAMES, Simulation, simulate, spread_out
@@ -20,7 +21,6 @@ from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import check_probability, thin
 from bayes_sched.predictor.predictor import Predictor
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, refusals
-from bayes_sched.sla.words import chance, sureness
 from bayes_sched.steps import steps_arrays
 
 TOKENS, REQUESTS, FIXED, IDLE, REST = "tokens", "requests", "fixed cost", "unsaturated device", "other terms"

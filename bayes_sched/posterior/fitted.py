@@ -28,7 +28,7 @@ from bayes_sched.posterior.prediction import (
     component_cdf,
     quantile_levels,
 )
-from bayes_sched.posterior.provenance import FitMetadata
+from bayes_sched.posterior.provenance import FitDescription, FitMetadata
 from bayes_sched.posterior.typical_load import TypicalLoad, complete
 from bayes_sched.region import Region
 from bayes_sched.steps import Steps, as_steps
@@ -158,6 +158,11 @@ class FittedModel:
     def extrapolation(self, steps: Steps) -> xr.DataArray:
         """Return whether the prediction for each step is an extrapolation: bool, dims of the steps."""
         return (~self.in_region(steps)).rename("extrapolation")
+
+    @property
+    def description(self) -> FitDescription:
+        """What a result keeps of this fit."""
+        return FitDescription(metadata=self.metadata, warnings=self.warnings, region=self.region)
 
     def mean_latency(self, steps: Steps, *, max_draws: int | None = DEFAULT_MAX_DRAWS) -> xr.DataArray:
         """Return draws of the mean latency, ms, dims (chain, draw, *steps): what we know of the server."""

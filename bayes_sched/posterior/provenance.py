@@ -22,6 +22,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.files import VERSION
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import ModelFile
+from bayes_sched.region import Region
 from bayes_sched.trace.cleaning import Cleaned
 from bayes_sched.trace.reader import Trace
 
@@ -369,3 +370,31 @@ def _scalar(value: Any) -> Scalar:
     if value is None or isinstance(value, str | int):
         return value
     return ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in value)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FitDescription:
+    """What a result keeps of the fit that it was found with.
+
+    Attributes
+    ----------
+    metadata : FitMetadata
+    warnings : tuple of str
+        Those of the fit and of loading it.
+    region : Region
+        Where the trace has steps.
+    """
+
+    metadata: FitMetadata
+    warnings: tuple[str, ...]
+    region: Region
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What to beware of: that it has not converged, and its warnings."""
+        return (*(() if self.metadata.converged else ("The fit has not converged.",)), *self.warnings)
+
+    @property
+    def source_text(self) -> str:
+        """How many steps it was made from, and of which trace."""
+        return f"The fit: {self.metadata.rows.used:,} steps, trace SHA-256 `{self.metadata.trace_sha256}`."

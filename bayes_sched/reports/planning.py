@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.files import PLAN, VERSION
-from bayes_sched.format import NONE, number, percent, records, span
+from bayes_sched.format import NONE, chance, number, percent, records, span, sureness
 from bayes_sched.planning.capacity import CapacityPlan
 from bayes_sched.planning.settings import CASES, Optimum
 from bayes_sched.planning.simulator import KEYS, LEVELS, NAMES, Simulation
@@ -32,7 +32,6 @@ from bayes_sched.reports.plots.planning import (
     throughput_frontier,
 )
 from bayes_sched.reports.terminal import WIDTH, text_table
-from bayes_sched.sla.words import chance, sureness
 
 _MAX_ROWS = 12
 

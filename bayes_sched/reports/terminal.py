@@ -1,7 +1,8 @@
-"""The numbers of a fit as plain text, no wider than a terminal."""
+"""A document as plain text, no wider than a terminal."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bayes_sched.format import NONE, number, percent, records
+from bayes_sched.reports.document import Details, Document, Figure, Item, Section, Table, Text
 
 if TYPE_CHECKING:
     from bayes_sched.reports.fit import Summary
@@ -19,6 +21,49 @@ WIDTH = 100
 """Columns that every line fits into, as long as the names and units of a model are of common length."""
 
 _ARE_MANY_DIGITS = "×"
+_LINK = re.compile(r"\[([^\]]+)\]\([\w./-]+\)")
+
+
+def terminal(document: Document) -> str:
+    """Return what a terminal shows: no titles, figures or details."""
+    return "\n\n".join(_blocks((*document.head, *document.sections)))
+
+
+def _blocks(items: Sequence[Item]) -> list[str]:
+    blocks: list[str] = []
+    for item in items:
+        if isinstance(item, Section):
+            blocks += _blocks(item.items)
+        elif isinstance(item, Details | Figure) or item.on == "page":
+            continue
+        elif isinstance(item, Table):
+            texts = item.texts("terminal")
+            blocks.append(aligned(texts.titles, texts.rows, texts.is_text))
+        else:
+            blocks.append(_text(item))
+    return blocks
+
+
+def _text(item: Text) -> str:
+    shown = _LINK.sub(r"\1", item.text)
+    for mark in ("**", "`"):
+        shown = shown.replace(mark, "")
+    lines = [textwrap.fill(shown, WIDTH, break_on_hyphens=False)] if shown else []
+    return "\n".join(lines + [f"  - {point}" for point in item.points])
+
+
+def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]], is_text: Sequence[bool]) -> str:
+    """Return an aligned table: words to the left, numbers to the right; an empty row is an empty line."""
+    widths = [max(map(len, column)) for column in zip(titles, *filter(None, rows), strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(cells, widths, is_text, strict=False)
+        ]
+        return f"  {'  '.join(padded)}".rstrip()
+
+    return "\n".join(map(line, [titles, ["-" * width for width in widths], *rows]))
 
 
 def paragraph_text(summary: Summary) -> str:
@@ -92,15 +137,7 @@ def text_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: s
     right : set of str
         Titles of the columns that are aligned to the right.
     """
-    widths = [max(len(cell) for cell in column) for column in zip(titles, *filter(None, rows), strict=True)]
-    rule = ["-" * width for width in widths]
-
-    def line(cells: Sequence[str]) -> str:
-        pairs = zip(titles, cells, widths, strict=True) if cells else []
-        padded = [cell.rjust(n) if title in right else cell.ljust(n) for title, cell, n in pairs]
-        return f"  {'  '.join(padded)}".rstrip()
-
-    return "\n".join(map(line, [titles, rule, *rows]))
+    return aligned(titles, rows, [title not in right for title in titles])
 
 
 def _number(value: float | None) -> str:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy import special
 
 from bayes_sched.arrays import Floats, Ints
+from bayes_sched.format import chance, chances, sureness
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.region import TOLERANCE, Region
 from bayes_sched.sla.risk import Objective, step_risk
-from bayes_sched.sla.words import chance, chances, sureness
 from bayes_sched.steps import steps_arrays
 
 EXTRAPOLATION_FACTOR = 4

@@ -12,9 +12,10 @@ import pandas as pd
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.format import number, records, span
+from bayes_sched.format import chance, chances, number, records, span, sureness
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import Evaluator, check_probability
+from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.sla.convolution import SumDistribution, sum_distribution
 from bayes_sched.sla.risk import (
     DEFAULT_CONFIDENCE,
@@ -23,7 +24,6 @@ from bayes_sched.sla.risk import (
     check_columns,
     refusals,
 )
-from bayes_sched.sla.words import chance, chances, sureness
 from bayes_sched.steps import steps_arrays
 
 
@@ -171,6 +171,18 @@ class RequestTime:
             **risk,
         }
 
+    def survival(self) -> pd.DataFrame:
+        """Return the share of the requests that take longer than ``time_ms``, with its interval."""
+        ends = [self.distribution.quantile(q) for q in _ENDS]
+        if self.objective is not None:
+            ends.append(self.objective.limit_ms)
+        finite = [end for end in ends if math.isfinite(end)]
+        places = np.linspace(min(finite), max(finite) + 0.03 * (max(finite) - min(finite)), _NUM_PLACES)
+        late = 1.0 - self.distribution.cdf_draws(places)
+        tail = 0.5 * (1.0 - self.probability)
+        lower, upper = np.quantile(late, [tail, 1.0 - tail], axis=0)
+        return pd.DataFrame({"time_ms": places, "late": late.mean(axis=0), "lower": lower, "upper": upper})
+
     @property
     def text(self) -> str:
         """Sentences a person can paste."""
@@ -191,6 +203,10 @@ class RequestTime:
         return "; ".join(parts) + "."
 
 
+_NUM_PLACES = 200
+_ENDS = (0.001, 0.997)
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -207,24 +223,22 @@ class RequestSLA:
 
     Attributes
     ----------
-    fit : FittedModel
+    fit : FitDescription
+        What it was found with.
     steps : RequestSteps
         The request, and the steps it takes.
     times : tuple of RequestTime
         What was asked for, or can be said: ``ttft``, and with output tokens ``tpot`` and ``e2e``.
     step_table : DataFrame
         ``phase``, ``batch_size``, ``total_tokens``, ``count``, ``extrapolation``.
-    extrapolates : bool
-        Whether promises outside the region of the data were allowed.
     refusals : tuple of str
         Reasons, besides the numbers, why nothing is promised.
     """
 
-    fit: FittedModel
+    fit: FitDescription
     steps: RequestSteps
     times: tuple[RequestTime, ...]
     step_table: pd.DataFrame
-    extrapolates: bool
     refusals: tuple[str, ...]
 
     @property
@@ -340,7 +354,7 @@ def request_sla(
     if bool(table["extrapolation"].any()) and not extrapolate and any(objectives.values()):
         reasons.append("Nothing is promised outside of the data unless that is asked for.")
     return RequestSLA(
-        fit=fit,
+        fit=fit.description,
         steps=steps,
         times=tuple(
             RequestTime(
@@ -354,7 +368,6 @@ def request_sla(
             for key, distribution in sums.items()
         ),
         step_table=table,
-        extrapolates=extrapolate,
         refusals=tuple(reasons),
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 from bayes_sched.errors import InputError
 from bayes_sched.format import number, records
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
+from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.sla.limits import (
     Line,
     StepLimit,
@@ -59,6 +60,7 @@ COLUMNS = (
 def frontier(
     fit: FittedModel,
     objective: Objective,
+    searched: Mapping[Line, tuple[int, int]],
     *,
     extrapolate: bool,
     probability: float,
@@ -81,7 +83,6 @@ def frontier(
         fitted curve allows, and ``point_breach`` with its interval, the probability that a step there takes
         too long.
     """
-    searched = spans(fit, extrapolate=extrapolate)
     if not searched:
         return pd.DataFrame(columns=list(COLUMNS))
     lines, ends = list(searched), list(searched.values())
@@ -161,7 +162,8 @@ class StepSLA:
 
     Attributes
     ----------
-    fit : FittedModel
+    fit : FitDescription
+        What it was found with.
     objective : Objective
     probability : float
         Of credible intervals.
@@ -169,48 +171,23 @@ class StepSLA:
         The largest batch of decoding requests.
     token_budget : StepLimit or None
         The most tokens of a step with a given number of decodes and one prefill, where that was asked.
-    extrapolates : bool
-        Whether promises outside the region of the data were allowed.
-    max_draws : int or None
-        Posterior draws used.
+    frontier : DataFrame
+        For each number of requests, the most tokens: :func:`frontier`.
+    floor_ms : float
+        The least limit that any step searched could keep at this quantile and confidence, ms. Searched are
+        the decode-only steps, and for other numbers of requests those with the fewest tokens.
     refusals : tuple of str
         Reasons, besides the numbers, why nothing is promised.
     """
 
-    fit: FittedModel
+    fit: FitDescription
     objective: Objective
     probability: float
     decode_only: StepLimit
     token_budget: StepLimit | None
-    extrapolates: bool
-    max_draws: int | None
+    frontier: pd.DataFrame
+    floor_ms: float
     refusals: tuple[str, ...]
-
-    @cached_property
-    def frontier(self) -> pd.DataFrame:
-        """For each number of requests, the most tokens: :func:`bayes_sched.sla.frontier.frontier`."""
-        return frontier(
-            self.fit,
-            self.objective,
-            extrapolate=self.extrapolates,
-            probability=self.probability,
-            max_draws=self.max_draws,
-        )
-
-    @cached_property
-    def floor_ms(self) -> float:
-        """The least limit that any step searched could keep at this quantile and confidence, ms.
-
-        Searched are the decode-only steps, and for other numbers of requests those with the fewest tokens.
-        """
-        lines = spans(self.fit, extrapolate=self.extrapolates)
-        starts = np.array([[line.first, first] for line, (first, _) in lines.items()])
-        if self.decode_only.first is not None and self.decode_only.last is not None:
-            numbers = tried_numbers(self.decode_only.first, self.decode_only.last)
-            starts = np.concatenate([starts.reshape(-1, 2), np.stack([numbers, numbers], axis=1)])
-        steps = steps_arrays(starts[:, 0], starts[:, 1])
-        values = quantile_draws(self.fit, steps, self.objective.quantile, max_draws=self.max_draws)
-        return float(np.quantile(values, self.objective.confidence, axis=0).min())
 
     @property
     def is_promised(self) -> bool:
@@ -338,16 +315,41 @@ def step_sla(
 
     tokens = None if decodes is None else limit(Line(decodes + 1), token_budget)
     decode_only = limit(Line(), batch_size)
+    searched = spans(fit, extrapolate=extrapolate)
     return StepSLA(
-        fit=fit,
+        fit=fit.description,
         objective=objective,
         probability=probability,
         decode_only=decode_only,
         token_budget=tokens,
-        extrapolates=extrapolate,
-        max_draws=max_draws,
+        frontier=frontier(
+            fit,
+            objective,
+            searched,
+            extrapolate=extrapolate,
+            probability=probability,
+            max_draws=max_draws,
+        ),
+        floor_ms=_floor_ms(fit, objective, decode_only, searched, max_draws=max_draws),
         refusals=refusals(fit, accept_unconverged=accept_unconverged),
     )
+
+
+def _floor_ms(
+    fit: FittedModel,
+    objective: Objective,
+    decode_only: StepLimit,
+    searched: Mapping[Line, tuple[int, int]],
+    *,
+    max_draws: int | None,
+) -> float:
+    starts = np.array([[line.first, first] for line, (first, _) in searched.items()])
+    if decode_only.first is not None and decode_only.last is not None:
+        numbers = tried_numbers(decode_only.first, decode_only.last)
+        starts = np.concatenate([starts.reshape(-1, 2), np.stack([numbers, numbers], axis=1)])
+    steps = steps_arrays(starts[:, 0], starts[:, 1])
+    values = quantile_draws(fit, steps, objective.quantile, max_draws=max_draws)
+    return float(np.quantile(values, objective.confidence, axis=0).min())
 
 
 def _check_counts(batch_size: int | None, decodes: int | None, token_budget: int | None) -> None:

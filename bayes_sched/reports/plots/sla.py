@@ -1,8 +1,8 @@
-"""How long requests take."""
+"""Limits that may be promised: the map and the decode-only batches of steps, the times of requests."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -30,14 +30,14 @@ from bayes_sched.reports.plots.style import (
     veil_handle,
 )
 from bayes_sched.sla.request import RequestSLA, RequestTime
+from bayes_sched.sla.sla import RiskMaps
 from bayes_sched.sla.steps import StepSLA
-from bayes_sched.steps import steps_grid
 
 _LEAST_DECODE = 1e-5  # of risk: rarer events than that no trace shows
 
 
 @styled
-def decode_promise(sla: StepSLA, risk: xr.Dataset) -> Figure:
+def decode_promise(sla: StepSLA, maps: RiskMaps) -> Figure:
     """Draw, for decode-only batches, the share of steps beyond the limit, and how sure one may be of it.
 
     How to read it: above is what steps do, with the credible band of what we know; below is the probability
@@ -46,8 +46,7 @@ def decode_promise(sla: StepSLA, risk: xr.Dataset) -> Figure:
     Parameters
     ----------
     sla : StepSLA
-    risk : Dataset, dims (step,)
-        :func:`bayes_sched.sla.risk.step_risk` of decode-only steps, with a variable ``batch_size``.
+    maps : RiskMaps
 
     Returns
     -------
@@ -59,7 +58,7 @@ def decode_promise(sla: StepSLA, risk: xr.Dataset) -> Figure:
         rows=2,
         sharex=True,
     )
-    table = risk.to_dataframe().sort_values("batch_size")
+    table = maps.decode_only.to_dataframe().sort_values("batch_size")
     _draw_risk(axes[0, 0], sla, table)
     _draw_confidence(axes[1, 0], sla, table)
     for ax in axes[:, 0]:
@@ -121,12 +120,11 @@ def _draw_caps(ax: Axes, sla: StepSLA) -> None:
 LEVELS = (0.0, 0.01, 0.5, 0.9, 0.99, 0.999, 1.0)
 """Probabilities that the colours tell apart."""
 _COLOURS = ("#4d1a00", "#a65628", "#e6a15c", "#cfe3f2", "#7fb8de", "#1f78b4")
-_NUM_FINE = 160
 _HEADROOM = 1.6
 
 
 @styled
-def promise_map(sla: StepSLA, risk: xr.Dataset) -> Figure:
+def promise_map(sla: StepSLA, maps: RiskMaps) -> Figure:
     """Draw P(step <= SLO) over (B, S), and the frontiers of the promise and of a point estimate.
 
     How to read it: stay below the solid line. Between it and the dashed one lie the steps that a single
@@ -136,8 +134,7 @@ def promise_map(sla: StepSLA, risk: xr.Dataset) -> Figure:
     Parameters
     ----------
     sla : StepSLA
-    risk : Dataset, dims (batch_size, total_tokens)
-        :func:`bayes_sched.sla.risk.risk_map`.
+    maps : RiskMaps
 
     Returns
     -------
@@ -146,13 +143,12 @@ def promise_map(sla: StepSLA, risk: xr.Dataset) -> Figure:
     objective = sla.objective
     figure, axes = new_figure(f"Share of steps within {objective.limit_ms:g} ms", height_in=4.9)
     ax = axes[0, 0]
-    surface = risk["probability"].transpose(*ORDER)
+    surface = maps.surface["probability"].transpose(*ORDER)
     if has_area(ax, surface):
         _draw_probability(figure, ax, surface)
-        fine = _fine_grid(surface)
-        draw_veil(ax, fine, sla.fit.extrapolation(fine))
+        draw_veil(ax, maps.veil, maps.veil["extrapolation"])
     _draw_frontiers(ax, sla)
-    ax.set_ylim(1.0, _top(sla, float(risk["total_tokens"].max())))
+    ax.set_ylim(1.0, _top(sla, float(surface["total_tokens"].max())))
     ax.set(xlabel=X_LABEL, ylabel=Y_LABEL)
     ax.grid(visible=False)
     handles, _ = ax.get_legend_handles_labels()
@@ -178,13 +174,6 @@ def _draw_probability(figure: Figure, ax: Axes, surface: xr.DataArray) -> None:
     bar = figure.colorbar(filled, ax=ax, ticks=LEVELS, spacing="uniform", shrink=0.9, pad=0.02)
     bar.ax.set_yticklabels([f"{100 * level:g}%" for level in LEVELS])
     bar.set_label("P(step keeps the limit)")
-
-
-def _fine_grid(surface: xr.DataArray) -> xr.Dataset:
-    sizes, tokens = (
-        np.linspace(1.0, float(surface[name].max()), _NUM_FINE) for name in ("batch_size", "total_tokens")
-    )
-    return steps_grid(batch_size=sizes, total_tokens=np.union1d(sizes, tokens))
 
 
 def _draw_frontiers(ax: Axes, sla: StepSLA) -> None:
@@ -228,13 +217,11 @@ def _draw_frontiers(ax: Axes, sla: StepSLA) -> None:
     )
 
 
-_NUM_PLACES = 200
 _LEAST_REQUEST = 2e-3
-_ENDS = (0.001, 0.997)
 
 
 @styled
-def request_survival(sla: RequestSLA) -> Figure:
+def request_survival(sla: RequestSLA, survival: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw the share of the requests that take longer, for each time that can be told.
 
     How to read it: follow a time up to the curve. The band is what we do not know of the server; the slope of
@@ -243,6 +230,8 @@ def request_survival(sla: RequestSLA) -> Figure:
     Parameters
     ----------
     sla : RequestSLA
+    survival : mapping of str to DataFrame
+        :meth:`RequestTime.survival` by the key of each time.
 
     Returns
     -------
@@ -251,28 +240,22 @@ def request_survival(sla: RequestSLA) -> Figure:
     rows = len(sla.times)
     figure, axes = new_figure("How long a request takes", height_in=1.0 + 1.9 * rows, rows=rows)
     for ax, time in zip(axes[:, 0], sla.times, strict=True):
-        _draw(ax, time)
+        _draw(ax, time, survival[time.key])
     figure_legend(figure, axes[0, 0])
     return figure
 
 
-def _draw(ax: Axes, time: RequestTime) -> None:
-    ends = [time.distribution.quantile(q) for q in _ENDS]
-    if time.objective is not None:
-        ends.append(time.objective.limit_ms)
-    finite = [end for end in ends if math.isfinite(end)]
-    places = np.linspace(min(finite), max(finite) + 0.03 * (max(finite) - min(finite)), _NUM_PLACES)
-    late = 1.0 - time.distribution.cdf_draws(places)
-    tail = 0.5 * (1.0 - time.probability)
-    lower, upper = (
-        np.maximum(band, _LEAST_REQUEST / 10) for band in np.quantile(late, [tail, 1.0 - tail], axis=0)
+def _draw(ax: Axes, time: RequestTime, survival: pd.DataFrame) -> None:
+    places = survival["time_ms"].to_numpy()
+    late, lower, upper = (
+        np.maximum(survival[name].to_numpy(), _LEAST_REQUEST / 10) for name in ("late", "lower", "upper")
     )
     ax.fill_between(
         places, lower, upper, color=SKY, alpha=0.5, linewidth=0, label=f"{100 * time.probability:g}% credible"
     )
     ax.plot(
         places,
-        np.maximum(late.mean(axis=0), _LEAST_REQUEST / 10),
+        late,
         color=BLUE,
         label="requests that take longer",
     )

@@ -1,0 +1,69 @@
+"""A document in a folder: the page, the same numbers as JSON and CSV, the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bayes_sched.reports.document import Document
+from bayes_sched.reports.html import html
+from bayes_sched.reports.plots.style import save_figure
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPaths:
+    """The files of a report.
+
+    Attributes
+    ----------
+    page : Path
+        ``report.html``.
+    summary : Path
+        The same numbers as JSON.
+    tables : Mapping of str to Path
+        ``tables/NAME.csv`` by name.
+    figures : Mapping of str to tuple of Path
+        ``figures/NAME.png`` and ``figures/NAME.svg`` by name.
+    """
+
+    page: Path
+    summary: Path
+    tables: Mapping[str, Path]
+    figures: Mapping[str, tuple[Path, Path]]
+
+
+def write_report(document: Document, folder: str | Path) -> ReportPaths:
+    """Write a document into a folder.
+
+    ``report.html`` needs no other file. Beside it lie the numbers as JSON, ``tables/*.csv`` with full
+    precision, and the figures, ``figures/*.png`` and ``*.svg``.
+
+    Parameters
+    ----------
+    document : Document
+    folder : str or Path
+        Made if it does not exist. Files of the same names are overwritten, others left alone.
+    """
+    folder = Path(folder)
+    for part in ("tables", "figures"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    tables = {name: folder / "tables" / f"{name}.csv" for name in document.frames}
+    for name, frame in document.frames.items():
+        frame.to_csv(tables[name], index=False, lineterminator="\n")
+    figures = {
+        figure.name: save_figure(figure.draw(), folder / "figures", figure.name)
+        for figure in document.figures
+    }
+    page = folder / "report.html"
+    page.write_text(html(document, {name: png for name, (png, _) in figures.items()}), encoding="utf-8")
+    write_json(document.numbers, folder / document.json_name)
+    return ReportPaths(page, folder / document.json_name, tables, figures)
+
+
+def write_json(numbers: Mapping[str, Any], path: Path) -> None:
+    """Write plain values as strict JSON."""
+    text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
