@@ -65,7 +65,7 @@ Progress = Callable[[str, float | None], None]
 #: Statistics of a draw that are kept.
 SAMPLE_STATS = ("diverging", "energy", "n_steps", "step_size")
 
-_MAX_TREE_DEPTH = 10
+MAX_TREE_DEPTH = 10
 _ATTEMPTS = 3
 _SMALLER_STEPS = 0.3  # of the share of rejected proposals, at each further attempt
 
@@ -92,11 +92,13 @@ class PartSampler:
     ----------
     num_gradients : int
         Leapfrog steps of the kept draws so far.
+    num_warm_up_gradients : int
+        Those of nutpie's tuning draws.
     """
 
     def __init__(self, density: Density, data: Callable[[], dict[str, Any]]) -> None:
         self.density = density
-        self.num_gradients = 0
+        self.num_gradients = self.num_warm_up_gradients = 0
         self._data = data
         self._compiled: Any = None
 
@@ -186,16 +188,18 @@ class PartSampler:
             if progress is not None:
                 progress("sampling", min(1.0, sum(chain.finished_draws for chain in chains) / total))
 
-        return nutpie.sample(
+        tree = nutpie.sample(
             self._compiled.with_data(**self._data(), **partition.data(part)),
             draws=draws,
             tune=settings.tune,
             chains=settings.chains,
             cores=settings.cores,
             seed=settings.seed,
-            save_warmup=False,
+            save_warmup=True,
             progress_bar=False,
             progress_callback=report if progress is not None else None,
             target_accept=settings.target_accept,
-            maxdepth=_MAX_TREE_DEPTH,
+            maxdepth=MAX_TREE_DEPTH,
         )
+        self.num_warm_up_gradients += int(tree["warmup_sample_stats"]["n_steps"].sum())
+        return tree

@@ -236,7 +236,7 @@ class Sampler:
 
     def _run(self, settings: SamplerSettings, progress: Progress | None) -> Samples:
         rng = np.random.default_rng(settings.seed)
-        self.nuts.num_gradients = 0
+        self.nuts.num_gradients = self.nuts.num_warm_up_gradients = 0
         pilot = self.explore(rng, progress)
         if settings.sampler == "nutpie":
             with self.clock("compile"):

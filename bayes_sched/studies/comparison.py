@@ -67,7 +67,7 @@ class PairStudy:
                 posteriors.append(samples.data["posterior"].to_dataset()[list(self.fits.priors)])
                 found["gates_passed"] += int(gate.converged)
             table = self._compare(posteriors, true_ratio, seed=number)
-        return table.assign(**{"error": None} | found, pair=number).reindex(columns=list(COLUMNS))
+        return table.assign(**found, pair=number).reindex(columns=list(COLUMNS))
 
     def _compare(self, posteriors: list[xr.Dataset], true_ratio: float, *, seed: int) -> pd.DataFrame:
         probed = self.fits.probed

@@ -129,8 +129,9 @@ def read_runs(folder: StudyFolder) -> pd.DataFrame:
 def noted(provenance: dict[str, Any]) -> Iterator[None]:
     """Note what a fit costs, and an error that it fails with in place of raising it.
 
-    ``seconds`` and ``cpu_seconds`` are added to `provenance`, and ``error`` where there is one.
+    ``seconds``, ``cpu_seconds`` and ``error``, None where there is none, are added to `provenance`.
     """
+    provenance["error"] = None
     start = time.perf_counter(), time.process_time()
     try:
         yield
