@@ -184,64 +184,26 @@ def _members(pool: Path) -> str:
     return found[0] if found else str(pool / MEMBERS / "NAME")
 
 
-def check_result(results_dir: Path, name: str, *, overwrite: bool, holds: str = POSTERIOR) -> Path:
-    """Return the folder of a result after making sure that it may be written.
-
-    Parameters
-    ----------
-    results_dir : Path
-        Folder of all results; it need not exist.
-    name : str
-        Name of the result.
-    overwrite : bool
-        Whether an existing result may be replaced.
-    holds : str
-        The file by which an existing result of the same kind is known, such as `POSTERIOR`. A folder of
-        another kind is never replaced.
-
-    Returns
-    -------
-    Path
-        ``results_dir / name``.
-
-    Raises
-    ------
-    InputError
-        The name is no name of a folder, there is such a result and `overwrite` is false, there is something
-        else of that name, or the place cannot be written.
-    """
-    if not is_name(name):
-        raise InputError(
-            f"{name!r} cannot name a result: give a --name of letters, digits, '.', '_' and '-' that begins "
-            "with a letter or digit"
-        )
-    folder = results_dir / name
-    _check_free(folder, overwrite=overwrite, holds=holds)
-    existing = next(place for place in (results_dir, *results_dir.absolute().parents) if place.exists())
-    if not existing.is_dir():
-        raise InputError(f"{existing} is a file: results are folders in --results-dir, give another one")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{existing}: no permission to write there; give another --results-dir")
-    return folder
-
-
 def is_name(text: str) -> bool:
     """Return whether a text may name a result."""
     return bool(_NAME.fullmatch(text)) and not text.endswith(".tmp")
 
 
-def _check_free(folder: Path, *, overwrite: bool, holds: str) -> None:
+def obstacle(folder: Path, *, overwrite: bool, holds: str = POSTERIOR) -> str:
+    """Say why a result may not be written into a folder, empty where it may.
+
+    `holds` is the file by which an existing result of the same kind is known, such as `POSTERIOR`: a folder
+    of another kind is never replaced, one of the same kind only with `overwrite`.
+    """
     if not os.path.lexists(folder):
-        return
+        return ""
     if not folder.is_dir():
-        raise InputError(f"{folder} exists and is no folder: give another --name")
+        return "exists and is no folder"
     if not any(folder.iterdir()):
-        return
+        return ""
     if not (folder / holds).is_file():
-        kind = f"no {_KINDS[holds]} (it holds no {holds})"
-        raise InputError(f"{folder} exists, but is {kind}: give another --name")
-    if not overwrite:
-        raise InputError(f"{folder} exists: give another --name, or --overwrite to replace it")
+        return f"exists, but is no {_KINDS[holds]} (it holds no {holds})"
+    return "" if overwrite else "exists"
 
 
 @contextmanager
@@ -274,7 +236,8 @@ def result_folder(folder: Path, *, overwrite: bool, holds: str = POSTERIOR) -> I
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        _check_free(folder, overwrite=overwrite, holds=holds)
+        if found := obstacle(folder, overwrite=overwrite, holds=holds):
+            raise InputError(f"{folder} {found}")
         _swap(temporary, folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot write the result ({error.strerror or error})") from error

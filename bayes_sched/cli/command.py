@@ -1,48 +1,109 @@
-"""What all commands share: options that are checked at once, one-line errors, progress, interrupts.
-
-It imports nothing heavy, so that a command answers a slip of the pen before it loads what it works with.
-"""
+"""What a subcommand is before anything heavy is loaded: its options, its cheap checks, how it was called."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+import shtab
+
 from bayes_sched.errors import InputError
-from bayes_sched.files import whole_file
+from bayes_sched.files import POSTERIOR, is_name, obstacle, whole_file
 
-DONE, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 2, 3, 130
-"""Exit statuses."""
-
-type Progress = Callable[[str, float | None], None]
-"""Called with a stage in words and the share of it that is done, None where that is not known."""
+DONE, REFUSED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit statuses; REFUSED is an answer, not an error: what was asked about cannot be promised."""
 
 DEFAULT: Final = "(default: %(default)s)"
 """The end of an option's help."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `InputError`, one line each.
-
-    Options are not abbreviated, and the texts of ``--help`` keep their lines, unless asked for.
-    """
+    """Errors are `InputError`, one line each; options are not abbreviated, epilogs keep their lines."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        options.setdefault("allow_abbrev", False)
-        super().__init__(*args, **options)
+        super().__init__(
+            *args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise what the command turns into a line and an exit status."""
         raise InputError(f"{message} (--help lists the options)")
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a subcommand was called: ``bayes-sched sla ...``, or ``python scripts/sla.py ...``."""
+
+    name: str
+    """What its messages begin with."""
+    words: tuple[str, ...]
+    """The command, before its arguments."""
+    arguments: tuple[str, ...]
+
+    def say(self, text: str) -> None:
+        """Write one line to standard error."""
+        sys.stderr.write(f"{self.name}: {' '.join(text.split())}\n")
+        sys.stderr.flush()
+
+    def line(self, *, traces: Sequence[str] = (), without: Sequence[str] = ()) -> str:
+        """Return the command as it was given, less some options and the folders of somebody's files."""
+
+        def shown(text: str) -> str:
+            option, is_joined, value = text.partition("=") if text.startswith("--") else ("", "", text)
+            is_private = value in traces or Path(value).is_absolute()
+            return option + is_joined + (Path(value).name if is_private else value)
+
+        return shlex.join([*self.words, *(shown(text) for text in self.arguments if text not in without)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A subcommand, or a group of them.
+
+    Its module is imported only after `check` has found nothing wrong; then its ``run(options, call)`` does
+    what was asked for and returns the exit status. The texts name commands as ``bayes-sched NAME``.
+    """
+
+    name: str
+    summary: str
+    """One line for the list of subcommands."""
+    description: str = ""
+    """The beginning of its help, the summary as a sentence if empty."""
+    epilog: str = ""
+    script: str = ""
+    """The file in ``scripts/`` (and first argument) that is the same command: ``plan.py optimize``."""
+    module: str = ""
+    """In `bayes_sched.cli`; it is told which subcommand of it was called by ``options.kind``."""
+    add_options: Callable[[Parser], None] | None = None
+    check: Callable[[argparse.Namespace, Call], None] | None = None
+    """Refuses what can be refused without reading any data; adds to the options what it has found."""
+    commands: tuple[Command, ...] = ()
+
+    def fill(self, parser: Parser, shown: Callable[[str], str] = str) -> Parser:
+        """Give a parser the options and the texts, `shown` as the command was called; return it."""
+        sentence = f"{self.summary[0].upper()}{self.summary[1:]}."
+        parser.description, parser.epilog = shown(self.description or sentence), shown(self.epilog)
+        if self.add_options is not None:
+            self.add_options(parser)
+        for action in parser._actions:  # what a shell completes as a file or folder
+            if action.type is Path or action.metavar in ("TRACE", "TRACE|RESULT", "FILE.py"):
+                complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
+                action.complete = complete  # type: ignore[attr-defined]
+        if self.commands:
+            choices = " | ".join(one.name for one in self.commands)
+            metavar = choices if len(choices) < 40 else "COMMAND"
+            names = parser.add_subparsers(required=True, metavar=metavar)
+            for one in self.commands:
+                one.fill(names.add_parser(one.name, help=one.summary), shown)
+        return parser
 
 
 def number_option(
@@ -67,6 +128,11 @@ share = number_option(float, lambda x: 0 <= x <= 1, "a share between 0 and 1")
 probability = number_option(float, lambda x: 0 < x < 1, "a probability between 0 and 1")
 
 
+def at_least(least: int) -> Callable[[str], Any]:
+    """Return a `type` for an option: a whole number that is not less."""
+    return number_option(int, lambda x: x >= least, f"a whole number of at least {least}")
+
+
 def names(text: str) -> tuple[str, ...]:
     """Read names with commas between them."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -75,58 +141,54 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
-def at_least(least: int) -> Callable[[str], Any]:
-    """Return a `type` for an option: a whole number that is not less."""
-    return number_option(int, lambda x: x >= least, f"a whole number of at least {least}")
+def option_of(name: str) -> str:
+    """Return the option that a name in the options stands for."""
+    return f"--{name.replace('_', '-')}"
 
 
-def add_study_options(parser: argparse.ArgumentParser, *, folder: str) -> None:
-    """Add what every study takes: its folder, ``--resume`` and ``--overwrite``.
+def check_result(results_dir: Path, name: str, *, overwrite: bool, holds: str = POSTERIOR) -> Path:
+    """Return the folder of a result after making sure that it may be written; `holds` as in `obstacle`."""
+    if not is_name(name):
+        raise InputError(
+            f"{name!r} cannot name a result: give a --name of letters, digits, '.', '_' and '-' that begins "
+            "with a letter or digit"
+        )
+    folder = results_dir / name
+    if found := obstacle(folder, overwrite=overwrite, holds=holds):
+        way = ", or --overwrite to replace it" if found == "exists" else ""
+        raise InputError(f"{folder} {found}: give another --name{way}")
+    existing = next(place for place in (results_dir, *results_dir.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file: results are folders in --results-dir, give another one")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{existing}: no permission to write there; give another --results-dir")
+    return folder
 
-    Parameters
-    ----------
-    parser : ArgumentParser
-    folder : str
-        The default of ``--results-dir``.
-    """
-    add = parser.add_argument
-    add("--results-dir", type=Path, default=Path(folder), metavar="DIR", help=DEFAULT)
-    add("--resume", action="store_true", help="go on with the study in the folder")
-    add("--overwrite", action="store_true", help="replace the study in the folder")
+
+def check_report(options: argparse.Namespace, default: str, *, holds: str) -> Path | None:
+    """Return the folder of the report that ``--report`` asks for, None where it does not."""
+    if options.name is not None and not options.report:
+        raise InputError("--name names the report: give --report too")
+    if not options.report:
+        return None
+    name = default if options.name is None else options.name
+    return check_result(options.results_dir, name, overwrite=options.overwrite, holds=holds)
 
 
-def shown_study(script: str, arguments: Sequence[str]) -> str:
-    """Return the command that makes a study in one go, however often it was interrupted and went on."""
-    return shown_command(script, [text for text in arguments if text not in ("--resume", "--overwrite")], ())
-
-
-def shown_command(script: str, arguments: Sequence[str], traces: Sequence[str]) -> str:
-    """Return the command as it was given, less the folders in which somebody keeps things."""
-
-    def shown(text: str) -> str:
-        option, is_joined, value = text.partition("=") if text.startswith("--") else ("", "", text)
-        is_private = value in traces or Path(value).is_absolute()
-        return option + is_joined + (Path(value).name if is_private else value)
-
-    return shlex.join(["python", script, *map(shown, arguments)])
+def add_report_options(
+    group: argparse._ArgumentGroup, *, name: str, printed: str = "text", replaced: str = "report"
+) -> None:
+    """Add what is printed, and whether and where a report is written."""
+    add = group.add_argument
+    add("--json", action="store_true", help=f"print one JSON document in place of the {printed}")
+    add("--report", action="store_true", help="write an HTML page, tables and figures")
+    add("--name", help=f"name of the report (default: {name})")
+    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=DEFAULT)
+    add("--overwrite", action="store_true", help=f"replace an existing {replaced}")
 
 
 def check_output(path: Path, *, inputs: Sequence[str], overwrite: bool) -> None:
-    """Check that a file may be written.
-
-    Parameters
-    ----------
-    path : Path
-    inputs : sequence of str
-        Files that the command reads; none of them is ever written.
-    overwrite : bool
-        Whether an existing file may be replaced.
-
-    Raises
-    ------
-    InputError
-        It may not.
-    """
+    """Make sure that a file may be written, and that it is none of those that the command reads."""
     if path.is_dir():
         raise InputError(f"{path} is a directory: name a file in it")
     if path.exists() and any(Path(name).exists() and path.samefile(name) for name in inputs):
@@ -140,93 +202,11 @@ def check_output(path: Path, *, inputs: Sequence[str], overwrite: bool) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
-
-    Raises
-    ------
-    InputError
-        It cannot be written.
-    """
+    """Write a text file whole or not at all."""
     with whole_file(path, what="the file") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def say(program: str, text: str) -> None:
-    """Write one line to standard error."""
-    sys.stderr.write(f"{program}: {' '.join(text.split())}\n")
-    sys.stderr.flush()
-
-
-def exit_status(program: str, body: Callable[[], int]) -> int:
-    """Run a command; turn what a person has to act on into one line and an exit status."""
-    try:
-        return body()
-    except InputError as error:
-        say(program, str(error))
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        say(program, "interrupted; existing results are as they were")
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; the interpreter must not try to flush the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-
-
-@contextmanager
-def noticed_interrupts() -> Iterator[Callable[[], None]]:
-    """Give a function that raises KeyboardInterrupt if one has come.
-
-    The samplers take an interrupt as a wish for fewer draws and return those they have.
-    """
-    seen: list[int] = []
-
-    def notice(number: int, _frame: object) -> None:
-        seen.append(number)
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if seen:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, notice)
-    try:
-        yield check
-    except Exception:
-        check()
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def shown_progress(program: str) -> Iterator[Progress]:
-    """Show stages on standard error: as a bar on a terminal, elsewhere as one line each."""
-    if sys.stderr.isatty():
-        with _bar() as update:
-            yield update
-        return
-    shown: set[str] = set()
-
-    def line(stage: str, _share: float | None) -> None:
-        if stage not in shown:
-            shown.add(stage)
-            say(program, stage)
-
-    yield line
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def update(stage: str, share_done: float | None) -> None:
-            total = None if share_done is None else 1.0
-            bar.update(task, description=stage, total=total, completed=share_done or 0.0)
-
-        yield update
+def print_json(numbers: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(numbers, indent=2, allow_nan=False))

@@ -17,12 +17,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.model.equation import Parameter
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from bayes_sched.arrays import Floats
+    from bayes_sched.model.equation import Parameter
 
 
 #: Share of the prior mass that lies inside a documented range.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from bayes_sched.errors import InputError
-from bayes_sched.model.equation import Parameter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
+    from bayes_sched.model.equation import Parameter
     from bayes_sched.model.priors import Priors
 
 
