@@ -49,7 +49,11 @@ def _text(item: Text) -> str:
     for mark in ("**", "`"):
         shown = shown.replace(mark, "")
     lines = [textwrap.fill(shown, WIDTH, break_on_hyphens=False)] if shown else []
-    return "\n".join(lines + [f"  - {point}" for point in item.points])
+    return "\n".join([*lines, *map(_point, item.points)])
+
+
+def _point(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]], is_text: Sequence[bool]) -> str:

@@ -35,7 +35,7 @@ class ReportPaths:
     figures: Mapping[str, tuple[Path, Path]]
 
 
-def write_report(document: Document, folder: str | Path) -> ReportPaths:
+def write_report(document: Document, folder: str | Path, *, with_page: bool = True) -> ReportPaths:
     """Write a document into a folder.
 
     ``report.html`` needs no other file. Beside it lie the numbers as JSON, ``tables/*.csv`` with full
@@ -46,20 +46,24 @@ def write_report(document: Document, folder: str | Path) -> ReportPaths:
     document : Document
     folder : str or Path
         Made if it does not exist. Files of the same names are overwritten, others left alone.
+    with_page : bool
+        Whether to make the page and the figures.
     """
     folder = Path(folder)
-    for part in ("tables", "figures"):
+    for part in ("tables", "figures") if with_page else ("tables",):
         (folder / part).mkdir(parents=True, exist_ok=True)
     tables = {name: folder / "tables" / f"{name}.csv" for name in document.frames}
     for name, frame in document.frames.items():
         frame.to_csv(tables[name], index=False, lineterminator="\n")
+    write_json(document.numbers, folder / document.json_name)
+    page = folder / "report.html"
+    if not with_page:
+        return ReportPaths(page, folder / document.json_name, tables, {})
     figures = {
         figure.name: save_figure(figure.draw(), folder / "figures", figure.name)
         for figure in document.figures
     }
-    page = folder / "report.html"
     page.write_text(html(document, {name: png for name, (png, _) in figures.items()}), encoding="utf-8")
-    write_json(document.numbers, folder / document.json_name)
     return ReportPaths(page, folder / document.json_name, tables, figures)
 
 

@@ -45,8 +45,8 @@ class PairStudy:
     probability: float = DEFAULT_PROBABILITY
 
     def title(self, number: int) -> str:
-        """Return the pair's name."""
-        return f"pair {number}"
+        """Return the ten pairs that this one is among."""
+        return f"pairs, from {number - number % 10:,}"
 
     def run(self, number: int) -> pd.DataFrame:
         """Simulate, fit and compare one pair: a row for each probed step, a single one where a fit failed.
@@ -103,23 +103,7 @@ class PairStudy:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ComparisonCalibration(Findings):
-    """Whether comparisons find the truth.
-
-    Attributes
-    ----------
-    tables : mapping
-        ``coverage`` and ``reliability``: see :func:`coverage_table` and :func:`reliability_table`.
-    pairs : DataFrame
-        One row a pair, at one of its probed steps.
-    coverage : float
-        Share of `pairs` whose interval holds the truth.
-    uniformity_p : float
-        Of the ranks of the true ratio.
-    num_pairs, num_errors, num_passed : int
-        Pairs, those with an error, and fits that passed the gate.
-    seconds : Series
-        Of each pair.
-    """
+    """Whether comparisons find the truth."""
 
     pairs: pd.DataFrame
     coverage: float
@@ -157,9 +141,12 @@ def coverage_table(pairs: pd.DataFrame) -> pd.DataFrame:
 
     Steps of one pair go together, so the interval over all steps counts pairs, not steps.
     """
-    groups = [(f"B = {b:g}, S = {s:g}", group) for (b, s), group in pairs.groupby(["batch_size", "total_tokens"])]
+    groups = [
+        (f"B = {b:g}, S = {s:g}", group) for (b, s), group in pairs.groupby(["batch_size", "total_tokens"])
+    ]
     rows = [
-        (step, group["pair"].nunique(), float(group["covered"].mean())) for step, group in [*groups, ("all", pairs)]
+        (step, group["pair"].nunique(), float(group["covered"].mean()))
+        for step, group in [*groups, ("all", pairs)]
     ]
     table = pd.DataFrame(rows, columns=["step", "pairs", "coverage"])
     lower, upper = share_interval(table["coverage"] * table["pairs"], table["pairs"], level=INTERVAL)

@@ -98,16 +98,7 @@ def student_t_noise(residual_ms: Floats) -> Callable[[Floats], Any]:
 
 @dataclass(frozen=True)
 class LightGBM:
-    """One boosted model for each quantile level; crossing quantiles are sorted.
-
-    Attributes
-    ----------
-    columns, optional : tuple of str
-        Features it cannot do without, and those that are used where the steps hold them.
-    leaf_share : float
-        Of the training steps that a leaf holds at least, between 2 steps and 20: where steps are few, the 20
-        that LightGBM asks for leave no room for a tree, and it would lose for want of one setting.
-    """
+    """One boosted model for each quantile level; crossing quantiles are sorted."""
 
     name: str = "lightgbm"
     columns: tuple[str, ...] = _STEP
@@ -211,21 +202,7 @@ def log_density(mixture: StudentTMixture, mean: Floats, scale: Floats, x: Floats
 def competitors_by_name(
     names: Sequence[str] | None = None, *, settings: SamplerSettings
 ) -> tuple[tuple[Competitor, ...], tuple[str, ...]]:
-    """Return competitors by name, and a sentence for each that cannot take part.
-
-    Parameters
-    ----------
-    names : sequence of str, optional
-        Of :func:`~bayes_sched.studies.names.competitor_names`, which is the default; or ``MODEL:NOISE``, or the
-        path of a model's file, which is run.
-    settings : SamplerSettings
-        Of the models that are sampled.
-
-    Raises
-    ------
-    InputError
-        A name is unknown, or a model's file fails.
-    """
+    """Return competitors by name, and a sentence for each that cannot take part."""
     names = competitor_names() if names is None else tuple(names)
     check_competitors(names)
     missing = () if find_spec("lightgbm") else tuple(name for name in names if name in BOOSTED)

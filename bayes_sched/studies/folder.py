@@ -69,11 +69,6 @@ class StudyFolder:
         """Make the folder and write the settings, less the runs of a study that was there before.
 
         A study that is resumed stays as it is; one of other settings is refused.
-
-        Raises
-        ------
-        InputError
-            The folder cannot be written, or what is in it cannot go on.
         """
         if resume:
             self.check_settings()
@@ -90,11 +85,6 @@ class StudyFolder:
         """Add the rows of a run and make the system write them to the disk: what is in the file is done.
 
         Every run has the same columns, :attr:`number` among them. Numbers are written to six digits.
-
-        Raises
-        ------
-        InputError
-            The disk is full, or the file may not be written.
         """
         try:
             with self.path.open("a", encoding="utf-8", newline="") as stream:

@@ -70,15 +70,7 @@ class Competitor(Protocol):
     def columns(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def fit(self, train: pd.DataFrame, *, seed: int) -> Predict:
-        """Learn from steps; return what predicts others.
-
-        Parameters
-        ----------
-        train : DataFrame
-            One row a step: ``latency_ms`` and `columns`.
-        seed : int
-            Of everything random.
-        """
+        """Learn from steps; return what predicts others."""
         ...
 
 

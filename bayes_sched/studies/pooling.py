@@ -13,7 +13,7 @@ A fit of a few steps, drawn at random, predicts the rest of the trace, under eac
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,18 +39,7 @@ _MAX_DRAWS = 200
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Target:
-    """A trace of which a few steps are taken, and the priors that are tried on them.
-
-    Attributes
-    ----------
-    name : str
-    steps : DataFrame
-        Its cleaned steps.
-    fit : FittedModel
-        The fit of the whole trace, which predicts as well as one may hope for.
-    priors : Mapping of str to Priors
-        ``documented``, ``new server`` and, where there is one, ``known server``.
-    """
+    """A trace of which a few steps are taken, and the priors that are tried on them."""
 
     name: str
     steps: pd.DataFrame
@@ -83,20 +72,7 @@ class Target:
 
 
 class FewSteps:
-    """Repeated fits of a few steps of one target; each prior's model is compiled once.
-
-    Parameters
-    ----------
-    target : Target
-    num_steps : int
-        Steps to learn from.
-    max_test : int
-        Steps to predict at most; a random choice of the rest.
-    is_consecutive : bool
-        Whether the few steps follow each other, from a random place, or are a random choice.
-    settings : SamplerSettings
-        Of every fit; its seed and the number of a run set everything random in it.
-    """
+    """Repeated fits of a few steps of one target; each prior's model is compiled once."""
 
     def __init__(
         self,
@@ -113,7 +89,8 @@ class FewSteps:
             raise InputError(f"{target.name}: {len(target.steps):,} steps leave none to predict")
         first, noise = target.steps.iloc[:num_steps], target.fit.metadata.noise
         self._samplers = {
-            name: Sampler(target.fit.model, first, priors, noise=noise) for name, priors in target.priors.items()
+            name: Sampler(target.fit.model, first, priors, noise=noise)
+            for name, priors in target.priors.items()
         }
 
     def run(self, number: int) -> pd.DataFrame:
@@ -164,17 +141,10 @@ class FewSteps:
 
 
 class PoolStudy:
-    """So many runs of each of several targets, one target after the other.
+    """So many runs of each of several targets, by name; a target is made, which takes a while, when it is needed."""
 
-    Parameters
-    ----------
-    makers : sequence of callable
-        Each makes the :class:`FewSteps` of a target, which takes a while, when its first run is made.
-    runs_each : int
-    """
-
-    def __init__(self, makers: Sequence[Callable[[], FewSteps]], *, runs_each: int) -> None:
-        self._makers, self.runs_each = makers, runs_each
+    def __init__(self, makers: Mapping[str, Callable[[], FewSteps]], *, runs_each: int) -> None:
+        self._makers, self.runs_each = list(makers.items()), runs_each
         self._made: dict[int, FewSteps] = {}
 
     @property
@@ -184,13 +154,14 @@ class PoolStudy:
 
     def title(self, number: int) -> str:
         """Return the run's name."""
-        return f"run {number}"
+        position, own = divmod(number, self.runs_each)
+        return f"{self._makers[position][0]}: {own + 1} of {self.runs_each} runs"
 
     def run(self, number: int) -> pd.DataFrame:
         """Make a run of its target: see :meth:`FewSteps.run`; ``number`` over all targets, ``run`` of this one."""
         position, own = divmod(number, self.runs_each)
         if position not in self._made:
-            self._made = {position: self._makers[position]()}
+            self._made = {position: self._makers[position][1]()}
         return self._made[position].run(own).assign(number=number, run=own)
 
     def summary(self, runs: pd.DataFrame, folder: StudyFolder) -> PoolValue:
@@ -205,17 +176,7 @@ class PoolStudy:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PoolValue(Findings):
-    """What a pool of other servers is worth where a trace is short.
-
-    Attributes
-    ----------
-    tables : mapping
-        ``summary``: see :func:`summary_table`.
-    passed : mapping of str to float
-        Share of the fits that passed the gate, by prior.
-    seconds : Series
-        Of each fit.
-    """
+    """What a pool of other servers is worth where a trace is short."""
 
     passed: Mapping[str, float]
     seconds: pd.Series
@@ -224,17 +185,9 @@ class PoolValue(Findings):
 def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Return what each prior is worth on each trace.
 
-    Parameters
-    ----------
-    runs : DataFrame
-        ``run`` and the columns of :meth:`FewSteps.run`.
-
-    Returns
-    -------
-    DataFrame
-        ``trace``, ``prior``, ``runs``, ``crps_ms`` (mean), ``coverage_90`` (mean), ``ratio``, ``ratio_lower``
-        and ``ratio_upper`` (of the CRPS to that under documented priors, on the same steps: median, 5 % and
-        95 % over runs), ``better`` (share of runs), ``whole_crps_ms`` (mean).
+    ``trace``, ``prior``, ``runs``, ``crps_ms`` (mean), ``coverage_90`` (mean), ``ratio``, ``ratio_lower``
+    and ``ratio_upper`` (of the CRPS to that under documented priors, on the same steps: median, 5 % and
+    95 % over runs), ``better`` (share of runs), ``whole_crps_ms`` (mean).
     """
     keys = ["trace", "run"]
     base = runs[runs["prior"] == "documented"].set_index(keys)["crps_ms"].rename("base")

@@ -62,21 +62,7 @@ class StudySettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOut:
-    """How a forecast of the first repeat fares by the size of the held-out steps.
-
-    Attributes
-    ----------
-    server, split, model : str
-    errors : mapping of str to Series
-        Mean absolute percentage error (a share) by the middle of bins of ``total_tokens`` and ``batch_size``.
-    bands : DataFrame or None
-        Of steps with prefill of the split :data:`EXTRAPOLATION`, averages over bins of ``total_tokens``:
-        ``total_tokens``, and the predictive quantiles ``q0.05``, ``q0.5``, ``q0.95``, ms.
-    seen : DataFrame or None
-        Those steps: ``total_tokens`` and ``latency_ms``.
-    max_train_tokens : float
-        Tokens of the largest training step.
-    """
+    """How a forecast of the first repeat fares by the size of the held-out steps."""
 
     server: str
     split: str

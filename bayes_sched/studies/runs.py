@@ -21,8 +21,6 @@ from bayes_sched.studies.folder import StudyFolder
 
 type Progress = Callable[[str, float | None], None]
 """Called with a stage in words and the share of it that is done."""
-type Tell = Callable[[int, pd.DataFrame], None]
-"""Called with the number of a run that is finished and its rows."""
 
 
 class Study[Run](Protocol):
@@ -47,15 +45,7 @@ class Study[Run](Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Findings:
-    """What a study found, computed once from the table of its runs.
-
-    Attributes
-    ----------
-    settings : mapping
-        Those of its :class:`~bayes_sched.studies.folder.StudyFolder`.
-    tables : mapping of str to DataFrame
-        By the names of their files.
-    """
+    """What a study found, computed once from the table of its runs."""
 
     settings: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame]
@@ -87,20 +77,15 @@ def complete(
     *,
     resume: bool = False,
     progress: Progress | None = None,
-    tell: Tell | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Findings:
-    """Make the runs that are missing, keep each as it is finished, and summarise all.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be written or holds another study, its table is damaged, or no run succeeded.
-    """
+    """Make the runs that are missing, keep each as it is finished, and summarise all."""
     folder.begin(resume=resume)
     for number, rows in each_run(study, first=num_done(folder), progress=progress):
         folder.append(rows)
-        if tell is not None:
-            tell(number, rows)
+        error = rows["error"].iloc[0] if "error" in rows else None
+        if tell is not None and isinstance(error, str):
+            tell(f"{folder.number} {number}: {error}")
     return study.summary(read_runs(folder), folder)
 
 

@@ -55,18 +55,7 @@ _COMBINATION_UNITS = {"a_0": "ms", "a_1": "ms/token", "c": "ms/token", "L_0": "m
 
 
 class SimulatedFits:
-    """Fits of latencies simulated for one design of steps; the model is compiled once for all.
-
-    Parameters
-    ----------
-    model : LatencyModel
-    steps : DataFrame
-        The design: the columns that the model needs; no latencies.
-    priors : Priors
-    noise : str
-    settings : SamplerSettings
-        Of every fit; its seed and the number of a simulation set everything random in it.
-    """
+    """Fits of latencies simulated for one design of steps; the model is compiled once for all."""
 
     def __init__(
         self,
@@ -162,8 +151,8 @@ class CalibrationStudy:
     num_runs: int
 
     def title(self, number: int) -> str:
-        """Return the simulation's name."""
-        return f"simulation {number}"
+        """Return the ten simulations that this one is among."""
+        return f"simulations, from {number - number % 10:,}"
 
     def run(self, number: int) -> pd.DataFrame:
         """Simulate and fit once: one row, :data:`PROVENANCE`, ``true NAME`` and ``rank NAME``.
@@ -214,7 +203,10 @@ class CalibrationStudy:
         units = {p.name: p.unit for p in all_parameters(self.fits.model, self.fits.noise)}
         return Calibration(
             settings=folder.settings,
-            tables={"ranks": complete[["simulation", *ranks]], "evenness": uniformity_table(complete[[*ranks]])},
+            tables={
+                "ranks": complete[["simulation", *ranks]],
+                "evenness": uniformity_table(complete[[*ranks]]),
+            },
             curves=curves,
             units=units | _COMBINATION_UNITS,
             num_steps=len(self.fits.steps),
@@ -227,23 +219,7 @@ class CalibrationStudy:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration(Findings):
-    """Whether the true values of simulations rank uniformly.
-
-    Attributes
-    ----------
-    tables : mapping
-        ``ranks``, and ``evenness``: see :func:`uniformity_table`.
-    curves : mapping of str to Uniformity
-        By quantity.
-    units : mapping of str to str
-    num_steps : int
-        Of a simulation.
-    gate_failures : mapping of str to int
-        Fits that failed the gate: all of them (``all``), then by reason in words.
-    num_simulations, num_errors : int
-    seconds : Series
-        Of each simulation.
-    """
+    """Whether the true values of simulations rank uniformly."""
 
     curves: Mapping[str, Uniformity]
     units: Mapping[str, str]
@@ -280,19 +256,7 @@ def rank_among(truth: float, draws: xr.DataArray) -> int:
 
 @dataclass(frozen=True)
 class Uniformity:
-    """Whether ranks are uniform.
-
-    Attributes
-    ----------
-    expected : ndarray, dims (rank,)
-        Share of uniform ranks that are at most 0, 1, ..., L - 1.
-    difference : ndarray, dims (rank,)
-        Observed share less the expected one.
-    lower, upper : ndarray, dims (rank,)
-        Band of `difference` that uniform ranks leave nowhere with probability :data:`BAND`.
-    p_value : float
-        How often uniform ranks would stray as far.
-    """
+    """Whether ranks are uniform."""
 
     expected: Floats
     difference: Floats
@@ -357,16 +321,8 @@ def _smallest_p(below: Ints, two_sided: Floats) -> Floats:
 def uniformity_table(ranks: pd.DataFrame) -> pd.DataFrame:
     """Return the verdict on each quantity.
 
-    Parameters
-    ----------
-    ranks : DataFrame
-        One row a simulation, one column a quantity.
-
-    Returns
-    -------
-    DataFrame
-        Index ``quantity``: ``simulations``, ``mean_rank`` (0.5 if uniform), ``max_deviation`` of the
-        distribution function, ``p_value``, and ``even``: inside the band everywhere.
+    Index ``quantity``: ``simulations``, ``mean_rank`` (0.5 if uniform), ``max_deviation`` of the
+    distribution function, ``p_value``, and ``even``: inside the band everywhere.
     """
     rows = []
     for name in ranks:

@@ -52,34 +52,7 @@ class TimeCurves:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SimulatorCheck:
-    """The simulator beside a real server.
-
-    Attributes
-    ----------
-    text : str
-        Sentences a person can paste.
-    cautions : tuple of str
-        What the predictions cannot be blamed for, a sentence each; in `text` too.
-    sources_text : str
-        What the settings and constants are, and where they come from.
-    table : DataFrame
-        Quantiles over the second half's requests, as :meth:`RequestForecast.table` says.
-    decisions : mapping of str to mapping of str to float
-        ``of_queue`` and ``of_clock``: :meth:`Decisions.to_dict` where the scheduler is told how many are there,
-        and where it is told when steps end.
-    steps : DataFrame
-        Those of the clock: :attr:`Decisions.steps`.
-    busiest : DataFrame
-        The stretch of them with the most requests over time.
-    curves : mapping of str to TimeCurves
-        By :data:`~bayes_sched.planning.simulator.KEYS`.
-    residual_ms : float
-        What clients measured beyond the simulated engine, median of the first half.
-    probability : float
-        Of intervals.
-    numbers : mapping
-        Everything as plain values, ready for JSON.
-    """
+    """The simulator beside a real server."""
 
     text: str
     cautions: tuple[str, ...]
@@ -104,26 +77,7 @@ def check_simulator(
     seed: int = 0,
     progress: ShowStage = lambda stage, share: None,
 ) -> SimulatorCheck:
-    """Hold the simulator against a real server.
-
-    Parameters
-    ----------
-    fit : FittedModel
-        Of the record's first half, ``record.steps[record.is_first_step]``.
-    record : ServerRecord
-    settings : SchedulerSettings, optional
-        The server's; by default as :meth:`ServerRecord.settings` finds them.
-    num_draws : int
-    probability : float
-        Of intervals.
-    seed : int
-    progress : callable
-
-    Raises
-    ------
-    InputError
-        A value is out of range, or the fit's model needs more than B and S.
-    """
+    """Hold the simulator against a real server."""
     check_probability(probability, name="probability")
     settings = record.settings() if settings is None else settings
     progress("comparing decisions", None)

@@ -97,23 +97,7 @@ class TrueServer:
 
 
 class ServerStudy:
-    """Simulated servers with one design of steps.
-
-    Parameters
-    ----------
-    fits : SimulatedFits
-    loaded : ModelFile
-        Of the fits' model.
-    num_runs : int
-        Servers.
-    quantile, confidence : float
-        Of every promise.
-
-    Raises
-    ------
-    InputError
-        The design has no decode-only steps of several sizes, or hardly any server is plausible on it.
-    """
+    """Simulated servers with one design of steps."""
 
     def __init__(
         self,
@@ -143,16 +127,13 @@ class ServerStudy:
     def run(self, number: int) -> pd.DataFrame:
         """Simulate and fit one server, and make promises of it.
 
-        Returns
-        -------
-        DataFrame
-            One row a promise, a single one if the fit failed with an error. ``promise``: ``batch`` (the largest
-            decode-only batch under ``limit_ms``) or ``limit`` (a limit for steps of ``batch_size`` and
-            ``total_tokens``). ``true_best``: the largest batch, or the smallest limit in ms, that is truly right;
-            ``promised``: what the fit promises with the asked confidence; ``median``: what it would with a
-            confidence of one half; ``curve``: what the single fitted curve of the mean allows. 0 stands for no
-            batch at all. Each has its true ``exceedance``, the largest of all promised steps, and, of batches,
-            its ``rate``: tokens/ms that such a server decodes. ``limited_by``: what ended the search.
+        One row a promise, a single one if the fit failed with an error. ``promise``: ``batch`` (the largest
+        decode-only batch under ``limit_ms``) or ``limit`` (a limit for steps of ``batch_size`` and
+        ``total_tokens``). ``true_best``: the largest batch, or the smallest limit in ms, that is truly right;
+        ``promised``: what the fit promises with the asked confidence; ``median``: what it would with a
+        confidence of one half; ``curve``: what the single fitted curve of the mean allows. 0 stands for no
+        batch at all. Each has its true ``exceedance``, the largest of all promised steps, and, of batches,
+        its ``rate``: tokens/ms that such a server decodes. ``limited_by``: what ended the search.
         """
         rng = self.fits.rng(number)
         server = self.server(rng)
@@ -271,11 +252,13 @@ class ServerStudy:
                 for kind, group in made.groupby("promise")
             },
             given_away={
-                what: np.sort(values.dropna().to_numpy(float))
-                for what, values in _given_away(made, "promised").items()
-                if "limit" not in what
+                name: np.sort(values.dropna().to_numpy(float))
+                for name, values in zip(
+                    ("batch size", "decoded tokens/s"), _given_away(made, "promised").values(), strict=False
+                )
             },
             num_servers=len(each),
+            num_promised=made["server"].nunique(),
             num_errors=int(each["error"].notna().sum()),
             num_passed=int(each["gate_passed"].fillna(False).astype(bool).sum()),
             cpu_seconds=each["cpu_seconds"],
@@ -284,26 +267,12 @@ class ServerStudy:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ServerPromises(Findings):
-    """What became of promises to simulated servers.
-
-    Attributes
-    ----------
-    tables : mapping
-        ``broken``, ``broken_by_step`` and ``given_away``: see :func:`broken_table`, :func:`broken_by_step` and
-        :func:`given_away_table`.
-    exceedances : mapping of str to mapping of str to ndarray
-        True shares of late steps, in order, by kind of promise and by who promised (:data:`MAKERS`).
-    given_away : mapping of str to ndarray
-        Shares given away by the promised batches, in order, by what.
-    num_servers, num_errors, num_passed : int
-        Servers, those with an error, and those whose fit passed the gate.
-    cpu_seconds : Series
-        Of each server.
-    """
+    """What became of promises to simulated servers."""
 
     exceedances: Mapping[str, Mapping[str, Floats]]
     given_away: Mapping[str, Floats]
     num_servers: int
+    num_promised: int
     num_errors: int
     num_passed: int
     cpu_seconds: pd.Series
@@ -331,20 +300,10 @@ def limit_between(late_ms: Floats, rng: np.random.Generator) -> float:
 def broken_table(promises: pd.DataFrame, *, quantile: float) -> pd.DataFrame:
     """Return how many promises are broken: more steps are late, in truth, than the quantile allows.
 
-    Parameters
-    ----------
-    promises : DataFrame
-        Rows of :meth:`ServerStudy.run` that hold a promise.
-    quantile : float
-        Promised.
-
-    Returns
-    -------
-    DataFrame
-        ``promise``, ``by``, ``servers``, ``promises``, ``nothing`` (how many of these are of no batch at all,
-        which no step can break), ``broken`` (share of all), ``lower``, ``upper`` (its interval of probability
-        :data:`INTERVAL`, which counts servers: promises of one server go together), and
-        ``worst_exceedance``.
+    ``promise``, ``by``, ``servers``, ``promises``, ``nothing`` (how many of these are of no batch at all,
+    which no step can break), ``broken`` (share of all), ``lower``, ``upper`` (its interval of probability
+    :data:`INTERVAL`, which counts servers: promises of one server go together), and
+    ``worst_exceedance``.
     """
     rows = []
     for kind, group in promises.groupby("promise", sort=True):

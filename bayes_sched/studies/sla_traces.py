@@ -48,21 +48,7 @@ _PREDICTIVE_DRAWS = 1000
 
 
 class TraceStudy:
-    """Traces, each held out in some ways; a run is one way of one trace.
-
-    Parameters
-    ----------
-    servers : sequence of Server
-        One a trace, cleaned.
-    splits : sequence of str
-        Of :data:`~bayes_sched.studies.splits.SPLITS`.
-    settings : SamplerSettings
-        Of every fit; its seed and the number of the run set everything random.
-    max_rows : int
-        Steps of a fit.
-    quantile, confidence : float
-        Of promises.
-    """
+    """Traces, each held out in some ways; a run is one way of one trace."""
 
     def __init__(
         self,
@@ -91,16 +77,13 @@ class TraceStudy:
     def run(self, number: int) -> pd.DataFrame:
         """Hold steps out, fit the others, and count late steps.
 
-        Returns
-        -------
-        DataFrame
-            One row for each limit of each cell (``kind`` is ``limit``, ``level`` its quantile), for the
-            promise of each cell (``promise``, ``level`` the promised quantile), and both for all steps of a
-            regime (``cell`` is -1; ``level`` of the limits, which differ from cell to cell); there also
-            ``borne out``, the promises that the fitted steps do not contradict. ``batch_size`` and
-            ``total_tokens`` of a cell's middle step; ``steps`` held out, ``predicted`` mean probability to be
-            late, ``late`` steps counted, ``effective_steps`` once stretches of steps that go together are
-            accounted for. One row with ``error`` where there is no fit.
+        One row for each limit of each cell (``kind`` is ``limit``, ``level`` its quantile), for the
+        promise of each cell (``promise``, ``level`` the promised quantile), and both for all steps of a
+        regime (``cell`` is -1; ``level`` of the limits, which differ from cell to cell); there also
+        ``borne out``, the promises that the fitted steps do not contradict. ``batch_size`` and
+        ``total_tokens`` of a cell's middle step; ``steps`` held out, ``predicted`` mean probability to be
+        late, ``late`` steps counted, ``effective_steps`` once stretches of steps that go together are
+        accounted for. One row with ``error`` where there is no fit.
         """
         server, split = self._runs[number]
         steps = server.steps.assign(position=np.arange(len(server.steps)))
@@ -164,16 +147,21 @@ class TraceStudy:
     def summary(self, runs: pd.DataFrame, folder: StudyFolder) -> TracePromises:
         """Compare realised with predicted shares, and count steps beyond promised limits."""
         if runs["steps"].isna().all():
-            raise InputError(f"no trace could be fitted; see the column error of the table in {folder.folder}")
-        each = runs.drop_duplicates("run")
+            raise InputError(
+                f"no trace could be fitted; see the column error of the table in {folder.folder}"
+            )
+        each, agree = runs.drop_duplicates("run"), cell_table(runs)
         return TracePromises(
             settings=folder.settings,
             tables={
                 "kept": kept_table(runs),
                 "pooled": pooled_table(runs),
-                "cells_agree": cell_table(runs),
+                "cells_agree": agree,
                 "calibration": calibration_table(runs),
             },
+            agreement=agree.pivot_table(
+                index=["split", "regime", "cells"], columns="level", values="agree"
+            ).reset_index(),
             num_fits=len(each),
             errors=tuple(each.loc[each["error"].notna(), "error"]),
             num_passed=int(each["gate_passed"].fillna(False).astype(bool).sum()),
@@ -183,21 +171,9 @@ class TraceStudy:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TracePromises(Findings):
-    """What became of promises on held-out steps.
+    """What became of promises on held-out steps."""
 
-    Attributes
-    ----------
-    tables : mapping
-        ``kept``, ``pooled``, ``cells_agree`` and ``calibration``: see :func:`kept_table`, :func:`pooled_table`,
-        :func:`cell_table` and :func:`calibration_table`.
-    num_fits, num_passed : int
-        Fits, and those that passed the gate.
-    errors : tuple of str
-        Of the fits that failed.
-    cpu_seconds : Series
-        Of each fit.
-    """
-
+    agreement: pd.DataFrame
     num_fits: int
     num_passed: int
     errors: tuple[str, ...]
@@ -212,7 +188,9 @@ class _HeldOut:
         sizes = steps[_STEP].astype(float)
         self.cells = neighbour_cells(*(sizes[name].to_numpy() for name in _STEP), least=LEAST_STEPS)
         typical = sizes.groupby(self.cells).transform("median")
-        apart = pd.Series(np.abs(np.log(sizes.to_numpy() / typical.to_numpy())).sum(axis=1), index=sizes.index)
+        apart = pd.Series(
+            np.abs(np.log(sizes.to_numpy() / typical.to_numpy())).sum(axis=1), index=sizes.index
+        )
         nearest = apart.groupby(self.cells).idxmin().sort_index()
         self.middle = pd.DataFrame(sizes.loc[nearest]).reset_index(drop=True)
         """A step of each cell near its median B and S."""

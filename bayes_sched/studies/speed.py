@@ -32,32 +32,25 @@ type Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SamplingSpeed:
-    """The ways to sample one trace, side by side.
-
-    Attributes
-    ----------
-    trace : str
-    rows, rows_of : int
-        Steps that were sampled, and those that the trace holds.
-    direct_max_depth : int
-        Greatest depth of a trajectory of the model file as it stands.
-    methods : DataFrame
-        One row a way; see :func:`measured`.
-    ratios : mapping of str to float
-        Effective draws for each unit of what they cost: ours over the best of the direct ways, whether that
-        passed the gate or not.
-    """
+    """The ways to sample one trace, side by side."""
 
     trace: str
     rows: int
     rows_of: int
     direct_max_depth: int
-    methods: pd.DataFrame
+    table: pd.DataFrame
     ratios: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        return {**self.__dict__, "methods": records(self.methods)}
+        return {
+            "trace": self.trace,
+            "rows": self.rows,
+            "rows_of": self.rows_of,
+            "direct_max_depth": self.direct_max_depth,
+            "methods": records(self.table.drop(columns=["ours_per_gradient", "ours_per_second"])),
+            "ratios": self.ratios,
+        }
 
 
 def compare_sampling(
@@ -71,28 +64,7 @@ def compare_sampling(
     max_depth: int,
     progress: Say,
 ) -> SamplingSpeed:
-    """Sample one trace in every way.
-
-    Parameters
-    ----------
-    model : LatencyModel
-        With its first noise option and its documented priors.
-    steps : DataFrame
-        Cleaned.
-    trace : str
-        Its name.
-    rows_of : int
-        Steps that `steps` were chosen from.
-    settings : SamplerSettings
-        Draws, chains and seed.
-    tune : int, optional
-        Tuning draws of each chain; by default 200 for each component of ours, 1,000 of the direct ways.
-    max_depth : int
-        Greatest depth of a direct trajectory, 2**max_depth leapfrog steps: in these coordinates many
-        trajectories would be longer.
-    progress : callable
-        Is told what is being sampled.
-    """
+    """Sample one trace in every way."""
     noise = model.noises[0]
     priors = Priors.from_parameters(all_parameters(model, noise))
     ours = _ours(model, steps, priors, noise, replace(settings, tune=tune or _TUNE_OURS), progress)
@@ -105,7 +77,10 @@ def compare_sampling(
         rows=len(steps),
         rows_of=rows_of,
         direct_max_depth=max_depth,
-        methods=methods,
+        table=methods.assign(
+            ours_per_gradient=ours["effective_per_1000_gradients"] / methods["effective_per_1000_gradients"],
+            ours_per_second=ours["effective_per_second"] / methods["effective_per_second"],
+        ),
         ratios=ratios_to_best(methods),
     )
 
@@ -193,19 +168,7 @@ def measured(
     seconds: float,
     at_max_depth: float,
 ) -> dict[str, Any]:
-    """Return what one way of sampling achieved, and at what cost.
-
-    Parameters
-    ----------
-    method : str
-    gate : Convergence
-    gradients, more_gradients : int
-        Leapfrog steps after warm-up, of all chains; those of the warm-up and evaluations of the exploration.
-    seconds : float
-        Wall time of all that is not compiling.
-    at_max_depth : float
-        Share of the kept draws whose trajectory was cut at the greatest tree depth.
-    """
+    """Return what one way of sampling achieved, and at what cost."""
     ess_bulk, ess_tail = _least_ess(gate)
     gradients_all = gradients + more_gradients
     return {

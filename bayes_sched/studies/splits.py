@@ -40,20 +40,7 @@ _MAX_SEED = 2**31
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Server:
-    """The steps of one server.
-
-    Attributes
-    ----------
-    name : str
-    steps : DataFrame
-        Cleaned steps, trace after trace, each in its order: the columns that all traces hold, and ``trace``
-        (number of the trace) and ``budget`` (largest S of the trace).
-    traces : tuple of str
-        Names of the traces.
-    sha256 : str
-        Digest of the traces and of the cleaning.
-    warnings : tuple of str
-    """
+    """The steps of one server."""
 
     name: str
     steps: pd.DataFrame
@@ -135,17 +122,7 @@ type Choose = Callable[[pd.DataFrame, Generator], tuple[Bools, Bools]]
 
 @dataclass(frozen=True)
 class Split:
-    """A way of holding steps out.
-
-    Attributes
-    ----------
-    name : str
-        Of :data:`~bayes_sched.studies.names.SPLIT_TITLES`.
-    choose : callable
-        Raises InputError, a sentence, where the steps do not allow it.
-    is_random : bool
-        Whether it makes sense to repeat it.
-    """
+    """A way of holding steps out."""
 
     name: str
     choose: Choose
