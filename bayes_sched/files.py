@@ -106,6 +106,8 @@ SIMULATOR = "simulator.json"
 """The file by which a folder is known as a check of the simulator."""
 POPULATION = "population.nc"
 """The file by which a folder is known as a pool of fits."""
+UNSEEN = "unseen"
+"""The member of a pool that is a server not yet seen."""
 MEMBERS = "members"
 """The folder of a pool that holds a folder for each pooled fit."""
 

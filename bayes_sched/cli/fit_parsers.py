@@ -331,8 +331,22 @@ PLAN_COMMAND = Command(
             epilog=_PLAN_END,
         )
         for name, words, add_options, check in (
-            *(("optimize", "the settings with the most throughput under a limit on steps", add_optimize, check_plan),),
-            *(("capacity", "how many servers a workload needs, by simulation", add_capacity, check_capacity),),
+            *(
+                (
+                    "optimize",
+                    "the settings with the most throughput under a limit on steps",
+                    add_optimize,
+                    check_plan,
+                ),
+            ),
+            *(
+                (
+                    "capacity",
+                    "how many servers a workload needs, by simulation",
+                    add_capacity,
+                    check_capacity,
+                ),
+            ),
             *(("budget", "the token budget of the next step", add_budget, check_budget),),
         )
     ),

@@ -19,12 +19,14 @@ from contextlib import contextmanager
 import shtab
 
 from bayes_sched.cli.command import BAD_INPUT, DONE, INTERRUPTED, Call, Command, Parser
-from bayes_sched.cli.parsers import COMMANDS, POOL
+from bayes_sched.cli.fit_parsers import COMPARE, PLAN_COMMAND, PREDICTOR_COMMAND, SLA_COMMAND
 from bayes_sched.cli.study_parsers import STUDIES
+from bayes_sched.cli.trace_parsers import ANALYZE, ANALYZE_TRACE, FIT, MODELS, POOL, WATCH
 from bayes_sched.errors import InputError
 from bayes_sched.files import VERSION
 
 NAME = "bayes-sched"
+COMMANDS = (FIT, POOL, SLA_COMMAND, PLAN_COMMAND, COMPARE, ANALYZE, WATCH, MODELS, PREDICTOR_COMMAND)
 
 
 def _add_root_options(parser: Parser) -> None:
@@ -51,7 +53,7 @@ a shell completes it after: eval "$(bayes-sched --print-completion bash)"
     add_options=_add_root_options,
     commands=(*COMMANDS, STUDY),
 )
-SCRIPTS = {one.script: one for one in (*COMMANDS, *STUDIES) if one.script}
+SCRIPTS = {one.script: one for one in (*COMMANDS, *STUDIES, ANALYZE_TRACE) if one.script}
 """What each file in ``scripts/`` stands for."""
 
 

@@ -73,3 +73,8 @@ def _bar() -> Iterator[Show]:
             bar.update(task, description=stage, total=total, completed=share or 0.0)
 
         yield update
+
+
+def prefixed(which: str, show: Show) -> Show:
+    """Say of every stage what it is one of."""
+    return lambda stage, share: show(f"{which}: {stage}", share)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
 
 from bayes_sched.cli.command import DONE, REFUSED, Call, print_json
-from bayes_sched.cli.parsers import LIMITS
+from bayes_sched.cli.fit_parsers import LIMITS
 from bayes_sched.cli.progress import shown_progress
-from bayes_sched.files import SLA, result_folder
+from bayes_sched.cli.questions import load_fit, say_cautions, token_budget, trust, write_document
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.reports.sla import sla_text, write_sla
+from bayes_sched.reports import sla as _  # noqa: F401, it registers the report
+from bayes_sched.reports.document import report
+from bayes_sched.reports.terminal import terminal
 from bayes_sched.sla.request import RequestSLA, request_sla
+from bayes_sched.sla.sla import SLA
 from bayes_sched.sla.steps import StepSLA, step_sla
 
 
@@ -21,53 +23,19 @@ def run(options: argparse.Namespace, call: Call) -> int:
     start = time.perf_counter()
     fit = load_fit(options)
     steps, request = answer_steps(fit, options), answer_request(fit, options, call)
+    answer = SLA.of(fit, steps, request, is_drawn=options.report)
     seconds = time.perf_counter() - start
-    say_warnings(fit, call)
-    is_promised = all(answer.is_promised for answer in (steps, request) if answer is not None)
-    numbers = {
-        "fit": fit.metadata.name,
-        "labels": dict(fit.metadata.labels),
-        "converged": fit.converged,
-        "warnings": list(fit.warnings),
-        "region": fit.region.text,
-        "is_promised": is_promised,
-        "steps": None if steps is None else steps.to_dict(),
-        "request": None if request is None else request.to_dict(),
-    }
-    paths = write(options, call, steps, request, numbers)
+    say_cautions(fit, call)
+    document, paths = report(answer, command=call.line()), {}
+    if options.report:
+        with shown_progress(call) as show:
+            show("writing the report", None)
+            paths = write_document(document, options)
     if options.json:
-        print_json({**numbers, "paths": paths, "seconds": round(seconds, 2)})
+        print_json({**answer.to_dict(), "paths": paths, "seconds": round(seconds, 2)})
     else:
-        saved = [f"Saved {paths['report']}"] if paths else []
-        print("\n\n".join([sla_text(steps, request), *saved]))
-    return DONE if is_promised else REFUSED
-
-
-def load_fit(options: argparse.Namespace) -> FittedModel:
-    """Read the fit that a question is about."""
-    return FittedModel.load(options.posterior, model=options.model)
-
-
-def say_warnings(fit: FittedModel, call: Call) -> None:
-    """Say what is to be known of a fit before it is trusted."""
-    unconverged = () if fit.converged else ("the fit has not converged", *fit.metadata.problems)
-    for warning in dict.fromkeys((*fit.warnings, *unconverged)):
-        call.say(f"warning: {warning}")
-
-
-def trust(options: argparse.Namespace) -> dict[str, Any]:
-    """Return how sure an answer has to be."""
-    names = ("quantile", "confidence", "probability", "extrapolate", "accept_unconverged")
-    return {name: getattr(options, name) for name in names}
-
-
-def token_budget(fit: FittedModel, options: argparse.Namespace, call: Call) -> int:
-    """Return the token budget that was given, or else the largest that the trace shows."""
-    if options.token_budget is not None:
-        return int(options.token_budget)
-    budget = int(fit.cells["total_tokens"].max())
-    call.say(f"--token-budget is taken to be {budget:,}, the most tokens of a step of the trace")
-    return budget
+        print("\n\n".join([terminal(document), *([f"Saved {paths['report']}"] if paths else [])]))
+    return DONE if answer.is_promised else REFUSED
 
 
 def answer_steps(fit: FittedModel, options: argparse.Namespace) -> StepSLA | None:
@@ -97,21 +65,3 @@ def answer_request(fit: FittedModel, options: argparse.Namespace, call: Call) ->
         **{name: getattr(options, name) for name in LIMITS},
         **trust(options),
     )
-
-
-def write(
-    options: argparse.Namespace,
-    call: Call,
-    steps: StepSLA | None,
-    request: RequestSLA | None,
-    numbers: dict[str, Any],
-) -> dict[str, str]:
-    """Write the report where one is wanted; return its files by what they are."""
-    if options.folder is None:
-        return {}
-    with shown_progress(call) as show:
-        show("writing the report", None)
-        with result_folder(options.folder, overwrite=options.overwrite, holds=SLA) as folder:
-            write_sla(steps, request, folder, numbers=numbers, command=call.line())
-    names = {"folder": "", "report": "report.html", "sla": SLA}
-    return {what: str(options.folder / name) for what, name in names.items()}

@@ -279,7 +279,7 @@ def _sampling(options: argparse.Namespace, call: Call) -> int:
             settings=_settings(options),
             tune=options.tune,
             max_depth=options.max_depth,
-            progress=lambda text, name=name: call.say(f"{name}: {text}"),
+            progress=partial(_say_of, call, name),
         )
         results.append(found.to_dict())
         if not options.json:
@@ -287,6 +287,10 @@ def _sampling(options: argparse.Namespace, call: Call) -> int:
     if options.json:
         print_json(results)
     return DONE
+
+
+def _say_of(call: Call, name: str, text: str) -> None:
+    call.say(f"{name}: {text}")
 
 
 def _fits(options: argparse.Namespace, call: Call) -> int:
@@ -355,12 +359,12 @@ def _benchmark_predictor(options: argparse.Namespace, call: Call) -> int:
 def _fresh(options: argparse.Namespace) -> dict[str, float]:
     """Return seconds of wall and CPU time of import and load, numpy's import among them: the best run."""
     code = _FRESH.format(root=str(_ROOT), path=str(options.predictor.resolve()))
-    rows: list[list[float]] = []
+    names = ("numpy_wall_s", "numpy_cpu_s", "all_wall_s", "all_cpu_s")
+    runs: list[dict[str, float]] = []
     for _ in range(options.runs):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        rows.append([float(part) for part in done.stdout.split()])
-    names = ("numpy_wall_s", "numpy_cpu_s", "all_wall_s", "all_cpu_s")
-    return dict(zip(names, min(rows, key=lambda row: row[2]), strict=True))
+        runs.append(dict(zip(names, map(float, done.stdout.split()), strict=True)))
+    return min(runs, key=lambda times: times["all_wall_s"])
 
 
 _RUNS = {

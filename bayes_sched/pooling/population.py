@@ -14,14 +14,11 @@ import numpy as np
 import xarray as xr
 
 from bayes_sched.errors import InputError
+from bayes_sched.files import UNSEEN as UNSEEN
 from bayes_sched.files import check_version, whole_file
 from bayes_sched.format import listed
 from bayes_sched.pooling.prior import DOCUMENTED_SHARE, PopulationPrior
 from bayes_sched.posterior.diagnostics import Convergence, convergence
-
-UNSEEN = "unseen"
-"""Name of the member of a pool that is a server not yet seen."""
-
 
 FORMAT_NAME = "population of servers"
 """Value of the root attribute ``bayes_sched_format`` in such a file."""

@@ -105,7 +105,7 @@ def _plain(value: Any, digits: int) -> str:
 
 def _table(frame: pd.DataFrame, *, digits: int = 4, **formats: Any) -> Table:
     """Return a table under the frame's own names."""
-    flat = frame.reset_index() if frame.index.name or frame.index.nlevels > 1 else frame
+    flat = frame if frame.index.name is None else frame.reset_index()
     write = partial(_plain, digits=digits)
     return Table(flat, tuple(Column(str(n), str(n), formats.get(str(n), write)) for n in flat.columns))
 

@@ -169,7 +169,7 @@ class PoolStudy:
         return PoolValue(
             settings=folder.settings,
             tables={"summary": summary_table(runs)},
-            passed=runs.groupby("prior", sort=False)["converged"].mean().to_dict(),
+            passed={str(p): float(s) for p, s in runs.groupby("prior", sort=False)["converged"].mean().items()},
             seconds=runs["seconds"],
         )
 

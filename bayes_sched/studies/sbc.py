@@ -199,7 +199,7 @@ class CalibrationStudy:
         complete = ranks.assign(simulation=runs["simulation"]).dropna().astype(int)
         if complete.empty:
             raise InputError(f"no simulation could be fitted; see the column error of {folder.path}")
-        curves = {name: uniformity(complete[name].to_numpy(np.int64)) for name in ranks}
+        curves = {str(name): uniformity(complete[name].to_numpy(np.int64)) for name in ranks}
         units = {p.name: p.unit for p in all_parameters(self.fits.model, self.fits.noise)}
         return Calibration(
             settings=folder.settings,

@@ -191,14 +191,12 @@ def _sources(forecast: RequestForecast, record: ServerRecord, settings: Schedule
 
 def _curves(forecast: RequestForecast, probability: float) -> dict[str, TimeCurves]:
     tail = 0.5 * (1.0 - probability)
-    return {
-        key: TimeCurves(
-            *np.quantile(forecast.predicted["drawn"][key], [tail, 0.5, 1.0 - tail], axis=0),
-            engine=np.median(forecast.predicted["none"][key], axis=0),
-            measured=forecast.measured[key],
-        )
-        for key in KEYS
-    }
+    found = {}
+    for key in KEYS:
+        drawn = np.quantile(forecast.predicted["drawn"][key], [tail, 0.5, 1.0 - tail], axis=0)
+        engine = np.median(forecast.predicted["none"][key], axis=0)
+        found[key] = TimeCurves(drawn[0], drawn[1], drawn[2], engine, forecast.measured[key])
+    return found
 
 
 def _busiest(steps: pd.DataFrame) -> pd.DataFrame:

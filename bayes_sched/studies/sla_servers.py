@@ -244,7 +244,7 @@ class ServerStudy:
                 "given_away": given_away_table(made),
             },
             exceedances={
-                kind: {
+                str(kind): {
                     by: np.sort(group.loc[group[column].notna(), f"{prefix}exceedance"].to_numpy(float))
                     for column, (prefix, by) in MAKERS.items()
                     if group[column].notna().any()

@@ -1,17 +1,33 @@
-"""A growing log as one live line of a terminal, or as plain lines where there is none."""
+"""``bayes-sched watch``: a growing log as one live line of a terminal, or as plain lines where there is none."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
-from bayes_sched.trace.watch import LiveWindow, LogFollower
+from bayes_sched.cli.command import DONE, Call
+from bayes_sched.trace.watch import LiveWindow, LogFollower, check_followable
 
 if TYPE_CHECKING:
     from rich.live import Live
+
+
+def run(options: argparse.Namespace, call: Call) -> int:
+    """Follow the log until an interrupt, which is how it ends well."""
+    check_followable(options.trace, is_needed=options.once)
+    with suppress(KeyboardInterrupt):
+        watch(
+            options.trace,
+            interval_s=options.interval,
+            window_s=options.window,
+            duration_s=0.0 if options.once else options.duration,
+            say=call.say,
+        )
+    return DONE
 
 
 def watch(

@@ -1,0 +1,50 @@
+"""``bayes-sched compare``: servers by their fits, which is faster, how sure that is, and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, print_json
+from bayes_sched.cli.progress import shown_progress
+from bayes_sched.comparison.compare import compare
+from bayes_sched.files import COMPARISON, result_folder
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.reports.comparison import comparison_text, write_comparison
+
+
+def run(options: argparse.Namespace, call: Call) -> int:
+    """Do what was asked for; return the exit status."""
+    start = time.perf_counter()
+    with shown_progress(call) as show:
+        show("reading the fits", None)
+        fits = [FittedModel.load(file, model=options.model) for file in options.posteriors]
+        show("comparing", None)
+        found = compare(
+            fits,
+            prices=options.prices,
+            slo_ms=options.slo_ms,
+            slo_quantile=options.slo_quantile,
+            rope=options.rope,
+            probability=options.probability,
+            max_draws=options.draws,
+            seed=options.seed,
+        )
+        show("writing the tables" if options.no_report else "writing the report", None)
+        with result_folder(options.folder, overwrite=options.overwrite, holds=COMPARISON) as folder:
+            write_comparison(found, folder, command=call.line(), with_report=not options.no_report)
+    paths = {"folder": str(options.folder), "summary": str(options.folder / "summary.json")}
+    if not options.no_report:
+        paths["report"] = str(options.folder / "report.html")
+    for warning in found.warnings:
+        call.say(f"warning: {warning}")
+    seconds = round(time.perf_counter() - start, 1)
+    if options.json:
+        print_json({**found.to_dict(), "command": call.line(), "paths": paths, "seconds": seconds})
+    else:
+        saved = f"Saved {paths.get('report', paths['folder'])}\nTook {seconds:.1f} s"
+        print(f"{comparison_text(found)}\n\n{saved}")
+    if found.converged:
+        return DONE
+    call.say("a fit has NOT CONVERGED: do not act on this comparison")
+    return NOT_CONVERGED

@@ -1,0 +1,147 @@
+"""``bayes-sched fit``: a latency model fitted to the step trace of a vLLM scheduler."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from typing import TypedDict
+
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, print_json
+from bayes_sched.cli.progress import Show, shown_progress
+from bayes_sched.errors import InputError
+from bayes_sched.files import POSTERIOR, result_folder
+from bayes_sched.model.protocol import load_model_file
+from bayes_sched.pooling.pool import choose_prior
+from bayes_sched.pooling.population import Population
+from bayes_sched.pooling.prior import PopulationPrior
+from bayes_sched.posterior.fit import FitResult, fit
+from bayes_sched.reports.fit import Summary, summary, write_report
+from bayes_sched.reports.terminal import bad_lines_text, cleaning_text, paragraph_text, parameter_text
+from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.trace.reader import Trace, read_trace
+
+
+def run(options: argparse.Namespace, call: Call) -> int:
+    """Do what was asked for; return the exit status."""
+    start = time.perf_counter()
+    with shown_progress(call) as show:
+        show("reading the trace", None)
+        trace = read_trace(options.traces, max_bad_share=options.max_bad_share)
+        result = fit_trace(options, call, trace, show, command=call.line(traces=options.traces))
+        show("summing up" if options.no_report else "writing the report", None)
+        found, paths = write(options, call, result)
+    for note in found.notes:
+        call.say(f"warning: {note}")
+    seconds = time.perf_counter() - start
+    if options.json:
+        print_json({**found.to_dict(), "paths": paths, "seconds": round(seconds, 1)})
+    else:
+        print(as_text(result, found, paths, seconds))
+    for problem in found.problems:
+        call.say(f"not converged: {problem}")
+    return DONE if found.converged else NOT_CONVERGED
+
+
+class FitArguments(TypedDict):
+    """Arguments of :func:`bayes_sched.fit` that are options, whatever the prior."""
+
+    model: str
+    noise: str | None
+    min_latency_ms: float
+    max_latency_ms: float
+    settings: SamplerSettings
+    max_rows: int
+
+
+def fit_arguments(options: argparse.Namespace) -> FitArguments:
+    """Return the options as arguments of :func:`bayes_sched.fit`."""
+    names = ("draws", "tune", "chains", "seed", "sampler")
+    return FitArguments(
+        model=options.model,
+        noise=options.noise,
+        min_latency_ms=options.min_latency_ms,
+        max_latency_ms=options.max_latency_ms,
+        settings=SamplerSettings(**{name: getattr(options, name) for name in names}),
+        max_rows=options.max_rows,
+    )
+
+
+def fit_trace(
+    options: argparse.Namespace, call: Call, trace: Trace, show: Show, *, command: str
+) -> FitResult:
+    """Fit a trace that is read; `command` is kept with the fit."""
+    show("fitting", None)
+    labels = {key: getattr(options, key) for key in ("gpu", "llm") if getattr(options, key)}
+    arguments, population = fit_arguments(options), None
+    if options.population is not None:
+        noise, population = pool_prior(options, call, {**trace.labels, **labels})
+        arguments["noise"] = noise
+    return fit(
+        trace,
+        priors=options.overrides,
+        name=options.folder.name,
+        labels=labels,
+        command=command,
+        population=population,
+        progress=show,
+        **arguments,
+    )
+
+
+def pool_prior(
+    options: argparse.Namespace, call: Call, labels: Mapping[str, str]
+) -> tuple[str, PopulationPrior]:
+    """Return the pool's noise option, and what it tells of this server; say whose prior that is."""
+    population = Population.load(options.population)
+    prior = choose_prior(
+        population,
+        model=load_model_file(options.model).model.name,
+        noise=options.noise,
+        labels=labels,
+        server=options.server,
+        accept_unconverged=options.accept_unconverged,
+    )
+    call.say(f"prior: {prior.text}")
+    return population.noise, prior
+
+
+def write(options: argparse.Namespace, call: Call, result: FitResult) -> tuple[Summary, dict[str, str]]:
+    """Write the folder of the result; return its numbers and its files by what they are.
+
+    A report that fails does not take the fit with it: the sampling may have taken minutes.
+    """
+    paths = {"folder": str(options.folder), "posterior": str(options.folder / POSTERIOR)}
+    failure: Exception | None = None
+    with result_folder(options.folder, overwrite=options.overwrite) as folder:
+        result.fit.save(folder / POSTERIOR)
+        try:
+            if not options.no_report:
+                write_report(result.fit, result.steps, folder, probability=options.probability)
+            found = summary(result.fit, result.steps, probability=options.probability)
+        except Exception as error:
+            failure = error
+    if failure is not None:
+        call.say(f"the fit is saved, {paths['posterior']}; its report is not")
+        if result.fit.metadata.model.shipped or isinstance(failure, InputError):
+            raise failure
+        text = f"{type(failure).__name__}: {failure}"
+        raise InputError(f"{options.model}: the report cannot be made with this model ({text})") from failure
+    if not options.no_report:
+        names = {"report": "report.html", "summary": "summary.json"}
+        paths |= {what: str(options.folder / name) for what, name in names.items()}
+    return found, paths
+
+
+def as_text(result: FitResult, found: Summary, paths: dict[str, str], seconds: float) -> str:
+    """Return what is printed."""
+    stages = ", ".join(f"{name} {value:.1f} s" for name, value in found.metadata.timings_s.items())
+    files = [f"Saved {paths[name]}" for name in ("posterior", "report") if name in paths]
+    parts = (
+        paragraph_text(found),
+        cleaning_text(result.cleaned),
+        bad_lines_text(result.trace.bad_lines) if result.trace else "",
+        parameter_text(found.parameters, probability=found.probability),
+        "\n".join([*files, f"Took {seconds:.1f} s ({stages})"]),
+    )
+    return "\n\n".join(filter(None, parts))
