@@ -477,7 +477,7 @@ def _(result: PredictorTrial, *, command: str = "") -> Document:
         Column("largest_evidence", "largest evidence", "{:.1e}".format),
     )
     speed = (
-        Column("name", ""),
+        Column("name", "call"),
         Column("one", "one step, us", lambda seconds: f"{1e6 * seconds:.2f}"),
         Column("many", "a million, s", _known("{:.3f}")),
         Column("one_ratio", "one / equation", "{:.2f}".format),

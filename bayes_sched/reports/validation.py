@@ -133,7 +133,9 @@ def _(result: Validation, *, command: str = "") -> Document:
 def _terminal(found: Validation, server: str) -> tuple[Item, ...]:
     """Return what a terminal shows of a server: CRPS and coverage of the 90 % band, by model and split."""
     models, splits = found.models_of(server), found.splits_of(server)
-    best = {str(s): str(m) for s, m in found.table("crps_ms", server=server).idxmin().items()} if splits else {}
+    best = (
+        {str(s): str(m) for s, m in found.table("crps_ms", server=server).idxmin().items()} if splits else {}
+    )
 
     def crps(split: str, model: str) -> str:
         marks = _BEST if best[split] == model else ""

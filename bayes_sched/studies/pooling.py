@@ -169,7 +169,9 @@ class PoolStudy:
         return PoolValue(
             settings=folder.settings,
             tables={"summary": summary_table(runs)},
-            passed={str(p): float(s) for p, s in runs.groupby("prior", sort=False)["converged"].mean().items()},
+            passed={
+                str(p): float(s) for p, s in runs.groupby("prior", sort=False)["converged"].mean().items()
+            },
             seconds=runs["seconds"],
         )
 

@@ -51,7 +51,7 @@ class PredictorTrial:
         speed_s = {row["name"]: {"one": row["one"], "many": row["many"]} for row in times}
         errors = {"largest_errors": dict(self.largest_errors)} if self.largest_errors else {}
         told = {"predictor": self.name, "fresh": dict(self.fresh), "speed_s": speed_s, **errors}
-        return {**told, "replays": [dict(row) for row in records(self.replays.astype(object))]}
+        return {**told, "replays": [dict(row) for row in records(self.replays)]}
 
 
 def try_out(
@@ -80,7 +80,7 @@ def try_out(
         fresh=fresh,
         speed=table.assign(one_ratio=table["one"] / base["one"], many_ratio=table["many"] / base["many"]),
         largest_errors=errors,
-        replays=pd.DataFrame([asdict(each) for each in replays]),
+        replays=pd.DataFrame([asdict(each) for each in replays], dtype=object),
         tolerance=settings.tolerance,
         false_alarm_rate=settings.false_alarm_rate,
     )
