@@ -26,16 +26,25 @@ DEFAULT: Final = "(default: %(default)s)"
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are `InputError`, one line each; options are not abbreviated, epilogs keep their lines."""
+    """Errors are `InputError`, one line each; options are not abbreviated."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(
-            *args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
-        )
+        super().__init__(*args, formatter_class=_Formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise what the command turns into a line and an exit status."""
         raise InputError(f"{message} (--help lists the options)")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Epilogs keep their lines; an option's help ends with its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        is_shown = action.option_strings and default not in (None, argparse.SUPPRESS)
+        if not is_shown or isinstance(default, bool | list) or "(default:" in text:
+            return text
+        return f"{text} {DEFAULT}"
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,40 @@ def option_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def add_result_options(parser: Parser, *, name: str, replaced: str, bare: str) -> None:
+    """Add where a result is written and how it is printed; `bare` is what there is without a report."""
+    add = parser.add_argument
+    add("--name", help=f"name of the result (default: {name})")
+    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of all results")
+    add("--overwrite", action="store_true", help=f"replace an existing {replaced}, its whole folder")
+    add("--no-report", action="store_true", help=f"write {bare} alone")
+    add("--json", action="store_true", help="print one JSON document in place of the tables")
+
+
+def add_report_options(parser: Parser, *, name: str) -> Any:
+    """Add what is printed, and whether and where a report is written, as a group that may grow."""
+    add = parser.add_argument_group("what comes out").add_argument
+    add("--json", action="store_true", help="print one JSON document in place of the text")
+    add("--report", action="store_true", help="write an HTML page, tables and figures")
+    add("--name", help=f"name of the report (default: {name})")
+    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of all results")
+    add("--overwrite", action="store_true", help="replace what is there")
+    return add
+
+
+def check_named(options: argparse.Namespace, default: str, *, holds: str = POSTERIOR) -> Path:
+    """Return the folder of the result that the options name, after making sure that it may be written."""
+    name = default if options.name is None else options.name
+    return check_result(options.results_dir, name, overwrite=options.overwrite, holds=holds)
+
+
+def check_report(options: argparse.Namespace, default: str, *, holds: str) -> Path | None:
+    """Return the folder of the report that ``--report`` asks for, None where it does not."""
+    if options.name is not None and not options.report:
+        raise InputError("--name names the report: give --report too")
+    return check_named(options, default, holds=holds) if options.report else None
+
+
 def check_result(results_dir: Path, name: str, *, overwrite: bool, holds: str = POSTERIOR) -> Path:
     """Return the folder of a result after making sure that it may be written; `holds` as in `obstacle`."""
     if not is_name(name):
@@ -163,28 +206,6 @@ def check_result(results_dir: Path, name: str, *, overwrite: bool, holds: str = 
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{existing}: no permission to write there; give another --results-dir")
     return folder
-
-
-def check_report(options: argparse.Namespace, default: str, *, holds: str) -> Path | None:
-    """Return the folder of the report that ``--report`` asks for, None where it does not."""
-    if options.name is not None and not options.report:
-        raise InputError("--name names the report: give --report too")
-    if not options.report:
-        return None
-    name = default if options.name is None else options.name
-    return check_result(options.results_dir, name, overwrite=options.overwrite, holds=holds)
-
-
-def add_report_options(
-    group: argparse._ArgumentGroup, *, name: str, printed: str = "text", replaced: str = "report"
-) -> None:
-    """Add what is printed, and whether and where a report is written."""
-    add = group.add_argument
-    add("--json", action="store_true", help=f"print one JSON document in place of the {printed}")
-    add("--report", action="store_true", help="write an HTML page, tables and figures")
-    add("--name", help=f"name of the report (default: {name})")
-    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=DEFAULT)
-    add("--overwrite", action="store_true", help=f"replace an existing {replaced}")
 
 
 def check_output(path: Path, *, inputs: Sequence[str], overwrite: bool) -> None:

@@ -71,7 +71,6 @@ def fit_trace(
     options: argparse.Namespace, call: Call, trace: Trace, show: Show, *, command: str
 ) -> FitResult:
     """Fit a trace that is read; `command` is kept with the fit."""
-    show("fitting", None)
     labels = {key: getattr(options, key) for key in ("gpu", "llm") if getattr(options, key)}
     arguments, population = fit_arguments(options), None
     if options.population is not None:

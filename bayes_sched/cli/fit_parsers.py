@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bayes_sched.cli import command
-from bayes_sched.cli.command import DEFAULT, Call, Command, Parser, at_least, milliseconds, option_of
+from bayes_sched.cli.command import Call, Command, Parser, at_least, milliseconds, option_of
 from bayes_sched.errors import InputError
 from bayes_sched.files import COMPARISON, PLAN, SLA, fit_file
 
@@ -27,14 +27,14 @@ def _add_question(parser: Parser, *, verbs: str) -> None:
     """Add the fit that is asked, how sure the answer has to be, and what is trusted."""
     add, share = parser.add_argument, command.probability
     add("fit", type=Path, metavar="FIT", help=_FIT)
-    add("--quantile", type=share, default=0.99, metavar="Q", help=f"share that must keep a limit {DEFAULT}")
-    add("--confidence", type=share, default=0.95, metavar="C", help=f"how sure that it does {DEFAULT}")
+    add("--quantile", type=share, default=0.99, metavar="Q", help="share that must keep a limit")
+    add("--confidence", type=share, default=0.95, metavar="C", help="how sure that it does")
     add = parser.add_argument_group("what is trusted").add_argument
     verb = verbs.split()[-1]
     add("--extrapolate", action="store_true", help=f"{verbs} outside of the data too, marked")
     add("--accept-unconverged", action="store_true", help=f"{verb} on a fit that has not converged")
     add("--model", metavar="FILE.py", help=_MODEL)
-    add("--probability", type=share, default=0.9, metavar="P", help=f"of credible intervals {DEFAULT}")
+    add("--probability", type=share, default=0.9, metavar="P", help="of credible intervals")
 
 
 def _add_limits(add: Any) -> None:
@@ -44,8 +44,7 @@ def _add_limits(add: Any) -> None:
     add("--e2e-ms", type=ms, metavar="MS", help="limit on the end-to-end time")
 
 
-def add_sla(parser: Parser) -> None:
-    """Add the options of ``sla``."""
+def _add_sla(parser: Parser) -> None:
     one = at_least(1)
     _add_question(parser, verbs="search and promise")
     add = parser.add_argument
@@ -58,11 +57,10 @@ def add_sla(parser: Parser) -> None:
     add("--prompt-tokens", type=one, metavar="L", help="tokens to prefill, in chunks, beside --decodes")
     add("--output-tokens", type=one, metavar="L", help="tokens to generate")
     _add_limits(add)
-    command.add_report_options(parser.add_argument_group("what comes out"), name="the fit's, and -sla")
+    command.add_report_options(parser, name="the fit's, and -sla")
 
 
-def check_sla(options: argparse.Namespace, call: Call) -> None:
-    """Check that the options together ask something, and that there is such a fit."""
+def _check_sla(options: argparse.Namespace, call: Call) -> None:
     limits = [name for name in LIMITS if getattr(options, name) is not None]
     is_request = options.prompt_tokens is not None
     if limits and not is_request:
@@ -89,22 +87,19 @@ def _check_fit(options: argparse.Namespace, *, holds: str) -> None:
     options.folder = command.check_report(options, name, holds=holds)
 
 
-def add_optimize(parser: Parser) -> None:
-    """Add the options of ``plan optimize``."""
+def _add_optimize(parser: Parser) -> None:
     _add_question(parser, verbs="plan")
     add = parser.add_argument
     add("--slo-ms", type=milliseconds, required=True, metavar="MS", help="limit on a step")
-    add("--draws", type=at_least(1), default=1000, metavar="N", help=f"posterior draws {DEFAULT}")
-    command.add_report_options(parser.add_argument_group("what comes out"), name="the fit's, and -optimize")
+    add("--draws", type=at_least(1), default=1000, metavar="N", help="posterior draws")
+    command.add_report_options(parser, name="the fit's, and -optimize")
 
 
-def check_plan(options: argparse.Namespace, call: Call) -> None:
-    """Check that there is such a fit."""
+def _check_plan(options: argparse.Namespace, call: Call) -> None:
     _check_fit(options, holds=PLAN)
 
 
-def add_capacity(parser: Parser) -> None:
-    """Add the options of ``plan capacity``."""
+def _add_capacity(parser: Parser) -> None:
     count = at_least(1)
     spread = command.number_option(float, lambda x: 1.0 <= x <= 100.0, "a factor from 1 to 100")
     overhead = command.number_option(float, lambda x: 0.0 <= x < 1e6, "milliseconds, 0 or more")
@@ -114,28 +109,26 @@ def add_capacity(parser: Parser) -> None:
         ".csv or .jsonl: arrival_s, prompt_tokens, output_tokens",
         "requests a second, such as 5/s or 300/min: Poisson arrivals",
     )
-    within = "two in three within this factor (default: 1, none)"
     add("--workload", type=Path, metavar="FILE", help=file)
     add("--rate", type=_rate, metavar="R", help=rate)
     add("--prompt-tokens", type=count, metavar="L", help="of a generated request, median")
     add("--output-tokens", type=count, metavar="L", help="of a generated request, median")
-    add("--prompt-spread", type=spread, metavar="F", help=within)
-    add("--output-spread", type=spread, metavar="F", help="the same of outputs (default: 1, none)")
+    add("--prompt-spread", type=spread, metavar="F", help="two in three are within this factor (default: 1)")
+    add("--output-spread", type=spread, metavar="F", help="the same of outputs (default: 1)")
     add("--requests", type=count, metavar="N", help="how many are generated (default: 1000)")
     add = parser.add_argument_group("scheduler").add_argument
-    budget = "max_num_batched_tokens (default: the trace's largest)"
-    add("--token-budget", type=count, metavar="S", help=budget)
-    add("--max-num-seqs", type=count, default=256, metavar="B", help=f"most running requests {DEFAULT}")
+    add("--token-budget", type=count, metavar="S", help="max_num_batched_tokens (default: as traced)")
+    add("--max-num-seqs", type=count, default=256, metavar="B", help="most running requests")
     add("--kv-tokens", type=count, metavar="N", help="tokens that the KV cache holds (default: no limit)")
-    add("--step-overhead-ms", type=overhead, default=0.0, metavar="MS", help=f"between two steps {DEFAULT}")
+    add("--step-overhead-ms", type=overhead, default=0.0, metavar="MS", help="between two steps")
     add = parser.add_argument_group("limits and servers").add_argument
     _add_limits(add)
     add("--replicas", type=count, metavar="N", help="judge so many servers, in place of finding the fewest")
-    add("--max-replicas", type=count, default=64, metavar="N", help=f"most servers to try {DEFAULT}")
+    add("--max-replicas", type=count, default=64, metavar="N", help="most servers to try")
     add = parser.add_argument_group("simulation").add_argument
-    add("--draws", type=count, default=200, metavar="N", help=f"posterior draws, a replay each {DEFAULT}")
-    add("--seed", type=at_least(0), default=0, metavar="N", help=DEFAULT)
-    command.add_report_options(parser.add_argument_group("what comes out"), name="the fit's, and -capacity")
+    add("--draws", type=count, default=200, metavar="N", help="posterior draws, a replay each")
+    add("--seed", type=at_least(0), default=0, metavar="N")
+    command.add_report_options(parser, name="the fit's, and -capacity")
 
 
 def _rate(text: str) -> float:
@@ -151,8 +144,7 @@ def _rate(text: str) -> float:
     return value
 
 
-def check_capacity(options: argparse.Namespace, call: Call) -> None:
-    """Check that the options describe one workload, and that there is such a fit."""
+def _check_capacity(options: argparse.Namespace, call: Call) -> None:
     if (options.workload is None) == (options.rate is None):
         raise InputError(
             "give one workload: --workload FILE, or --rate with --prompt-tokens and --output-tokens"
@@ -170,46 +162,39 @@ def check_capacity(options: argparse.Namespace, call: Call) -> None:
     _check_fit(options, holds=PLAN)
 
 
-def add_budget(parser: Parser) -> None:
-    """Add the options of ``plan budget``."""
+def _add_budget(parser: Parser) -> None:
     _add_question(parser, verbs="plan")
     zero, add = at_least(0), parser.add_argument
     add("--slo-ms", type=milliseconds, required=True, metavar="MS", help="limit on the step")
     add("--decodes", type=zero, required=True, metavar="N", help="running decodes")
-    add("--waiting-tokens", type=zero, default=0, metavar="N", help=f"prompt tokens that wait {DEFAULT}")
+    add("--waiting-tokens", type=zero, default=0, metavar="N", help="prompt tokens that wait")
     add("--json", action="store_true", help="print one JSON document in place of the text")
 
 
-def check_budget(options: argparse.Namespace, call: Call) -> None:
-    """Check that there is a step to judge, and such a fit."""
+def _check_budget(options: argparse.Namespace, call: Call) -> None:
     if options.decodes + options.waiting_tokens < 1:
         raise InputError("a step without decodes and waiting tokens: give --decodes or --waiting-tokens")
     options.posterior = fit_file(options.fit)
 
 
-def add_compare(parser: Parser) -> None:
-    """Add the options of ``compare``."""
+def _add_compare(parser: Parser) -> None:
     add = parser.add_argument
-    fits = "two or more folders of fits, or their posterior.nc"
-    add("fits", nargs="+", type=Path, metavar="RESULT", help=fits)
+    add("fits", nargs="+", type=Path, metavar="RESULT", help=f"{_FIT}; two or more")
     add("--model", metavar="FILE.py", help=_MODEL)
-    add("--name", help="name of the result (default: compare-A-B)")
-    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=DEFAULT)
-    add("--overwrite", action="store_true", help="replace an existing comparison, its whole folder")
-    add("--no-report", action="store_true", help="write numbers and tables alone")
-    add("--json", action="store_true", help="print one JSON document in place of the tables")
+    command.add_result_options(parser, name="compare-A-B", replaced="comparison", bare="numbers and tables")
     add = parser.add_argument_group("verdicts").add_argument
-    rope = f"ratios within it of 1 count as equal, such as 5%% {DEFAULT}"
+    rope = "ratios within it of 1 count as equal, such as 5%%"
     add("--rope", type=_share_or_percent, default=0.05, metavar="X", help=rope)
-    add("--probability", type=command.probability, default=0.95, metavar="P", help=f"of intervals {DEFAULT}")
-    add("--draws", type=at_least(100), default=4000, metavar="N", help=f"of each fit, at most {DEFAULT}")
-    add("--seed", type=at_least(0), default=0, metavar="N", help=f"of the random pairing {DEFAULT}")
+    add("--probability", type=command.probability, default=0.95, metavar="P", help="of intervals")
+    add("--draws", type=at_least(100), default=4000, metavar="N", help="of each fit, at most")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="of the random pairing")
     add = parser.add_argument_group("throughput and cost").add_argument
     price = "an hour's price of a server, by its label or the name of its result; all in one currency"
     add("--price", type=_price, action="append", default=[], metavar="LABEL=PRICE", help=price)
     add("--slo-ms", type=milliseconds, metavar="MS", help="latency limit of a step, for throughput")
-    quantile = f"share of steps within the limit {DEFAULT}"
-    add("--slo-quantile", type=command.probability, default=0.95, metavar="Q", help=quantile)
+    add(
+        "--slo-quantile", type=command.probability, default=0.95, metavar="Q", help="share of steps within it"
+    )
 
 
 def _price(text: str) -> tuple[str, float]:
@@ -237,8 +222,7 @@ def _share_or_percent(text: str) -> float:
     return value
 
 
-def check_compare(options: argparse.Namespace, call: Call) -> None:
-    """Check that there are such fits, each once, and a price once."""
+def _check_compare(options: argparse.Namespace, call: Call) -> None:
     options.posteriors = [fit_file(path) for path in options.fits]
     if len(options.posteriors) < 2:
         raise InputError(f"{options.fits[0]}: one fit; a comparison takes two or more")
@@ -252,28 +236,23 @@ def check_compare(options: argparse.Namespace, call: Call) -> None:
             raise InputError(f"--price {label}: given twice")
         options.prices[label] = value
     names = [file.absolute().parent.name for file in options.posteriors]
-    name = options.name
-    if name is None and len(name := f"compare-{'-'.join(names)}") > _MAX_NAME:
+    name = f"compare-{'-'.join(names)}"
+    if len(name) > _MAX_NAME:
         name = f"compare-{names[0]}-and-{len(names) - 1}-more"[:_MAX_NAME]
-    options.folder = command.check_result(
-        options.results_dir, name, overwrite=options.overwrite, holds=COMPARISON
-    )
+    options.folder = command.check_named(options, name, holds=COMPARISON)
 
 
-def add_predictor(parser: Parser) -> None:
-    """Add the options of ``predictor``."""
+def _add_predictor(parser: Parser) -> None:
     add = parser.add_argument
     add("result", type=Path, metavar="RESULT", help=_FIT)
     add("--output", type=Path, metavar="FILE", help=f"where to write (default: RESULT/{PREDICTOR})")
     add("--overwrite", action="store_true", help="replace an existing file")
     add("--model", metavar="FILE.py", help=_MODEL)
-    unconverged = "compile a fit that failed its convergence gate; the file says so"
-    add("--allow-unconverged", action="store_true", help=unconverged)
+    add("--allow-unconverged", action="store_true", help="compile a fit that has not converged, marked")
     add("--json", action="store_true", help="print one JSON document in place of the text")
 
 
-def check_predictor(options: argparse.Namespace, call: Call) -> None:
-    """Check that there is such a fit, and that the file may be written."""
+def _check_predictor(options: argparse.Namespace, call: Call) -> None:
     options.posterior = fit_file(options.result)
     if options.output is None:
         options.output = options.posterior.parent / PREDICTOR
@@ -285,8 +264,8 @@ SLA_COMMAND = Command(
     summary="say what a fitted server may promise",
     description="Say what a fitted server may promise: of its steps, and of requests.",
     script="sla.py",
-    add_options=add_sla,
-    check=check_sla,
+    add_options=_add_sla,
+    check=_check_sla,
     epilog="""\
 examples:
   bayes-sched sla results/h100 --slo-ms 50
@@ -313,6 +292,21 @@ exit status: 0 the plan can be made: some settings keep the limit, so many serve
 requests (without limits: keep up with the arrivals), the next step keeps the limit; 1 it cannot (a fit that
 has not converged included); 2 bad input or usage; 130 interrupted.
 """
+
+
+def _plan(name: str, summary: str, add_options: Any, check: Any) -> Command:
+    return Command(
+        name=name,
+        summary=summary,
+        description=f"Find {summary}.",
+        module="plan",
+        add_options=add_options,
+        check=check,
+        epilog=_PLAN_END,
+    )
+
+
+_BEST = "the settings with the most throughput under a limit on steps"
 PLAN_COMMAND = Command(
     name="plan",
     summary="settings, number of servers, the next step's budget",
@@ -320,35 +314,15 @@ PLAN_COMMAND = Command(
     "step's budget.",
     script="plan.py",
     epilog=_PLAN_END,
-    commands=tuple(
-        Command(
-            name=name,
-            summary=words,
-            description=f"Find {words}.",
-            module="plan",
-            add_options=add_options,
-            check=check,
-            epilog=_PLAN_END,
-        )
-        for name, words, add_options, check in (
-            *(
-                (
-                    "optimize",
-                    "the settings with the most throughput under a limit on steps",
-                    add_optimize,
-                    check_plan,
-                ),
-            ),
-            *(
-                (
-                    "capacity",
-                    "how many servers a workload needs, by simulation",
-                    add_capacity,
-                    check_capacity,
-                ),
-            ),
-            *(("budget", "the token budget of the next step", add_budget, check_budget),),
-        )
+    commands=(
+        _plan(
+            "optimize",
+            "the settings with the most throughput under a limit on steps",
+            _add_optimize,
+            _check_plan,
+        ),
+        _plan("capacity", "how many servers a workload needs, by simulation", _add_capacity, _check_capacity),
+        _plan("budget", "the token budget of the next step", _add_budget, _check_budget),
     ),
 )
 COMPARE = Command(
@@ -357,8 +331,8 @@ COMPARE = Command(
     description="Compare servers by their fits: which is faster, by how much, how sure that is, and what it "
     "costs.",
     script="compare_gpus.py",
-    add_options=add_compare,
-    check=check_compare,
+    add_options=_add_compare,
+    check=_check_compare,
     epilog="""\
 examples:
   bayes-sched compare results/h100 results/a6000
@@ -372,11 +346,10 @@ exit status: 0 done; 2 bad input or usage; 3 a fit has not converged (the compar
 PREDICTOR_COMMAND = Command(
     name="predictor",
     summary="compile a fit to tables that a scheduler can ask",
-    description="Compile a fit to a small file of tables that a scheduler can ask: microseconds a step, numpy "
-    "alone.",
+    description="Compile a fit to a small file of tables that a scheduler can ask: microseconds a step.",
     script="compile_predictor.py",
-    add_options=add_predictor,
-    check=check_predictor,
+    add_options=_add_predictor,
+    check=_check_predictor,
     epilog="""\
 examples:
   bayes-sched predictor results/h100

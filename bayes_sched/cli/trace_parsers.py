@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bayes_sched.cli import command
-from bayes_sched.cli.command import DEFAULT, Call, Command, Parser, at_least, milliseconds, option_of, share
+from bayes_sched.cli.command import Call, Command, Parser, at_least, milliseconds, option_of, share
 from bayes_sched.errors import InputError
 from bayes_sched.files import ANALYSIS, POPULATION, POSTERIOR, UNSEEN, fit_file, is_name, population_file
 from bayes_sched.model.priors import Prior, Priors, read_prior_overrides
@@ -32,45 +32,40 @@ exit status: 0 done; 2 bad input or usage; 3 the chains have not converged (the 
 
 def add_traces(parser: Parser) -> None:
     """Add the traces that are read as one."""
-    what = "file (.gz, .zst, plain), 'PATTERN', or - for stdin"
-    parser.add_argument("traces", nargs="+", metavar="TRACE", help=what)
+    add = parser.add_argument
+    add("traces", nargs="+", metavar="TRACE", help="file (.gz, .zst, plain), 'PATTERN', or - for stdin")
 
 
 def add_latency_limits(add: Any) -> None:
     """Add which steps are left out as too short or too long."""
     ms = milliseconds
-    add("--min-latency-ms", type=ms, default=1.0, metavar="MS", help=f"remove shorter steps {DEFAULT}")
-    add("--max-latency-ms", type=ms, default=300.0, metavar="MS", help=f"remove longer steps {DEFAULT}")
+    add("--min-latency-ms", type=ms, default=1.0, metavar="MS", help="remove shorter steps")
+    add("--max-latency-ms", type=ms, default=300.0, metavar="MS", help="remove longer steps")
 
 
-def add_result(parser: Parser, *, what: str) -> None:
-    """Add where a result is written and how it is printed."""
-    add = parser.add_argument
-    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=DEFAULT)
-    add("--overwrite", action="store_true", help=f"replace an existing {what}")
+def add_sampling(parser: Parser, *, least_draws: int = 1) -> Any:
+    """Add how long is sampled, as a group of options that may grow."""
+    add, one = parser.add_argument_group("sampling").add_argument, at_least(1)
+    add("--draws", type=at_least(least_draws), default=1000, metavar="N", help="draws kept of each chain")
+    add("--tune", type=one, default=200, metavar="N", help="tuning draws of each chain, for each part")
+    add("--chains", type=one, default=4, metavar="N", help="number of chains")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="the same seed gives the same numbers")
+    return add
 
 
 def add_fitting(parser: Parser) -> None:
     """Add what fitting a trace takes, whatever the priors."""
-    one = at_least(1)
     add = parser.add_argument_group("model").add_argument
     names = ", ".join(shipped_models())
-    add("--model", default="saturation", help=f"{names}, or a .py file, which is run {DEFAULT}")
+    add("--model", default="saturation", help=f"{names}, or a .py file, which is run")
     add("--noise", metavar="OPTION", help="noise option of the model, such as constant (default: its first)")
-    add("--probability", type=command.probability, default=0.9, metavar="P", help=f"of intervals {DEFAULT}")
+    add("--probability", type=command.probability, default=0.9, metavar="P", help="of intervals")
     add = parser.add_argument_group("steps").add_argument
     add_latency_limits(add)
-    add("--max-bad-share", type=share, default=0.05, metavar="X", help=f"of unusable lines {DEFAULT}")
-    rows = f"use at most so many steps {DEFAULT}"
-    add("--max-rows", type=at_least(20), default=20_000, metavar="N", help=rows)
-    add = parser.add_argument_group("sampling").add_argument
-    tune = f"tuning draws of each chain, for each part {DEFAULT}"
-    add("--draws", type=one, default=1000, metavar="N", help=f"draws kept of each chain {DEFAULT}")
-    add("--tune", type=one, default=200, metavar="N", help=tune)
-    add("--chains", type=one, default=4, metavar="N", help=DEFAULT)
-    same = f"the same seed gives the same numbers {DEFAULT}"
-    add("--seed", type=at_least(0), default=0, metavar="N", help=same)
-    add("--sampler", choices=("nutpie", "pymc"), default="nutpie", help=f"whose NUTS {DEFAULT}")
+    add("--max-bad-share", type=share, default=0.05, metavar="X", help="of unusable lines")
+    add("--max-rows", type=at_least(20), default=20_000, metavar="N", help="use at most so many steps")
+    add = add_sampling(parser)
+    add("--sampler", choices=("nutpie", "pymc"), default="nutpie", help="whose NUTS")
 
 
 def check_limits(options: argparse.Namespace) -> None:
@@ -89,16 +84,12 @@ def check_model(model: str) -> None:
         raise InputError(f"--model {model}: no such model; give one of {names} or the path of a .py file")
 
 
-def add_fit(parser: Parser) -> None:
-    """Add the options of ``fit``."""
+def _add_fit(parser: Parser) -> None:
     add_traces(parser)
+    command.add_result_options(parser, name="the trace's", replaced="result", bare="posterior.nc")
     add = parser.add_argument
-    add("--name", help="name of the result (default: the trace's)")
     add("--gpu", metavar="LABEL", help="GPU, for reports (default: what the trace's side-car says)")
     add("--llm", metavar="LABEL", help="LLM, for reports (default: what the trace's side-car says)")
-    add_result(parser, what="result, its whole folder")
-    add("--no-report", action="store_true", help="write posterior.nc alone")
-    add("--json", action="store_true", help="print one JSON document in place of the tables")
     add_fitting(parser)
     add = parser.add_argument_group("prior").add_argument
     add("--priors", type=Path, metavar="FILE.toml", help="prior overrides, as in examples/priors.toml")
@@ -107,8 +98,7 @@ def add_fit(parser: Parser) -> None:
     add("--accept-unconverged", action="store_true", help="use a pool even if it has not converged")
 
 
-def check_fit(options: argparse.Namespace, call: Call) -> None:
-    """Check the options, cheapest first."""
+def _check_fit(options: argparse.Namespace, call: Call) -> None:
     check_limits(options)
     if options.prior_from is None and (options.server is not None or options.accept_unconverged):
         given = "--accept-unconverged" if options.server is None else "--server"
@@ -116,8 +106,7 @@ def check_fit(options: argparse.Namespace, call: Call) -> None:
     if options.prior_from is not None and options.priors is not None:
         raise InputError("--priors with --prior-from: a fit has one prior, give one of them")
     files, _ = expand_paths(options.traces)
-    name = result_name(files) if options.name is None else options.name
-    options.folder = command.check_result(options.results_dir, name, overwrite=options.overwrite)
+    options.folder = command.check_named(options, result_name(files))
     options.overrides = None if options.priors is None else _read_priors(options.priors)
     options.population = None if options.prior_from is None else population_file(options.prior_from)
     check_model(options.model)
@@ -142,18 +131,15 @@ _OF_A_POOL = {
 """Options of ``fit`` that ``pool`` does not take, and why."""
 
 
-def add_pool(parser: Parser) -> None:
-    """Add the options of ``pool``."""
+def _add_pool(parser: Parser) -> None:
     add = parser.add_argument
     what = "trace (file, 'PATTERN', NAME=FILE) or result of a fit (folder, posterior.nc); two or more"
     add("members", nargs="+", metavar="TRACE|RESULT", help=what)
-    add("--name", default="pool", help=f"name of the result {DEFAULT}")
-    of = "server that a trace is of (default: its GPU and LLM as labelled, else a server of its own)"
-    add("--server", type=_named_label, action="append", default=[], metavar="NAME=LABEL", help=of)
+    what = "server that a trace is of (default: its GPU and LLM as labelled, else a server of its own)"
+    add("--server", type=_named_label, action="append", default=[], metavar="NAME=LABEL", help=what)
     add("--accept-unconverged", action="store_true", help="pool fits even if they have not converged")
-    add_result(parser, what="pool, and fits of other options")
-    add("--no-report", action="store_true", help="write no pages and figures")
-    add("--json", action="store_true", help="print one JSON document in place of the tables")
+    replaced = "pool, and fits of other options"
+    command.add_result_options(parser, name="pool", replaced=replaced, bare="posteriors")
     add_fitting(parser)
     for name in _OF_A_POOL:
         add(option_of(name), help=argparse.SUPPRESS)
@@ -166,7 +152,7 @@ def _named_label(text: str) -> tuple[str, str]:
     return name, label.strip()
 
 
-def check_pool(options: argparse.Namespace, call: Call) -> None:
+def _check_pool(options: argparse.Namespace, call: Call) -> None:
     """Read who the members are, and check the options, cheapest first; no trace and no fit is opened."""
     for name, why in _OF_A_POOL.items():
         if getattr(options, name) is not None:
@@ -174,20 +160,19 @@ def check_pool(options: argparse.Namespace, call: Call) -> None:
     check_limits(options)
     options.members = _pool_members(options.members)
     options.servers = _pool_servers(options.server, options.members)
-    options.folder = folder = command.check_result(
-        options.results_dir, options.name, overwrite=options.overwrite, holds=POPULATION
-    )
+    folder = command.check_named(options, "pool", holds=POPULATION)
     for member in options.members:
         if member.name == folder.name and member.traces:
             raise InputError(f"{member.name} is the name of a trace: give the pool another --name")
         if member.traces:
             command.check_result(options.results_dir, member.name, overwrite=True)
+    options.folder = folder
     check_model(options.model)
 
 
 @dataclass(frozen=True)
 class PoolMember:
-    """One of a pool: a fit's file, or the files of a trace that is yet to be fitted (none where there is one)."""
+    """One of a pool: a fit's file, or the files of a trace that is yet to be fitted."""
 
     name: str
     fit_file: Path | None = None
@@ -244,74 +229,56 @@ def _pool_servers(given: Sequence[tuple[str, str]], members: Sequence[PoolMember
     return found
 
 
-def add_analyze(parser: Parser) -> None:
-    """Add the options of ``analyze``."""
-    one = at_least(1)
+def _add_analyze(parser: Parser) -> None:
     add_traces(parser)
     add = parser.add_argument
-    add("--max-bad-share", type=share, default=0.05, metavar="X", help=f"of unusable lines {DEFAULT}")
-    group = parser.add_argument_group("what comes out")
-    add = group.add_argument
+    add("--max-bad-share", type=share, default=0.05, metavar="X", help="of unusable lines")
+    add = command.add_report_options(parser, name="the trace's, and -analysis")
     add("--csv", type=Path, metavar="PATH", help="write the statistics as a CSV table")
-    command.add_report_options(
-        group, printed="tables", name="the trace's, and -analysis", replaced="report or CSV table"
-    )
     add = parser.add_argument_group("what is a finding").add_argument
     factor = command.number_option(float, lambda x: 1 < x < math.inf, "a factor above 1")
     use = command.number_option(float, lambda x: 0 < x <= 1, "a share above 0 and at most 1")
-    slow, rise = f"scheduling above it {DEFAULT}", f"sudden rise by so much {DEFAULT}"
+    slow, rise = "scheduling above it", "sudden rise by so much"
     add("--slow-schedule-ms", type=milliseconds, default=10.0, metavar="MS", help=slow)
     add("--schedule-rise", type=factor, default=2.0, metavar="X", help=rise)
-    add("--long-queue", type=one, default=10, metavar="N", help=f"more waiting requests {DEFAULT}")
-    add("--full-kv-cache", type=use, default=0.95, metavar="X", help=f"share of it in use {DEFAULT}")
-    add("--top", type=at_least(0), default=10, metavar="N", help=f"list so many of everything {DEFAULT}")
+    add("--long-queue", type=at_least(1), default=10, metavar="N", help="more waiting requests")
+    add("--full-kv-cache", type=use, default=0.95, metavar="X", help="share of it in use")
+    add("--top", type=at_least(0), default=10, metavar="N", help="list so many of everything")
 
 
-def check_analyze(options: argparse.Namespace, call: Call) -> None:
-    """Check where things are written and that there are such traces."""
+def _check_analyze(options: argparse.Namespace, call: Call) -> None:
     files, _ = expand_paths(options.traces)
     options.folder = command.check_report(options, f"{result_name(files)}-analysis", holds=ANALYSIS)
     if options.csv is not None:
         command.check_output(options.csv, inputs=files, overwrite=options.overwrite)
 
 
-def add_watch(parser: Parser) -> None:
-    """Add the options of ``watch``."""
+def _add_watch(parser: Parser) -> None:
     seconds = command.number_option(float, lambda x: 0.05 <= x < 1e6, "a number of seconds of at least 0.05")
     add = parser.add_argument
     add("trace", metavar="TRACE", help="the log, plain text; it need not exist yet")
-    add("--interval", type=seconds, default=1.0, metavar="S", help=f"between two figures {DEFAULT}")
-    add("--window", type=seconds, default=10.0, metavar="S", help=f"that the figures are of {DEFAULT}")
+    add("--interval", type=seconds, default=1.0, metavar="S", help="between two figures")
+    add("--window", type=seconds, default=10.0, metavar="S", help="that the figures are of")
     add("--duration", type=seconds, metavar="S", help="end after so long (default: never)")
     add("--once", action="store_true", help="one line about the end of the log, and done")
 
 
-def add_models(parser: Parser) -> None:
-    """Add the options of ``models``."""
-    one = at_least(1)
+def _add_models(parser: Parser) -> None:
     add_traces(parser)
     add = parser.add_argument
     what = "what is compared (default: the project's models that the trace has the columns for)"
     add("--models", type=command.names, metavar="A,B", help=what)
     add("--json", action="store_true", help="print one JSON document in place of the tables")
     add("--csv", type=Path, metavar="FILE", help="write the comparison as a table, too")
-    drawn = "draw the differences with their intervals, too"
-    add("--figure", type=Path, metavar="FILE.png", help=drawn)
+    add("--figure", type=Path, metavar="FILE.png", help="draw the differences with their intervals, too")
     add("--overwrite", action="store_true", help="replace existing files of these names")
     add = parser.add_argument_group("steps").add_argument
-    add("--rows", type=at_least(20), default=2000, metavar="N", help=f"random steps {DEFAULT}")
+    add("--rows", type=at_least(20), default=2000, metavar="N", help="random steps")
     add_latency_limits(add)
-    add = parser.add_argument_group("sampling").add_argument
-    tune = f"tuning draws of each chain, for each part {DEFAULT}"
-    add("--draws", type=at_least(100), default=1000, metavar="N", help=f"draws kept of each chain {DEFAULT}")
-    add("--tune", type=one, default=200, metavar="N", help=tune)
-    add("--chains", type=one, default=4, metavar="N", help=DEFAULT)
-    seed = f"of the steps and of the sampling {DEFAULT}"
-    add("--seed", type=at_least(0), default=0, metavar="N", help=seed)
+    add_sampling(parser, least_draws=100)
 
 
-def check_models(options: argparse.Namespace, call: Call) -> None:
-    """Check the options, cheapest first; no model is loaded."""
+def _check_models(options: argparse.Namespace, call: Call) -> None:
     check_limits(options)
     if options.figure is not None and options.figure.suffix != ".png":
         raise InputError(f"--figure {options.figure}: name a .png file")
@@ -337,8 +304,8 @@ FIT = Command(
     summary="fit a latency model to a step trace",
     description="Fit a latency model to the step trace of a vLLM scheduler: posterior and report.",
     script="fit_bayes.py",
-    add_options=add_fit,
-    check=check_fit,
+    add_options=_add_fit,
+    check=_check_fit,
     epilog=f"""\
 examples:
   bayes-sched fit trace.jsonl
@@ -356,8 +323,8 @@ POOL = Command(
     summary="let the fits of several servers borrow strength",
     description="Pool several fits: servers borrow strength from each other, and the next one from all.",
     script="fit_bayes.py --pool",
-    add_options=add_pool,
-    check=check_pool,
+    add_options=_add_pool,
+    check=_check_pool,
     epilog="""\
 examples:
   bayes-sched pool results/h100 results/a6000 results/l40s
@@ -365,9 +332,9 @@ examples:
   bayes-sched pool a=gpu1/steps.jsonl b=gpu2/steps.jsonl --server a=H100 --server b=H100
   bayes-sched fit new.jsonl --prior-from results/pool
 
-A trace is fitted as if alone, with the options below, into a result of its own (DIR/NAME); where that stands
-already, made from the same trace with the same options, it is used. So a pool that is refused, or interrupted,
-costs no fit. --draws, --chains, --seed and --sampler hold for the population too.
+A trace is fitted as if alone, with the options above, into a result of its own (DIR/NAME); where that stands
+already, made from the same trace with the same options, it is used. So a pool that is refused, or
+interrupted, costs no fit. --draws, --chains, --seed and --sampler hold for the population too.
 
 The pool is DIR/pool: report.html, population.nc (for --prior-from), members/NAME and members/unseen (a server
 not yet seen), which are fits like others: to compare, to plan with, to ask what may be promised.
@@ -390,8 +357,8 @@ ANALYZE = Command(
     name="analyze",
     summary="statistics, findings and figures of a trace",
     script="analyze_trace.py analyze",
-    add_options=add_analyze,
-    check=check_analyze,
+    add_options=_add_analyze,
+    check=_check_analyze,
     epilog=_ANALYZE_END,
 )
 WATCH = Command(
@@ -400,7 +367,7 @@ WATCH = Command(
     description="Follow a growing log: one line of current figures. It survives that the log is rotated, "
     "truncated, deleted or not there yet. Ctrl-C ends it.",
     script="analyze_trace.py watch",
-    add_options=add_watch,
+    add_options=_add_watch,
     epilog=_ANALYZE_END,
 )
 ANALYZE_TRACE = Command(
@@ -416,8 +383,8 @@ MODELS = Command(
     description="Compare models by leave-one-out (PSIS) on the same steps of a trace, and by what their "
     "sampling costs.",
     script="compare_models.py",
-    add_options=add_models,
-    check=check_models,
+    add_options=_add_models,
+    check=_check_models,
     epilog="""\
 models: names of the project's own, such as saturation, with a noise option after a colon if it is not the
   model's first, such as saturation:constant; or a .py file, which is run

@@ -1,4 +1,4 @@
-"""``bayes-sched watch``: a growing log as one live line of a terminal, or as plain lines where there is none."""
+"""``bayes-sched watch``: a growing log as one live line of a terminal, or as plain lines elsewhere."""
 
 from __future__ import annotations
 
