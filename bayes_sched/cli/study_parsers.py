@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bayes_sched.cli import command
-from bayes_sched.cli.command import DEFAULT, Call, Command, Parser, at_least, milliseconds, probability
-from bayes_sched.cli.trace_parsers import add_latency_limits, add_traces, check_limits
+from bayes_sched.cli.command import Call, Command, Parser, at_least, milliseconds, probability
+from bayes_sched.cli.trace_parsers import add_latency_limits, add_traces, check_limits, check_model
 from bayes_sched.errors import InputError
 from bayes_sched.files import SIMULATOR, VALIDATION, fit_file
-from bayes_sched.model.protocol import shipped_models
 from bayes_sched.studies.folder import StudyFolder
 from bayes_sched.studies.names import SPLIT_TITLES, check_competitors, check_splits
 from bayes_sched.trace.formats import result_name
@@ -28,26 +27,26 @@ _STATUS = "exit status: 0 done; 2 bad input or usage; 130 interrupted.\n"
 def _add_study(parser: Parser, *, folder: str) -> None:
     """Add what every study takes that grows run by run."""
     add = parser.add_argument
-    add("--results-dir", type=Path, default=Path(folder), metavar="DIR", help=DEFAULT)
+    add("--results-dir", type=Path, default=Path(folder), metavar="DIR", help="where results go")
     add("--resume", action="store_true", help="go on with the study in the folder")
     add("--overwrite", action="store_true", help="replace the study in the folder")
 
 
 def _add_sampling(add: Any, *, draws: int, chains: int, least: int = 50, tune: int | None = 200) -> None:
-    add("--draws", type=at_least(least), default=draws, metavar="N", help=f"kept of each chain {DEFAULT}")
+    add("--draws", type=at_least(least), default=draws, metavar="N", help="kept of each chain")
     if tune is not None:
-        words = f"tuning draws of each chain, for each part {DEFAULT}"
+        words = "tuning draws of each chain, for each part"
         add("--tune", type=at_least(1), default=tune, metavar="N", help=words)
-    add("--chains", type=at_least(2), default=chains, metavar="N", help=DEFAULT)
+    add("--chains", type=at_least(2), default=chains, metavar="N", help="number of chains")
 
 
 def _add_design(add: Any, *, rows: int, of: str) -> None:
     add("--design", type=Path, default=_DESIGN, metavar="TRACE", help="its (B, S) (default: the example's)")
-    add("--rows", type=at_least(20), default=rows, metavar="N", help=f"steps of a {of} {DEFAULT}")
+    add("--rows", type=at_least(20), default=rows, metavar="N", help=f"steps of a {of}")
 
 
-def _add_seed(add: Any, *, default: int = 1, of: str = "") -> None:
-    add("--seed", type=at_least(0), default=default, metavar="N", help=f"{of} {DEFAULT}".strip())
+def _add_seed(add: Any, *, default: int = 1, of: str = "of everything random") -> None:
+    add("--seed", type=at_least(0), default=default, metavar="N", help=f"{of}".strip())
 
 
 def _study(
@@ -94,8 +93,8 @@ def _expand(call: Call, traces: Sequence[str]) -> list[str]:
 def _add_validate(parser: Parser) -> None:
     add_traces(parser)
     add = parser.add_argument
-    add("--name", default="validation", help=f"name of the result {DEFAULT}")
-    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=DEFAULT)
+    add("--name", default="validation", help="name of the result")
+    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="where results go")
     add("--overwrite", action="store_true", help="replace an existing validation, its whole folder")
     add("--resume", action="store_true", help="go on with an interrupted run of this name")
     add("--keep", action="store_true", help="keep the forecasts for --resume, to add models or splits later")
@@ -106,15 +105,15 @@ def _add_validate(parser: Parser) -> None:
     add("--models", type=some, metavar="A,B", help="contenders (default: all, see below)")
     held = "ways of holding steps out (default: all)"
     add("--splits", type=some, default=everything, metavar="A,B", help=held)
-    add("--repeats", type=at_least(1), default=1, metavar="N", help=f"of the random splits {DEFAULT}")
-    _add_seed(add, default=0, of="of everything random")
-    add("--max-train", type=at_least(20), default=4000, metavar="N", help=f"steps learned from {DEFAULT}")
+    add("--repeats", type=at_least(1), default=1, metavar="N", help="of the random splits")
+    _add_seed(add, default=0)
+    add("--max-train", type=at_least(20), default=4000, metavar="N", help="steps learned from")
     rare = "choose the steps learned from as a fit does, the rare sizes first (default: at random)"
     add("--rare-first", action="store_true", help=rare)
-    add("--max-test", type=at_least(20), default=2000, metavar="N", help=f"steps predicted {DEFAULT}")
+    add("--max-test", type=at_least(20), default=2000, metavar="N", help="steps predicted")
     add = parser.add_argument_group("traces").add_argument
     add("--each", action="store_true", help="take each trace alone (default: those of one server are pooled)")
-    mark = f"without labels, what stands before it in a trace's name is its server {DEFAULT}"
+    mark = "without labels, what stands before it in a trace's name is its server"
     add("--server-mark", default="_chunk", metavar="TEXT", help=mark)
     add_latency_limits(add)
     add = parser.add_argument_group("sampling of the project's models").add_argument
@@ -158,10 +157,10 @@ def _add_validate_pool(parser: Parser) -> None:
     fits = "folders of fits, such as results/h100: the pool"
     add("fits", nargs="+", type=Path, metavar="FIT", help=fits)
     add("--trace", action="append", required=True, metavar="FILE", help=what)
-    add("--steps", type=at_least(20), default=50, metavar="N", help=f"to learn from {DEFAULT}")
+    add("--steps", type=at_least(20), default=50, metavar="N", help="to learn from")
     add("--consecutive", action="store_true", help="steps in a row, not a random choice")
-    add("--runs", type=at_least(1), default=20, metavar="N", help=f"of each trace {DEFAULT}")
-    add("--max-test", type=at_least(20), default=2000, metavar="N", help=f"steps to predict {DEFAULT}")
+    add("--runs", type=at_least(1), default=20, metavar="N", help="of each trace")
+    add("--max-test", type=at_least(20), default=2000, metavar="N", help="steps to predict")
     _add_seed(add)
     _add_sampling(add, draws=500, chains=2, tune=None)
     _add_study(parser, folder="results/pool_validation")
@@ -183,10 +182,10 @@ def _check_validate_pool(options: argparse.Namespace, call: Call) -> None:
 
 def _add_calibrate(parser: Parser) -> None:
     add = parser.add_argument
-    add("--simulations", type=at_least(10), default=200, metavar="N", help=DEFAULT)
+    add("--simulations", type=at_least(10), default=200, metavar="N", help="how many")
     _add_seed(add)
     _add_design(add, rows=160, of="simulation")
-    add("--model", default="saturation", help=f"name of a model, or a .py file, which is run {DEFAULT}")
+    add("--model", default="saturation", help="name of a model, or a .py file, which is run")
     add("--noise", help="noise option of the model (default: its first)")
     _add_sampling(add, draws=500, chains=2, least=25)
     _add_study(parser, folder="results/calibration")
@@ -211,17 +210,17 @@ def _check_calibrate(options: argparse.Namespace, call: Call) -> None:
 def _add_promises(parser: Parser) -> None:
     add = parser.add_argument
     _add_seed(add)
-    add("--quantile", type=probability, default=0.99, metavar="Q", help=f"of promises {DEFAULT}")
-    add("--confidence", type=probability, default=0.95, metavar="C", help=f"of promises {DEFAULT}")
+    add("--quantile", type=probability, default=0.99, metavar="Q", help="of promises")
+    add("--confidence", type=probability, default=0.95, metavar="C", help="of promises")
     _add_sampling(add, draws=500, chains=2)
     add("--json", action="store_true", help="print one JSON document in place of the tables")
     _add_study(parser, folder="results/promises")
     add = parser.add_argument_group("simulated servers").add_argument
-    add("--servers", type=at_least(0), default=200, metavar="N", help=DEFAULT)
+    add("--servers", type=at_least(0), default=200, metavar="N", help="how many")
     _add_design(add, rows=500, of="server")
     add = parser.add_argument_group("real traces").add_argument
     add("--traces", nargs="+", default=[], metavar="FILE", help="hold a fifth of each out, in two ways")
-    add("--max-rows", type=at_least(20), default=3000, metavar="N", help=f"fitted of each {DEFAULT}")
+    add("--max-rows", type=at_least(20), default=3000, metavar="N", help="fitted of each")
 
 
 def _check_promises(options: argparse.Namespace, call: Call) -> None:
@@ -265,10 +264,10 @@ def _check_promises(options: argparse.Namespace, call: Call) -> None:
 
 def _add_comparison(parser: Parser) -> None:
     add = parser.add_argument
-    add("--pairs", type=at_least(10), default=100, metavar="N", help=DEFAULT)
+    add("--pairs", type=at_least(10), default=100, metavar="N", help="how many")
     _add_seed(add)
     _add_design(add, rows=80, of="server")
-    add("--probability", type=probability, default=0.9, metavar="P", help=f"of intervals {DEFAULT}")
+    add("--probability", type=probability, default=0.9, metavar="P", help="of intervals")
     _add_sampling(add, draws=300, chains=2)
     _add_study(parser, folder="results/comparison_calibration")
 
@@ -299,18 +298,18 @@ def _add_simulator(parser: Parser) -> None:
     add("--kv-tokens", type=count, metavar="N", help=f"tokens that the KV cache holds {told} no limit)")
     add("--block-tokens", type=count, metavar="N", help=f"of a block of the KV cache {told} 16)")
     add = parser.add_argument_group("fit and simulation").add_argument
-    model = f"name of a model of B and S, or a .py file, which is run {DEFAULT}"
+    model = "name of a model of B and S, or a .py file, which is run"
     add("--model", default="saturation", help=model)
-    longer = f"longer steps are not fitted {DEFAULT}"
+    longer = "longer steps are not fitted"
     add("--max-latency-ms", type=milliseconds, default=300.0, metavar="MS", help=longer)
-    add("--draws", type=count, default=200, metavar="N", help=f"posterior draws, a replay each {DEFAULT}")
-    add("--probability", type=probability, default=0.9, metavar="P", help=f"of intervals {DEFAULT}")
+    add("--draws", type=count, default=200, metavar="N", help="posterior draws, a replay each")
+    add("--probability", type=probability, default=0.9, metavar="P", help="of intervals")
     _add_seed(add, default=0)
     add = parser.add_argument_group("what comes out").add_argument
     add("--json", action="store_true", help="print one JSON document in place of the text")
     add("--report", action="store_true", help="write a page of Markdown, tables and figures")
     add("--name", help="name of the report (default: the trace's, and -simulator)")
-    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help=DEFAULT)
+    add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="where results go")
     add("--overwrite", action="store_true", help="replace an existing report")
 
 
@@ -325,19 +324,19 @@ def _add_benchmark(parser: Parser) -> None:
     parser.add_argument(
         "traces", nargs="+", metavar="TRACE", help="trace file (.gz, .zst, plain) or 'PATTERN'"
     )
-    parser.add_argument("--model", default="saturation", help=f"name of a model, or a .py file {DEFAULT}")
+    parser.add_argument("--model", default="saturation", help="name of a model, or a .py file")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of the tables")
 
 
 def _add_benchmark_sampling(parser: Parser) -> None:
     _add_benchmark(parser)
     add, one = parser.add_argument, at_least(1)
-    add("--rows", type=at_least(20), default=1000, metavar="N", help=f"steps, chosen at random {DEFAULT}")
+    add("--rows", type=at_least(20), default=1000, metavar="N", help="steps, chosen at random")
     _add_sampling(add, draws=1000, chains=4, least=1, tune=None)
     tune = "tuning draws of each chain (default: ours 200 for each part, direct 1000)"
     add("--tune", type=one, metavar="N", help=tune)
     _add_seed(add, default=0, of="of the rows and of the samplers")
-    depth = f"greatest tree depth of the direct formulation, 2**N leapfrog steps a draw {DEFAULT}"
+    depth = "greatest tree depth of the direct formulation, 2**N leapfrog steps a draw"
     add("--max-depth", type=one, default=8, metavar="N", help=depth)
 
 
@@ -353,10 +352,7 @@ def _check_benchmark(options: argparse.Namespace, call: Call) -> None:
     for file in options.files:
         if file == "-" or not Path(file).is_file():
             raise InputError(f"{file}: no such file (a benchmark reads files, each a trace of its own)")
-    if options.model not in shipped_models() and not Path(options.model).is_file():
-        raise InputError(
-            f"--model {options.model}: no such model; give a .py file or {', '.join(shipped_models())}"
-        )
+    check_model(options.model)
 
 
 def _add_predictor(parser: Parser) -> None:
@@ -366,9 +362,15 @@ def _add_predictor(parser: Parser) -> None:
     add("trace", metavar="TRACE", help="steps to ask for and to replay, in order (.gz, .zst, plain)")
     add("--fit", type=Path, metavar="RESULT", help="folder of the fit, to measure the accuracy against")
     drifts = (1.1, 1.2, 1.5)
-    add("--factors", type=_factors, default=drifts, metavar="X,X,...", help="drifts from the middle on")
-    add("--tolerance", type=command.share, default=0.075, metavar="X", help=f"of the monitor {DEFAULT}")
-    add("--runs", type=at_least(1), default=5, metavar="N", help=f"fresh processes timed {DEFAULT}")
+    add(
+        "--factors",
+        type=_factors,
+        default=drifts,
+        metavar="X,X,...",
+        help="drifts from the middle on (default: 1.1,1.2,1.5)",
+    )
+    add("--tolerance", type=command.share, default=0.075, metavar="X", help="of the monitor")
+    add("--runs", type=at_least(1), default=5, metavar="N", help="fresh processes timed")
     _add_seed(add, default=0, of="of the steps that accuracy is measured at")
     add("--json", action="store_true", help="print one JSON document in place of the text")
 
