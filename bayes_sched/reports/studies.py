@@ -133,11 +133,11 @@ def _(result: Calibration, *, command: str = "") -> Document:
         "Simulation-based calibration",
         f"""For each simulation: parameters are drawn from the documented priors, the latencies of
         {result.num_steps} steps are simulated (the (B, S) of a random choice from {settings["design"]}), the
-        sampler fits them ({settings["chains"]} chains, {settings["tune"]} tuning and {settings["draws"]} kept draws
-        each), and the true values are ranked among 99 evenly spaced draws. If the sampler returns the model's
-        posterior, the ranks are even on 0 to 99. Every simulation counts, absurd latencies and fits that failed the
-        gate included; fits this short miss the gate's 400 effective draws more often than those of the default
-        settings.""",
+        sampler fits them ({settings["chains"]} chains, {settings["tune"]} tuning and {settings["draws"]} kept
+        draws each), and the true values are ranked among 99 evenly spaced draws. If the sampler returns the
+        model's posterior, the ranks are even on 0 to 99. Every simulation counts, absurd latencies and fits
+        that failed the gate included; fits this short miss the gate's 400 effective draws more often than
+        those of the default settings.""",
         _table(table, digits=3, even=lambda even: "yes" if even else "NO"),
         Text(
             f"{len(table)} quantities, {int((~table['even']).sum())} outside their 95 % band; the smallest p-value "
@@ -146,9 +146,9 @@ def _(result: Calibration, *, command: str = "") -> Document:
             f"the fits failed the gate (their ranks count): {reasons}. {_seconds(result.seconds, 'simulation')}"
         ),
         command=command,
-        after="""`p_value`: how often even ranks would stray as far from an even distribution. `max_deviation`: the
-        largest difference between the distribution functions. Beside the parameters, the combinations that data
-        identify.""",
+        after="""`p_value`: how often even ranks would stray as far from an even distribution.
+        `max_deviation`: the largest difference between the distribution functions. Beside the parameters, the
+        combinations that data identify.""",
         figures={"calibration": (ranks, simulated_ranks)},
         files={
             "calibration.png": "the figure, and as `.svg`",
@@ -166,10 +166,11 @@ def _(result: ComparisonCalibration, *, command: str = "") -> Document:
     return _document(
         result,
         "Does the comparison of servers find the truth?",
-        f"""For each pair: the first server's parameters are drawn from the documented priors (until its steps take a
-        plausible time), the second takes a known factor of 0.8 to 1.25 of it for every step. {settings["rows"]}
-        steps of each are simulated (the (B, S) of a random choice from {settings["design"]}) and fitted with NUTS,
-        and the two posteriors are compared. Every pair counts, those whose fits failed the gate included.""",
+        f"""For each pair: the first server's parameters are drawn from the documented priors (until its steps
+        take a plausible time), the second takes a known factor of 0.8 to 1.25 of it for every step.
+        {settings["rows"]} steps of each are simulated (the (B, S) of a random choice from
+        {settings["design"]}) and fitted with NUTS, and the two posteriors are compared. Every pair counts,
+        those whose fits failed the gate included.""",
         Text(f"Coverage of the {100 * settings['probability']:g}% intervals of the ratio of mean latencies:"),
         _table(tables["coverage"], digits=3),
         Text("P(first is faster), one step a pair:"),
@@ -198,11 +199,12 @@ def _(result: PoolValue, *, command: str = "") -> Document:
     return _document(
         result,
         "What is a pool of other servers worth, where a server's own trace is short?",
-        f"""{settings["steps"]} steps of a trace, {chosen}, are fitted, and predict a random choice of the others. The
-        prior is the documented one; the pool of the traces of other servers (`new server`); the pool of all other
-        traces, those of the same server among them (`known server`). CRPS in ms, less is better; `ratio` is to the
-        CRPS with documented priors on the same steps (median, 5 % and 95 % of the runs), `better` the share of runs
-        in which it is below 1; `whole_crps_ms` is that of the fit of the whole trace.""",
+        f"""{settings["steps"]} steps of a trace, {chosen}, are fitted, and predict a random choice of the
+        others. The prior is the documented one; the pool of the traces of other servers (`new server`); the
+        pool of all other traces, those of the same server among them (`known server`). CRPS in ms, less is
+        better; `ratio` is to the CRPS with documented priors on the same steps (median, 5 % and 95 % of the
+        runs), `better` the share of runs in which it is below 1; `whole_crps_ms` is that of the fit of the
+        whole trace.""",
         _table(result.tables["summary"], digits=3),
         Text(f"Fits that passed the gate: {passed}. {_seconds(result.seconds, 'fit')}"),
         command=command,
@@ -217,16 +219,16 @@ def _(result: ServerPromises, *, command: str = "") -> Document:
     return _document(
         result,
         "Are promises to simulated servers kept?",
-        f"""For each server: parameters are drawn from the documented priors until its steps behave like those of a
-        real one (`bayes_sched/studies/sla_servers.py` says how), {settings["rows"]} steps are simulated (the (B, S)
-        of a random choice from {settings["design"]}) and fitted with NUTS ({settings["chains"]} chains,
-        {settings["tune"]} tuning and {settings["draws"]} kept draws each). Then the promises are made that `sla.py`
-        makes: the largest decode-only batch under a limit, which is chosen so that the true one lies anywhere in
-        the range of the trace, and the limit for five kinds of steps. A promise is broken if in truth more than
-        {1.0 - settings["quantile"]:.2g} of the steps are late. Beside it: the same with the posterior median in
-        place of the bound, and the batch that the fitted curve of the mean allows. Where one request may already be
-        too much, nothing is promised: `nothing` counts such promises, which cannot be broken and give everything
-        away.""",
+        f"""For each server: parameters are drawn from the documented priors until its steps behave like those
+        of a real one (`bayes_sched/studies/sla_servers.py` says how), {settings["rows"]} steps are simulated
+        (the (B, S) of a random choice from {settings["design"]}) and fitted with NUTS ({settings["chains"]}
+        chains, {settings["tune"]} tuning and {settings["draws"]} kept draws each). Then the promises are made
+        that `sla.py` makes: the largest decode-only batch under a limit, which is chosen so that the true one
+        lies anywhere in the range of the trace, and the limit for five kinds of steps. A promise is broken if
+        in truth more than {1.0 - settings["quantile"]:.2g} of the steps are late. Beside it: the same with
+        the posterior median in place of the bound, and the batch that the fitted curve of the mean allows.
+        Where one request may already be too much, nothing is promised: `nothing` counts such promises, which
+        cannot be broken and give everything away.""",
         Text(
             f"Broken promises of {_promise(settings)} (wanted: at most {1.0 - settings['confidence']:.0%}; "
             f"{SERVERS_INTERVAL:.0%} intervals):"
@@ -255,15 +257,16 @@ def _(result: TracePromises, *, command: str = "") -> Document:
     return _document(
         result,
         "Are promises kept on steps that a fit has not seen?",
-        f"""A fifth of each trace is held out, at random or in stretches of 100 consecutive steps, and the saturation
-        model is fitted to the rest (at most {settings["max_rows"]:,} steps). The held-out steps are put in cells of
-        one (B, S), or of similar ones where they are few, at least 20 steps each. The limits of a cell are
-        quantiles predicted for its middle step, and the steps beyond them are counted against the predicted number.
+        f"""A fifth of each trace is held out, at random or in stretches of 100 consecutive steps, and the
+        saturation model is fitted to the rest (at most {settings["max_rows"]:,} steps). The held-out steps
+        are put in cells of one (B, S), or of similar ones where they are few, at least 20 steps each. The
+        limits of a cell are quantiles predicted for its middle step, and the steps beyond them are counted
+        against the predicted number.
 
-        The intervals of a trace, and of all traces together, allow for stretches of 100 steps that go together, as
-        far as late steps are seen to come in stretches: where no step or every one is late, or the stretches differ
-        no more than by chance, all steps are taken as independent. So are those of a cell, always. The two splits
-        share a trace and are not independent.""",
+        The intervals of a trace, and of all traces together, allow for stretches of 100 steps that go
+        together, as far as late steps are seen to come in stretches: where no step or every one is late, or
+        the stretches differ no more than by chance, all steps are taken as independent. So are those of a
+        cell, always. The two splits share a trace and are not independent.""",
         Text(
             f"Share of held-out steps beyond the limit promised for their (B, S) at {_promise(settings)} (wanted: at "
             f"most {1.0 - settings['quantile']:.2g}; {interval} intervals). borne_out: of the steps whose promise the "
@@ -325,14 +328,15 @@ def _(result: SimulatorCheck, *, command: str = "") -> Document:
         "",
         *(Text(result.text), Text(result.sources_text), _decisions(result.decisions), *times),
         command=command,
-        after="""*Told the queue*: the simulated scheduler is told, step by step, how many requests wait or run, and
-        nothing else of what the real one did. *Told the clock*: requests come when clients sent them, plus the
-        typical way to the scheduler, and steps end when the real ones did. *Error with own steps*: of one replay
-        with the server's own step times, so that none of it is the fit's.
+        after="""*Told the queue*: the simulated scheduler is told, step by step, how many requests wait or
+        run, and nothing else of what the real one did. *Told the clock*: requests come when clients sent
+        them, plus the typical way to the scheduler, and steps end when the real ones did. *Error with own
+        steps*: of one replay with the server's own step times, so that none of it is the fit's.
 
-        What clients measured *beyond the engine* is of such a replay of the first half: HTTP, tokenisation, the way
-        there and back, and whatever the simulation gets wrong. Predictions with it added rest on the second half
-        being like the first; what the simulator knows by itself are the times of the engine alone.""",
+        What clients measured *beyond the engine* is of such a replay of the first half: HTTP, tokenisation,
+        the way there and back, and whatever the simulation gets wrong. Predictions with it added rest on the
+        second half being like the first; what the simulator knows by itself are the times of the engine
+        alone.""",
         figures={
             "predicted_times": ("Requests answered within a time: measured, and predicted", predicted_times),
             "decisions_over_time": (

@@ -51,8 +51,8 @@ class PairStudy:
     def run(self, number: int) -> pd.DataFrame:
         """Simulate, fit and compare one pair: a row for each probed step, a single one where a fit failed.
 
-        :data:`COLUMNS`: ``true_ratio`` is the mean latency of the first server over that of the second, the same
-        at every step; for the others see :func:`compare_draws`.
+        :data:`COLUMNS`: ``true_ratio`` is the mean latency of the first server over that of the second, the
+        same at every step; for the others see :func:`compare_draws`.
         """
         rng = self.fits.rng(number)
         true_ratio = float(np.exp(rng.uniform(np.log(SMALLEST_RATIO), np.log(LARGEST_RATIO))))
@@ -137,7 +137,8 @@ def compare_draws(
 
 
 def coverage_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return ``step``, ``pairs``, ``coverage``, ``lower``, ``upper`` at each probed step and over all of them.
+    """Return ``step``, ``pairs``, ``coverage``, ``lower``, ``upper`` at each probed step and over all of
+    them.
 
     Steps of one pair go together, so the interval over all steps counts pairs, not steps.
     """

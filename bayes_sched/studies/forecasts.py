@@ -146,7 +146,8 @@ class Forecast:
 
 
 def from_distribution(distribution: Any, steps: pd.DataFrame) -> Forecast:
-    """Return the forecast of a frozen distribution of scipy.stats, ms, for each step; the point is the median.
+    """Return the forecast of a frozen distribution of scipy.stats, ms, for each step; the point is the
+    median.
 
     Its parameters are scalars or arrays with dims (row,).
     """
@@ -169,8 +170,8 @@ def from_quantiles(
 ) -> Forecast:
     """Return the forecast with these quantiles, dims (row, level); the point is the median.
 
-    Without `cdf` the steps are needed, for their ``latency_ms``: it is interpolated between the quantiles, and
-    outside them the middle of the tail.
+    Without `cdf` the steps are needed, for their ``latency_ms``: it is interpolated between the quantiles,
+    and outside them the middle of the tail.
     """
     if cdf is None:
         if steps is None:

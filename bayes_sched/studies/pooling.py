@@ -96,8 +96,8 @@ class FewSteps:
     def run(self, number: int) -> pd.DataFrame:
         """Draw a few steps, fit them under each prior, and predict the rest.
 
-        One row a prior: ``trace``, ``prior``, ``crps_ms``, ``coverage_90``, ``whole_crps_ms`` (of the fit of the
-        whole trace, on the same steps), ``converged``, ``seconds``.
+        One row a prior: ``trace``, ``prior``, ``crps_ms``, ``coverage_90``, ``whole_crps_ms`` (of the fit of
+        the whole trace, on the same steps), ``converged``, ``seconds``.
         """
         rng = np.random.default_rng([self.settings.seed, number])
         steps, model = self.target.steps, self.target.fit.model

@@ -159,8 +159,8 @@ def replay(predictor: Predictor, steps: pd.DataFrame, *, factor: float = 1.0) ->
 def accuracy(predictor: Predictor, fit: FittedModel, *, seed: int, num_steps: int = 500) -> dict[str, float]:
     """Return the largest relative errors over random steps of the region, against every posterior draw.
 
-    ``mean``, one entry a quantile such as ``q0.99`` (relative to it, or to 5 % of the mean where it is less), and
-    ``probability`` (absolute, at these quantiles).
+    ``mean``, one entry a quantile such as ``q0.99`` (relative to it, or to 5 % of the mean where it is less),
+    and ``probability`` (absolute, at these quantiles).
     """
     rng = np.random.default_rng(seed)
     corners = fit.region.corners

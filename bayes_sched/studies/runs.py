@@ -1,8 +1,9 @@
 """The one runner: a study is made run by run, goes on where it stopped, and keeps what is finished.
 
-A study says how many runs there are, what each is called, how one is made and how the table of all is summarised
-(:class:`Study`); a run depends on its number alone, never on those before it. :func:`each_run` makes them one
-after the other; :func:`complete` keeps their rows in a :class:`~bayes_sched.studies.folder.StudyFolder`.
+A study says how many runs there are, what each is called, how one is made and how the table of all is
+summarised (:class:`Study`); a run depends on its number alone, never on those before it. :func:`each_run`
+makes them one after the other; :func:`complete` keeps their rows in a
+:class:`~bayes_sched.studies.folder.StudyFolder`.
 """
 
 from __future__ import annotations

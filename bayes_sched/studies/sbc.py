@@ -5,8 +5,8 @@ lie below the true value. If prior, simulator, model and sampler agree, this ran
 for L independent draws, for every parameter. Cook, Gelman and Rubin (2006), Journal of Computational and
 Graphical Statistics 15; Talts et al. (2018), arXiv:1804.06788.
 
-Uniformity is judged by the empirical distribution function of the ranks against binomial intervals that hold at
-all ranks at once: Säilynoja, Bürkner and Vehtari (2022), Statistics and Computing 32:32.
+Uniformity is judged by the empirical distribution function of the ranks against binomial intervals that hold
+at all ranks at once: Säilynoja, Bürkner and Vehtari (2022), Statistics and Computing 32:32.
 
 :class:`SimulatedFits` is shared by all studies that simulate servers.
 """
@@ -125,7 +125,8 @@ class SimulatedFits:
     ) -> xr.Dataset:
         """Draw parameters, one number each, from the priors until the server could be a real one.
 
-        The median latency of the design's steps has to lie in :data:`PLAUSIBLE_MS`, and `is_plausible` to hold.
+        The median latency of the design's steps has to lie in :data:`PLAUSIBLE_MS`, and `is_plausible` to
+        hold.
         """
         for _ in range(_MAX_TRIES):
             drawn = drawn_from(self.priors, rng)

@@ -1,8 +1,8 @@
 """SLA calibration on simulated servers: promises held against the truth.
 
-A server is drawn, a trace of it simulated and fitted, and promises are made as :mod:`bayes_sched.sla` makes them:
-the largest decode-only batch under a limit, and limits for single kinds of steps. A promise is *broken* if, in
-truth, more steps take longer than it says.
+A server is drawn, a trace of it simulated and fitted, and promises are made as :mod:`bayes_sched.sla` makes
+them: the largest decode-only batch under a limit, and limits for single kinds of steps. A promise is *broken*
+if, in truth, more steps take longer than it says.
 """
 
 from __future__ import annotations
@@ -352,8 +352,8 @@ def given_away_table(promises: pd.DataFrame) -> pd.DataFrame:
     """Return what promises give away against what is truly possible.
 
     ``what``, ``by``, and over the promises ``mean``, ``median``, ``q90`` (nine in ten give away less) and
-    ``worst`` of the share given away: of the batch, of the tokens/ms that it decodes, and how much larger than
-    the true quantile a limit is. Negative where more was promised than is right.
+    ``worst`` of the share given away: of the batch, of the tokens/ms that it decodes, and how much larger
+    than the true quantile a limit is. Negative where more was promised than is right.
     """
     rows = []
     for column, (_, by) in MAKERS.items():

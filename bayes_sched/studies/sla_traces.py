@@ -270,8 +270,8 @@ def calibration_table(cells: pd.DataFrame) -> pd.DataFrame:
     """Return predicted and realised shares of late steps for each trace, split, regime and level of limits.
 
     ``trace``, ``split``, ``regime``, ``level`` (of the cells' limits), ``steps``, ``effective_steps``,
-    ``predicted``, ``realised``, ``lower``, ``upper``: interval of probability :data:`INTERVAL` of the realised
-    share. `cells` are rows of :meth:`TraceStudy.run`, here and below.
+    ``predicted``, ``realised``, ``lower``, ``upper``: interval of probability :data:`INTERVAL` of the
+    realised share. `cells` are rows of :meth:`TraceStudy.run`, here and below.
     """
     return _realised(_of_regimes(cells, "limit"))[
         [*_OF_TRACE, "level", "steps", "effective_steps", "predicted", "realised", "lower", "upper"]
@@ -302,8 +302,8 @@ def pooled_table(cells: pd.DataFrame) -> pd.DataFrame:
 def kept_table(cells: pd.DataFrame) -> pd.DataFrame:
     """Return how many held-out steps exceed the limit promised for their (B, S).
 
-    ``trace``, ``split``, ``regime``, ``steps``, ``late`` (share), ``lower``, ``upper``; and of promises that the
-    fitted steps bear out, ``borne_out`` (share of the steps), ``borne_out_late``, ``borne_out_lower``,
+    ``trace``, ``split``, ``regime``, ``steps``, ``late`` (share), ``lower``, ``upper``; and of promises that
+    the fitted steps bear out, ``borne_out`` (share of the steps), ``borne_out_late``, ``borne_out_lower``,
     ``borne_out_upper``.
     """
     made, borne = (

@@ -1,4 +1,5 @@
-"""How well a posterior is sampled for what it costs: the library's sampler beside the model file as it stands.
+"""How well a posterior is sampled for what it costs: the library's sampler beside the model file as it
+stands.
 
 The cost that does not depend on how busy a machine is: gradients. "Effective draws" are the smallest bulk
 effective sample size over everything the gate looks at.
