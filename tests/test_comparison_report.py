@@ -11,7 +11,6 @@ import pytest
 import xarray as xr
 
 from bayes_sched.comparison.compare import Comparison, compare
-from bayes_sched.format import records
 from bayes_sched.reports.comparison import comparison_text, render_comparison, write_comparison
 from bayes_sched.reports.page import ReportPaths
 from bayes_sched.reports.plots.comparison import (
@@ -20,9 +19,7 @@ from bayes_sched.reports.plots.comparison import (
     probability_map,
     ratio_map,
 )
-from bayes_sched.reports.plots.studies import comparison_calibration
 from bayes_sched.reports.terminal import WIDTH
-from bayes_sched.studies.comparison import coverage_table, one_step_each, reliability_table
 from tests.comparison_fits import server
 
 FIGURES = ("ratio_map", "probability_map", "comparison_bands", "parameter_forest")
@@ -121,54 +118,6 @@ def test_the_text_fits_a_terminal_and_names_every_server(found: Comparison) -> N
     assert max(map(len, text.splitlines())) <= WIDTH
     for label in found.labels:
         assert label in text
-
-
-@pytest.fixture
-def pairs() -> pd.DataFrame:
-    """Forty pairs, probed at two steps each; nine in ten intervals hold the truth."""
-    number = pd.Series(range(40)).repeat(2).reset_index(drop=True)
-    ratio = 0.8 + number / 100.0
-    return pd.DataFrame(
-        {
-            "pair": number,
-            "batch_size": [1, 8] * 40,
-            "total_tokens": [1, 64] * 40,
-            "true_ratio": ratio,
-            "ratio_median": ratio * 1.01,
-            "ratio_lower": ratio * 0.95,
-            "ratio_upper": ratio * 1.05,
-            "covered": (number % 10 != 0).astype(float),
-            "p_faster": 1.0 - number / 39.0,
-            "first_is_faster": (ratio < 1.0).astype(float),
-        }
-    )
-
-
-def test_coverage_counts_pairs_and_not_their_steps(pairs: pd.DataFrame) -> None:
-    rows = {row["step"]: row for row in records(coverage_table(pairs))}
-    assert rows["all"]["coverage"] == pytest.approx(0.9)
-    assert rows["all"]["pairs"] == 40
-    assert rows["all"]["lower"] == rows["B = 1, S = 1"]["lower"]
-    assert rows["all"]["lower"] < 0.8 < 0.9 < rows["all"]["upper"]
-
-
-def test_reliability_compares_what_was_said_with_what_came_true(pairs: pd.DataFrame) -> None:
-    chosen = one_step_each(pairs)
-    assert chosen["pair"].tolist() == list(range(40))
-    assert set(chosen["batch_size"]) == {1, 8}
-    table = reliability_table(chosen)
-    assert table["pairs"].sum() == 40
-    assert table["predicted"].is_monotonic_increasing
-    assert table["observed"].iloc[0] == 0.0
-    assert table["observed"].iloc[-1] == 1.0
-    assert (table["lower"] <= table["observed"]).all()
-
-
-def test_the_calibration_figure_states_the_coverage(pairs: pd.DataFrame) -> None:
-    figure = comparison_calibration(pairs, probability=0.9)
-    assert figure.axes[0].get_title("left") == "90% intervals: 90% hold the truth"
-    assert figure.axes[1].get_xlabel() == "P(first is faster), as given"
-    assert "40 simulated pairs" in figure.get_suptitle()
 
 
 def test_every_file_is_written_into_the_folder_alone(tmp_path: Path, found: Comparison) -> None:

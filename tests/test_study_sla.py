@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from bayes_sched.reports.plots.studies import promise_calibration
 from scipy.stats import binomtest, t
 
 from bayes_sched.checks.scores import effective_tries, share_interval
 from bayes_sched.model.protocol import load_model
+from bayes_sched.reports.plots.studies import promise_calibration
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.steps import steps_arrays
 from bayes_sched.studies.prediction import Server
