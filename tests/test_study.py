@@ -102,7 +102,7 @@ def test_a_study_that_is_not_resumed_begins_anew(begun: StudyFolder) -> None:
 def test_runs_of_other_settings_are_not_mixed_and_settings_are_compared_as_they_are_kept(
     begun: StudyFolder, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="the study in .* has seed 1, not 2"):
+    with pytest.raises(InputError, match=r"the study in .* has seed 1, not 2"):
         complete(Thirds(3), study_folder(begun.folder, seed=2), resume=True)
     study_folder(tmp_path, factors=(1.1, 1.2)).begin(resume=False)
     study_folder(tmp_path, factors=(1.1, 1.2)).check_settings()

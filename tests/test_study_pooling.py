@@ -110,7 +110,7 @@ def test_the_summary_compares_with_documented_priors_run_by_run() -> None:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four results: `day` and `night` of one server, `other` and `other2` of two; traces of the first three."""
+    """Four results and their traces: `day` and `night` of one server, `other` and `other2` of two others."""
     folder = tmp_path_factory.mktemp("pool")
     fits = three_fits()
     fits["other2"] = replace(
