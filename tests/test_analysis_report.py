@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+
+from bayes_sched.format import quantity
 from bayes_sched.reports.page import ReportPaths
 from bayes_sched.reports.plots.trace import TraceAxis
 from bayes_sched.reports.trace import (
@@ -17,9 +20,6 @@ from bayes_sched.reports.trace import (
     render_analysis,
     write_analysis,
 )
-from matplotlib.figure import Figure
-
-from bayes_sched.format import quantity
 from bayes_sched.trace.analysis import TraceAnalysis, analyze
 from tests.made_trace import START, changed, made_trace
 

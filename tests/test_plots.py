@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
+
+from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.reports.plots.calibration import (
     calibrate,
     posterior_predictive_check,
@@ -24,9 +27,6 @@ from bayes_sched.reports.plots.fit import (
 )
 from bayes_sched.reports.plots.posterior import combination_pairs, deviation, prior_posterior, ranks
 from bayes_sched.reports.plots.style import new_figure, sample_steps, save_figure
-from matplotlib.figure import Figure
-
-from bayes_sched.posterior.fitted import FittedModel
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 
 type Draw = Callable[[FittedModel, pd.DataFrame], Figure]

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bayes_sched.reports.pool import save_pool
 
 from bayes_sched.files import POPULATION
 from bayes_sched.pooling.population import UNSEEN, Population
 from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.reports.pool import save_pool
 from bayes_sched.sampling import sample as sampling
 from scripts.fit_bayes import main
 from tests.conftest import ROOT

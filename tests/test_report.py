@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
+from bayes_sched.errors import InputError
+from bayes_sched.format import number, percent, span
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.provenance import RowCounts
 from bayes_sched.reports import fit as figures
 from bayes_sched.reports.fit import (
     FULL_PREFILL,
@@ -21,11 +26,6 @@ from bayes_sched.reports.fit import (
     write_report,
 )
 from bayes_sched.reports.page import ReportPaths
-
-from bayes_sched.errors import InputError
-from bayes_sched.format import number, percent, span
-from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.provenance import RowCounts
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 
 

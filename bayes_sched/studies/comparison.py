@@ -83,7 +83,7 @@ class PairStudy:
         return pd.concat([probed, pd.DataFrame(rows)], axis=1)
 
     def summary(self, runs: pd.DataFrame, folder: StudyFolder) -> ComparisonCalibration:
-        """Count how often the intervals hold the truth, over the pairs whose fits did not fail with an error."""
+        """Count how often the intervals hold the truth, over the pairs whose fits did not fail."""
         compared = runs[runs["covered"].notna()]
         if compared.empty:
             raise InputError(f"no pair could be fitted; see the column error of {folder.path}")
@@ -137,8 +137,7 @@ def compare_draws(
 
 
 def coverage_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return ``step``, ``pairs``, ``coverage``, ``lower``, ``upper`` at each probed step and over all of
-    them.
+    """Return ``step``, ``pairs``, ``coverage``, ``lower``, ``upper`` at each probed step and over all.
 
     Steps of one pair go together, so the interval over all steps counts pairs, not steps.
     """

@@ -146,8 +146,7 @@ class Forecast:
 
 
 def from_distribution(distribution: Any, steps: pd.DataFrame) -> Forecast:
-    """Return the forecast of a frozen distribution of scipy.stats, ms, for each step; the point is the
-    median.
+    """Return the forecast of a frozen distribution of scipy.stats, ms; the point is the median.
 
     Its parameters are scalars or arrays with dims (row,).
     """

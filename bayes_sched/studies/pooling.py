@@ -141,7 +141,7 @@ class FewSteps:
 
 
 class PoolStudy:
-    """So many runs of each of several targets, by name; a target is made, which takes a while, when it is needed."""
+    """So many runs of each of several targets, by name; making a target takes a while."""
 
     def __init__(self, makers: Mapping[str, Callable[[], FewSteps]], *, runs_each: int) -> None:
         self._makers, self.runs_each = list(makers.items()), runs_each
@@ -158,7 +158,7 @@ class PoolStudy:
         return f"{self._makers[position][0]}: {own + 1} of {self.runs_each} runs"
 
     def run(self, number: int) -> pd.DataFrame:
-        """Make a run of its target: see :meth:`FewSteps.run`; ``number`` over all targets, ``run`` of this one."""
+        """Make a run of a target: ``number`` over all targets, ``run`` of this one."""
         position, own = divmod(number, self.runs_each)
         if position not in self._made:
             self._made = {position: self._makers[position][1]()}

@@ -1,4 +1,4 @@
-"""How well competing predictors predict steps that they have not seen: every one on every split of every server."""
+"""How well competing predictors predict unseen steps: every one on every split of every server."""
 
 from __future__ import annotations
 

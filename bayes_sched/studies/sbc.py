@@ -105,7 +105,7 @@ class SimulatedFits:
         return np.random.default_rng([self.settings.seed, number])
 
     def simulate(self, parameters: xr.Dataset, rng: np.random.Generator, *, factor: float = 1.0) -> Floats:
-        """Return simulated latencies, ms, dims (step,), of a server whose means are `factor` times as long."""
+        """Return simulated latencies, ms, dims (step,), of a server `factor` times as slow."""
         mean = factor * self.model.latency(parameters, self.design)
         scale = self.model.scale(parameters, mean, self.design)
         noise = rng.standard_t(float(parameters["nu"]), size=len(self.steps))
@@ -134,8 +134,8 @@ class SimulatedFits:
             if PLAUSIBLE_MS[0] <= median_ms <= PLAUSIBLE_MS[1] and is_plausible(drawn):
                 return drawn
         raise InputError(
-            f"none of {_MAX_TRIES:,} servers drawn from the priors is plausible on these steps: take the (B, S) "
-            "of another trace"
+            f"none of {_MAX_TRIES:,} servers drawn from the priors is plausible on these steps: take the "
+            "(B, S) of another trace"
         )
 
 

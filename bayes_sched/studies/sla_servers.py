@@ -113,7 +113,8 @@ class ServerStudy:
         span = Line().span(region)
         if span is None or span[0] == span[1]:
             raise InputError(
-                "the design's trace has no decode-only steps of several sizes, none to promise: give another one"
+                "the design's trace has no decode-only steps of several sizes, none to promise: give "
+                "another one"
             )
         self.batch_sizes = np.arange(span[0], span[1] + 1)
         self.decode = steps_arrays(self.batch_sizes, self.batch_sizes)

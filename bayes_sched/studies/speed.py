@@ -1,5 +1,4 @@
-"""How well a posterior is sampled for what it costs: the library's sampler beside the model file as it
-stands.
+"""How well a posterior is sampled for what it costs: our sampler beside the model file as it stands.
 
 The cost that does not depend on how busy a machine is: gradients. "Effective draws" are the smallest bulk
 effective sample size over everything the gate looks at.
@@ -7,6 +6,7 @@ effective sample size over everything the gate looks at.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,6 @@ import nutpie
 import pandas as pd
 import xarray as xr
 
-from bayes_sched.format import records
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import LatencyModel, all_parameters
 from bayes_sched.posterior.diagnostics import Convergence, convergence
@@ -33,25 +32,31 @@ type Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SamplingSpeed:
-    """The ways to sample one trace, side by side."""
+    """The ways to sample `rows` of the `rows_of` steps of a trace, side by side.
+
+    A row of `table` is a way, see :func:`measured`; and ``ours_per_gradient``, ``ours_per_second``: what ours
+    achieves for a gradient and a second over what this way does. `ratios` are effective draws for each
+    unit of what they cost: ours over the best of the direct ways, whether that passed the gate or not.
+    """
 
     trace: str
     rows: int
     rows_of: int
     direct_max_depth: int
+    methods: Sequence[dict[str, Any]]
     table: pd.DataFrame
     ratios: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        return {
-            "trace": self.trace,
-            "rows": self.rows,
-            "rows_of": self.rows_of,
-            "direct_max_depth": self.direct_max_depth,
-            "methods": records(self.table.drop(columns=["ours_per_gradient", "ours_per_second"])),
-            "ratios": self.ratios,
-        }
+        names = ("trace", "rows", "rows_of", "direct_max_depth")
+        methods = [{name: _or_none(value) for name, value in row.items()} for row in self.methods]
+        return {name: getattr(self, name) for name in names} | {"methods": methods, "ratios": self.ratios}
+
+
+def _or_none(value: Any) -> Any:
+    """Return None for NaN, which JSON does not know."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def compare_sampling(
@@ -72,17 +77,19 @@ def compare_sampling(
     direct = _direct(
         model, steps, priors, noise, replace(settings, tune=tune or _TUNE_DIRECT), max_depth, progress
     )
-    methods = pd.DataFrame([*direct, ours])
+    methods = [*direct, ours]
+    table = pd.DataFrame(methods).drop(columns="problems")
     return SamplingSpeed(
         trace=trace,
         rows=len(steps),
         rows_of=rows_of,
         direct_max_depth=max_depth,
-        table=methods.assign(
-            ours_per_gradient=ours["effective_per_1000_gradients"] / methods["effective_per_1000_gradients"],
-            ours_per_second=ours["effective_per_second"] / methods["effective_per_second"],
+        methods=methods,
+        table=table.assign(
+            ours_per_gradient=ours["effective_per_1000_gradients"] / table["effective_per_1000_gradients"],
+            ours_per_second=ours["effective_per_second"] / table["effective_per_second"],
         ),
-        ratios=ratios_to_best(methods),
+        ratios=ratios_to_best(table),
     )
 
 

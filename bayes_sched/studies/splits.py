@@ -1,4 +1,4 @@
-"""Servers whose steps are known, and ways of holding steps out: what is learned from, and what is predicted."""
+"""Servers whose steps are known, and ways of holding some out: to learn from, and to predict."""
 
 from __future__ import annotations
 
