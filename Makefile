@@ -8,7 +8,7 @@ RUN := .venv/bin/python
 DEMO := examples/vllm_cpu_12m_sweep.jsonl.gz --name demo --overwrite
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint format constraints clean
+.PHONY: help demo test test-fast test-slow test-vllm lint format constraints clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -17,9 +17,13 @@ demo:  ## fit the example trace; the report is in results/demo
 	@sh scripts/_venv.sh
 	$(RUN) scripts/fit_bayes.py $(DEMO)
 
-test:  ## run the fast tests
+test:  ## run all tests but the slow ones, on every core
 	@sh scripts/_venv.sh dev
-	$(RUN) -m pytest -m "not slow and not vllm"
+	$(RUN) -m pytest -n auto --dist worksteal -m "not slow and not vllm"
+
+test-fast:  ## run those of one room: make test-fast ROOM=sampling
+	@sh scripts/_venv.sh dev
+	$(RUN) -m pytest -m "not slow and not vllm" tests/test_$(ROOM)*.py
 
 test-slow:  ## run the statistical tests, which take minutes
 	@sh scripts/_venv.sh dev
@@ -29,10 +33,11 @@ test-vllm:  ## run the plugin in a real vLLM (CPU build, made in .venv-vllm; Pyt
 	@sh scripts/_venv.sh dev
 	python=$$(sh scripts/_vllm_venv.sh) && BAYES_SCHED_VLLM_PYTHON=$$python $(RUN) -m pytest -m vllm -s
 
-lint:  ## check style and types
+lint:  ## check style, types and which room imports which
 	@sh scripts/_venv.sh dev
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+	.venv/bin/lint-imports
 	$(RUN) -m mypy
 
 format:  ## repair what ruff can repair
@@ -45,5 +50,5 @@ constraints:  ## pin what pyproject.toml asks for, with uv; UPGRADE=1 takes the 
 		--all-extras --no-annotate $(if $(UPGRADE),--upgrade) pyproject.toml -o constraints.txt
 
 clean:  ## remove .venv, caches, builds and results/demo
-	rm -rf .venv .venv-vllm .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist results/demo
+	rm -rf .venv .venv-vllm .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist results/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

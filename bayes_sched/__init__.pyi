@@ -69,7 +69,6 @@ __all__ = [
     "thin_steps",
     "validate",
     "write_analysis",
-    "write_comparison",
     "write_report",
     "write_validation",
 ]
@@ -99,7 +98,6 @@ from .posterior.typical_load import TypicalLoad
 from .predictor.compile import compile_predictor
 from .predictor.monitor import MonitorSettings
 from .predictor.predictor import Predictor
-from .reports.comparison import write_comparison
 from .reports.fit import write_report
 from .reports.trace import write_analysis
 from .reports.validation import write_validation

@@ -1,4 +1,4 @@
-"""Folders of results: named safely, written whole or not at all, never lost to a run that fails."""
+"""Files and folders of results: named safely, written whole or not at all, never lost to a run that fails."""
 
 from __future__ import annotations
 
@@ -17,24 +17,99 @@ from bayes_sched.errors import InputError
 VERSION = version("bayes-sched")
 """Version of the package, as files and pages name it."""
 
+# The files by which a folder is known as a result of some kind.
+POSTERIOR = "posterior.nc"
+ANALYSIS = "analysis.json"
+COMPARISON = "comparison.nc"
+SLA = "sla.json"
+VALIDATION = "validation.csv"
+PLAN = "plan.json"
+SIMULATOR = "simulator.json"
+POPULATION = "population.nc"
+_KINDS = {
+    POSTERIOR: "fit",
+    ANALYSIS: "analysis of a trace",
+    COMPARISON: "comparison of servers",
+    SLA: "answer about a promise",
+    VALIDATION: "validation of models",
+    PLAN: "plan",
+    SIMULATOR: "check of the simulator",
+    POPULATION: "pool of fits",
+}
+
+MEMBERS = "members"
+"""The folder of a pool that holds a folder for each pooled fit."""
+UNSEEN = "unseen"
+"""The member of a pool that is a server not yet seen."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text may name a result."""
+    return bool(_NAME.fullmatch(text)) and not text.endswith(".tmp")
+
+
+def fit_file(path: Path) -> Path:
+    """Return the file of a fit that is named by its folder, ``results/NAME``, or by itself.
+
+    Raises
+    ------
+    InputError
+        There is no such file.
+    """
+    if (path / POPULATION).is_file() and not (path / POSTERIOR).is_file():
+        found = sorted(str(file.parent) for file in (path / MEMBERS).glob(f"*/{POSTERIOR}"))
+        member = found[0] if found else str(path / MEMBERS / "NAME")
+        raise InputError(f"{path}: a pool of fits; name one of its members, such as {member}")
+    return _file_in(path, POSTERIOR, what="fit")
+
+
+def population_file(path: Path) -> Path:
+    """Return the file of a pool that is named by its folder, ``results/NAME``, or by itself.
+
+    Raises
+    ------
+    InputError
+        There is no such file.
+    """
+    if (path / POSTERIOR).is_file() and not (path / POPULATION).is_file():
+        raise InputError(f"{path}: a fit, not a pool (it holds no {POPULATION}); a pool is made of fits")
+    return _file_in(path, POPULATION, what="pool")
+
+
+def _file_in(path: Path, name: str, *, what: str) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"{path}: no such {what}; give the folder of one, such as results/NAME")
+    if not (path / name).is_file():
+        raise InputError(f"{path}: no {what} in this folder (it holds no {name})")
+    return path / name
+
+
+def check_version(path: Path, version: object, *, known: int, again: str) -> None:
+    """Refuse a file of a format later than `known`, or of none; `again` says how to make it anew.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(version, Integral):
+        raise InputError(f"{path}: the file is damaged (no format version); {again}")
+    if int(version) > known:
+        raise InputError(
+            f"{path}: written by a later bayes-sched (format {version}; this one reads up to {known}): "
+            f"upgrade with pip install --upgrade bayes-sched, or {again}"
+        )
+
 
 @contextmanager
 def whole_file(path: Path, *, what: str) -> Iterator[Path]:
     """Give a temporary file to write; it takes the place of `path` when all has gone well.
 
-    Whatever is raised inside, an interrupt included, removes it and leaves an existing file as it was.
-
-    Parameters
-    ----------
-    path : Path
-        An existing file is replaced; its folder must exist.
-    what : str
-        What is written, for the message: ``the fit``.
-
-    Yields
-    ------
-    Path
-        A file beside `path` that does not exist yet.
+    Whatever is raised inside, an interrupt included, removes it and leaves an existing file as it was. `what`
+    is written, for the message: ``the fit``.
 
     Raises
     ------
@@ -64,133 +139,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_version(path: Path, version: object, *, known: int, again: str) -> None:
-    """Refuse a file of a later format, or of none.
-
-    Parameters
-    ----------
-    path : Path
-    version : object
-        What the file says.
-    known : int
-        The latest format that is read.
-    again : str
-        What to do with a damaged file: ``fit the trace again``.
-
-    Raises
-    ------
-    InputError
-    """
-    if not isinstance(version, Integral):
-        raise InputError(f"{path}: the file is damaged (no format version); {again}")
-    if int(version) > known:
-        raise InputError(
-            f"{path}: written by a later bayes-sched (format {version}; this one reads up to {known}): "
-            f"upgrade with pip install --upgrade bayes-sched, or {again}"
-        )
-
-
-POSTERIOR = "posterior.nc"
-"""The file by which a folder is known as the result of a fit."""
-ANALYSIS = "analysis.json"
-"""The file by which a folder is known as the analysis of a trace."""
-COMPARISON = "comparison.nc"
-"""The file by which a folder is known as a comparison of servers."""
-SLA = "sla.json"
-"""The file by which a folder is known as the answer about a promise."""
-VALIDATION = "validation.csv"
-"""The file by which a folder is known as a validation of models."""
-PLAN = "plan.json"
-"""The file by which a folder is known as a plan."""
-SIMULATOR = "simulator.json"
-"""The file by which a folder is known as a check of the simulator."""
-POPULATION = "population.nc"
-"""The file by which a folder is known as a pool of fits."""
-UNSEEN = "unseen"
-"""The member of a pool that is a server not yet seen."""
-MEMBERS = "members"
-"""The folder of a pool that holds a folder for each pooled fit."""
-
-_KINDS = {
-    POSTERIOR: "fit",
-    ANALYSIS: "analysis of a trace",
-    COMPARISON: "comparison of servers",
-    SLA: "answer about a promise",
-    VALIDATION: "validation of models",
-    PLAN: "plan",
-    SIMULATOR: "check of the simulator",
-    POPULATION: "pool of fits",
-}
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def fit_file(path: Path) -> Path:
-    """Return the file of a fit that is named by its folder or by itself.
-
-    Parameters
-    ----------
-    path : Path
-        ``results/NAME``, or the file in it.
-
-    Returns
-    -------
-    Path
-        ``results/NAME/posterior.nc``.
-
-    Raises
-    ------
-    InputError
-        There is no such file.
-    """
-    if (path / POPULATION).is_file() and not (path / POSTERIOR).is_file():
-        raise InputError(f"{path}: a pool of fits; name one of its members, such as {_members(path)}")
-    return _file_in(path, POSTERIOR, what="fit", maker="fit_bayes.py")
-
-
-def population_file(path: Path) -> Path:
-    """Return the file of a pool that is named by its folder or by itself.
-
-    Parameters
-    ----------
-    path : Path
-        ``results/NAME``, or the file in it.
-
-    Returns
-    -------
-    Path
-        ``results/NAME/population.nc``.
-
-    Raises
-    ------
-    InputError
-        There is no such file.
-    """
-    if (path / POSTERIOR).is_file() and not (path / POPULATION).is_file():
-        raise InputError(f"{path}: a fit, not a pool (it holds no {POPULATION}); --pool makes one of fits")
-    return _file_in(path, POPULATION, what="pool", maker="fit_bayes.py --pool")
-
-
-def _file_in(path: Path, name: str, *, what: str, maker: str) -> Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise InputError(f"{path}: no such {what}; give a folder such as results/NAME, made by {maker}")
-    if not (path / name).is_file():
-        raise InputError(f"{path}: no {what} in this folder (it holds no {name}); {maker} makes one")
-    return path / name
-
-
-def _members(pool: Path) -> str:
-    found = sorted(str(file.parent) for file in (pool / MEMBERS).glob(f"*/{POSTERIOR}"))
-    return found[0] if found else str(pool / MEMBERS / "NAME")
-
-
-def is_name(text: str) -> bool:
-    """Return whether a text may name a result."""
-    return bool(_NAME.fullmatch(text)) and not text.endswith(".tmp")
-
-
 def obstacle(folder: Path, *, overwrite: bool, holds: str = POSTERIOR) -> str:
     """Say why a result may not be written into a folder, empty where it may.
 
@@ -213,21 +161,8 @@ def result_folder(folder: Path, *, overwrite: bool, holds: str = POSTERIOR) -> I
     """Give a temporary folder to write into; it takes the place of `folder` when all has gone well.
 
     Whatever is raised inside, an interrupt included, removes the temporary folder and leaves an existing
-    result as it was. An existing result is removed only when the one that replaces it stands in its place.
-
-    Parameters
-    ----------
-    folder : Path
-        Checked by `check_result`.
-    overwrite : bool
-        Whether an existing result may be replaced.
-    holds : str
-        As for `check_result`.
-
-    Yields
-    ------
-    Path
-        An empty folder beside `folder`.
+    result as it was. That is removed only when the one that replaces it stands in its place. `overwrite` and
+    `holds` as in :func:`obstacle`.
 
     Raises
     ------
@@ -250,20 +185,16 @@ def result_folder(folder: Path, *, overwrite: bool, holds: str = POSTERIOR) -> I
 def _swap(temporary: Path, folder: Path) -> None:
     """Put `temporary` in the place of `folder`, which moves aside first and comes back if that fails."""
     aside = temporary.with_suffix(".old.tmp")
-    had_result = os.path.lexists(folder)
     try:
-        if had_result:
+        if os.path.lexists(folder):
             os.rename(folder, aside)
         os.rename(temporary, folder)
     finally:
-        if os.path.lexists(aside):
-            _settle(aside, folder)
-
-
-def _settle(aside: Path, folder: Path) -> None:
-    if not os.path.lexists(folder):
-        os.rename(aside, folder)
-    elif aside.is_symlink():
-        aside.unlink()
-    else:
-        shutil.rmtree(aside, ignore_errors=True)
+        if not os.path.lexists(aside):
+            pass
+        elif not os.path.lexists(folder):
+            os.rename(aside, folder)
+        elif aside.is_symlink():
+            aside.unlink()
+        else:
+            shutil.rmtree(aside, ignore_errors=True)

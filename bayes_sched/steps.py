@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 
 type Steps = pd.DataFrame | xr.Dataset
@@ -213,3 +214,26 @@ def regime_masks(test: pd.DataFrame, *, max_train_tokens: float) -> dict[str, ND
     masks |= {name: names == name for name in ("decode", "mixed", "prefill")}
     masks["beyond"] = test["total_tokens"].to_numpy() > max_train_tokens
     return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+MAX_POINTS = 3000
+"""More points than this add ink and no information to a figure."""
+_SEED = 20240501
+
+
+def sample_steps(steps: pd.DataFrame, max_rows: int = MAX_POINTS) -> pd.DataFrame:
+    """Return at most `max_rows` steps, drawn at random and the same each time, in their order."""
+    if len(steps) <= max_rows:
+        return steps
+    return steps.sample(max_rows, random_state=_SEED).sort_index()
+
+
+def decode_only(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the steps in which every request has exactly one token."""
+    return steps[steps["batch_size"] == steps["total_tokens"]]
+
+
+def log_grid(low: float, high: float, num: int) -> Floats:
+    """Return distinct whole numbers from `low` to `high`, evenly spread on a logarithmic scale."""
+    grid: Floats = np.unique(np.rint(np.geomspace(low, max(high, low), num))).astype(float)
+    return grid

@@ -1,32 +1,36 @@
-"""Commands run as people run them: in a process of their own, or in this one where they must fail."""
+"""Commands run as people run them, in this process: what they say when they fail, and what befalls them."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from bayes_sched.cli.main import main
+
+type Run = Callable[[list[str]], int]
 
 
-def run_python(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run this interpreter in the current folder as a person would, without a terminal."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *arguments], input=stdin, capture_output=True, env=environment)
+def subcommand(*names: str) -> Run:
+    """Return the command ``bayes-sched NAMES``, which takes the other arguments."""
+    return lambda arguments: main([*names, *arguments])
 
 
-def fails(main: Callable[[list[str]], int], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def fails(run: Run, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command, expect exit status 2 and nothing on standard output; return its last word."""
-    assert main(arguments) == 2
+    assert run(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "Traceback" not in printed.err
-    last = printed.err.splitlines()[-1]
-    assert last.startswith(f"{main.__module__.rpartition('.')[2]}: ")
-    return last
+    return printed.err.splitlines()[-1]
+
+
+def printed_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Return the one document on standard output."""
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
 
 
 def interrupt(*_args: object, **_options: object) -> None:
@@ -37,3 +41,8 @@ def interrupt(*_args: object, **_options: object) -> None:
 def full(*_args: object, **_options: object) -> None:
     """Do what a full disk does."""
     raise OSError(28, "No space left on device")
+
+
+def fail(*_args: object, **_options: object) -> None:
+    """Do what a bug does."""
+    raise RuntimeError("a bug")

@@ -10,7 +10,10 @@ from bayes_sched.cli.progress import shown_progress
 from bayes_sched.comparison.compare import compare
 from bayes_sched.files import COMPARISON, result_folder
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.reports.comparison import comparison_text, write_comparison
+from bayes_sched.reports import comparison as _  # noqa: F401, it registers the report
+from bayes_sched.reports.document import report
+from bayes_sched.reports.terminal import terminal
+from bayes_sched.reports.write import write_report
 
 
 def run(options: argparse.Namespace, call: Call) -> int:
@@ -31,8 +34,10 @@ def run(options: argparse.Namespace, call: Call) -> int:
             seed=options.seed,
         )
         show("writing the tables" if options.no_report else "writing the report", None)
+        document = report(found, command=call.line())
         with result_folder(options.folder, overwrite=options.overwrite, holds=COMPARISON) as folder:
-            write_comparison(found, folder, command=call.line(), with_report=not options.no_report)
+            write_report(document, folder, with_page=not options.no_report)
+            found.save(folder / COMPARISON)
     paths = {"folder": str(options.folder), "summary": str(options.folder / "summary.json")}
     if not options.no_report:
         paths["report"] = str(options.folder / "report.html")
@@ -40,10 +45,10 @@ def run(options: argparse.Namespace, call: Call) -> int:
         call.say(f"warning: {warning}")
     seconds = round(time.perf_counter() - start, 1)
     if options.json:
-        print_json({**found.to_dict(), "command": call.line(), "paths": paths, "seconds": seconds})
+        print_json({**document.numbers, "paths": paths, "seconds": seconds})
     else:
         saved = f"Saved {paths.get('report', paths['folder'])}\nTook {seconds:.1f} s"
-        print(f"{comparison_text(found)}\n\n{saved}")
+        print(f"{terminal(document)}\n\n{saved}")
     if found.converged:
         return DONE
     call.say("a fit has NOT CONVERGED: do not act on this comparison")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TypedDict
 
+from bayes_sched.checks.summary import summarize
 from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, print_json
 from bayes_sched.cli.progress import Show, shown_progress
 from bayes_sched.errors import InputError
@@ -16,8 +17,10 @@ from bayes_sched.pooling.pool import choose_prior
 from bayes_sched.pooling.population import Population
 from bayes_sched.pooling.prior import PopulationPrior
 from bayes_sched.posterior.fit import FitResult, fit
-from bayes_sched.reports.fit import Summary, summary, write_report
-from bayes_sched.reports.terminal import bad_lines_text, cleaning_text, paragraph_text, parameter_text
+from bayes_sched.reports import fit as _  # noqa: F401, it registers the report
+from bayes_sched.reports.document import Document, report
+from bayes_sched.reports.terminal import terminal
+from bayes_sched.reports.write import write_report
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.trace.reader import Trace, read_trace
 
@@ -30,17 +33,20 @@ def run(options: argparse.Namespace, call: Call) -> int:
         trace = read_trace(options.traces, max_bad_share=options.max_bad_share)
         result = fit_trace(options, call, trace, show, command=call.line(traces=options.traces))
         show("summing up" if options.no_report else "writing the report", None)
-        found, paths = write(options, call, result)
-    for note in found.notes:
-        call.say(f"warning: {note}")
+        document, paths = write(options, call, result)
+    for warning in document.numbers["warnings"]:
+        call.say(f"warning: {warning}")
     seconds = time.perf_counter() - start
     if options.json:
-        print_json({**found.to_dict(), "paths": paths, "seconds": round(seconds, 1)})
+        print_json({**document.numbers, "paths": paths, "seconds": round(seconds, 1)})
     else:
-        print(as_text(result, found, paths, seconds))
-    for problem in found.problems:
+        saved = "".join(f"Saved {paths[name]}\n" for name in ("posterior", "report") if name in paths)
+        timings = result.fit.metadata.timings_s.items()
+        stages = ", ".join(f"{name} {value:.1f} s" for name, value in timings)
+        print(f"{terminal(document)}\n\n{saved}Took {seconds:.1f} s ({stages})")
+    for problem in result.fit.metadata.problems:
         call.say(f"not converged: {problem}")
-    return DONE if found.converged else NOT_CONVERGED
+    return DONE if result.fit.converged else NOT_CONVERGED
 
 
 class FitArguments(TypedDict):
@@ -105,8 +111,8 @@ def pool_prior(
     return population.noise, prior
 
 
-def write(options: argparse.Namespace, call: Call, result: FitResult) -> tuple[Summary, dict[str, str]]:
-    """Write the folder of the result; return its numbers and its files by what they are.
+def write(options: argparse.Namespace, call: Call, result: FitResult) -> tuple[Document, dict[str, str]]:
+    """Write the folder of the result; return its report and its files by what they are.
 
     A report that fails does not take the fit with it: the sampling may have taken minutes.
     """
@@ -115,9 +121,11 @@ def write(options: argparse.Namespace, call: Call, result: FitResult) -> tuple[S
     with result_folder(options.folder, overwrite=options.overwrite) as folder:
         result.fit.save(folder / POSTERIOR)
         try:
-            if not options.no_report:
-                write_report(result.fit, result.steps, folder, probability=options.probability)
-            found = summary(result.fit, result.steps, probability=options.probability)
+            is_drawn = not options.no_report
+            found = summarize(result.fit, result.steps, probability=options.probability, is_drawn=is_drawn)
+            document = report(found)
+            if is_drawn:
+                write_report(document, folder)
         except Exception as error:
             failure = error
     if failure is not None:
@@ -129,18 +137,4 @@ def write(options: argparse.Namespace, call: Call, result: FitResult) -> tuple[S
     if not options.no_report:
         names = {"report": "report.html", "summary": "summary.json"}
         paths |= {what: str(options.folder / name) for what, name in names.items()}
-    return found, paths
-
-
-def as_text(result: FitResult, found: Summary, paths: dict[str, str], seconds: float) -> str:
-    """Return what is printed."""
-    stages = ", ".join(f"{name} {value:.1f} s" for name, value in found.metadata.timings_s.items())
-    files = [f"Saved {paths[name]}" for name in ("posterior", "report") if name in paths]
-    parts = (
-        paragraph_text(found),
-        cleaning_text(result.cleaned),
-        bad_lines_text(result.trace.bad_lines) if result.trace else "",
-        parameter_text(found.parameters, probability=found.probability),
-        "\n".join([*files, f"Took {seconds:.1f} s ({stages})"]),
-    )
-    return "\n\n".join(filter(None, parts))
+    return document, paths

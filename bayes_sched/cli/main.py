@@ -111,7 +111,9 @@ def _run(
         options.kind = command.name
         if command.check is not None:
             command.check(options, call)
-        return _load(command)(options, call)
+        status = _load(command)(options, call)
+        sys.stdout.flush()
+        return status
     except InputError as error:
         call.say(shown(str(error)))
         return BAD_INPUT

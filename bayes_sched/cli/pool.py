@@ -19,9 +19,13 @@ from bayes_sched.model.protocol import load_model_file
 from bayes_sched.pooling.members import Candidate, check_candidates
 from bayes_sched.pooling.pool import POPULATION_SETTINGS, Pool, pool
 from bayes_sched.pooling.prior import PopulationPrior
+from bayes_sched.pooling.summary import PoolSummary, pool_summary
 from bayes_sched.posterior.fit import fit, load_same_fit
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.reports.pool import PoolSummary, pool_summary, pool_text, save_pool, write_pool
+from bayes_sched.reports import pool as _  # noqa: F401, it registers the report
+from bayes_sched.reports.document import Document, report
+from bayes_sched.reports.terminal import terminal
+from bayes_sched.reports.write import write_report
 from bayes_sched.trace.reader import Trace, read_trace
 
 
@@ -38,17 +42,17 @@ def run(options: argparse.Namespace, call: Call) -> int:
         result = pooled(options, call, fits, traces, show)
         seconds = time.perf_counter() - pooling
         show("writing the tables" if options.no_report else "writing the report", None)
-        found, paths = write(options, call, result, seconds)
-    for note in found.notes:
-        call.say(f"warning: {note}")
+        found, document, paths = write(options, call, result, seconds)
+    for warning in found.warnings:
+        call.say(f"warning: {warning}")
     seconds = time.perf_counter() - start
     if options.json:
-        print_json({**found.to_dict(), "paths": paths, "seconds": round(seconds, 1)})
+        print_json({**document.numbers, "paths": paths, "seconds": round(seconds, 1)})
     else:
         names = ("population", "members", "report")
         saved = "\n".join(f"Saved {paths[key]}" for key in names if key in paths)
-        print(f"{pool_text(found)}\n\n{saved}\nTook {seconds:.1f} s")
-    for problem in found.problems:
+        print(f"{terminal(document)}\n\n{saved}\nTook {seconds:.1f} s")
+    for problem in found.population.problems:
         call.say(f"not converged: {problem}")
     return DONE if found.converged else NOT_CONVERGED
 
@@ -141,8 +145,8 @@ def pooled(
 
 def write(
     options: argparse.Namespace, call: Call, result: Pool, seconds: float
-) -> tuple[PoolSummary, dict[str, str]]:
-    """Write the folder of the result; return its numbers and its files by what they are.
+) -> tuple[PoolSummary, Document, dict[str, str]]:
+    """Write the folder of the result; return what the pool says, its report, and its files.
 
     A report that fails does not take the pool with it.
     """
@@ -152,13 +156,14 @@ def write(
     paths = {what: str(options.folder / name) for what, name in names.items()}
     failure: Exception | None = None
     with result_folder(options.folder, overwrite=options.overwrite, holds=POPULATION) as folder:
-        save_pool(result, folder)
+        result.save(folder)
         try:
             found = pool_summary(result, probability=options.probability, seconds=seconds)
-            write_pool(result, found, folder, with_report=not options.no_report)
+            document = report(found)
+            write_report(document, folder, with_page=not options.no_report)
         except Exception as error:
             failure = error
     if failure is not None:
         call.say(f"the pool is saved, {paths['population']}; its report is not")
         raise failure
-    return found, paths
+    return found, document, paths

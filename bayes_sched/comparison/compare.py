@@ -1,132 +1,49 @@
-"""Compares servers: the one function that does it all."""
+"""Compares servers: the one function that does it all, and what it finds."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from bayes_sched.comparison import words
-from bayes_sched.comparison.latency import (
-    PAIR_TABLE_COLUMNS,
-    latency_maps,
-    pair_rows,
-    parameter_ratios,
-    parameter_values,
-)
+from bayes_sched.comparison import latency, verdicts
 from bayes_sched.comparison.members import (
-    NEAR,
+    DEFAULT_PAIRED_DRAWS,
     Member,
+    Servers,
     difference_table,
-    like_steps,
-    marked,
-    members_of,
-    misfit_warnings,
-    region_text,
-    shared_cells,
-    shared_grid,
-    typical_shared_steps,
+    discrepancy_of,
+    labelled,
+    prices_of,
     warnings_of,
 )
 from bayes_sched.comparison.throughput import (
     DEFAULT_SLO_QUANTILE,
+    cost_table,
     equivalent_table,
-    money_table,
     rates_of,
     throughput_table,
 )
-from bayes_sched.comparison.verdicts import (
-    COMPARISON_PROBABILITY,
-    DEFAULT_PAIRED_DRAWS,
-    DEFAULT_ROPE,
-    UNDECIDED,
-    Servers,
-    check_rope,
-    data_factor,
-    rule,
-    seen_rows,
-    share_table,
-)
 from bayes_sched.errors import InputError
-from bayes_sched.format import records
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.prediction import check_probability
-from bayes_sched.steps import steps_arrays
+from bayes_sched.posterior.parameters import WELL
+from bayes_sched.posterior.prediction import band_levels, check_probability
 
-
-def wanted_data(
-    table: pd.DataFrame, maps: xr.Dataset, fits: dict[str, FittedModel], *, rope: float, num: int = 5
-) -> pd.DataFrame:
-    """Return which further steps would decide what is undecided: where the interval is widest.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Of :func:`pair_rows`.
-    maps : Dataset
-        Of :func:`latency_maps`, over the grid.
-    fits : dict of str to FittedModel
-        By label.
-    rope : float
-    num : int
-        Steps of each pair, at most; they lie apart from each other.
-
-    Returns
-    -------
-    DataFrame
-        ``gpu``, ``other``, ``batch_size``, ``total_tokens``, ``ratio_median``, ``ratio_lower``,
-        ``ratio_upper``, ``width`` (upper over lower, less 1), ``measure`` (the server known less well there),
-        ``steps_seen`` (steps like it in that server's trace), ``times_data`` (how many times the data would
-        decide, roughly; missing where even a hundred times would not).
-    """
-    open_rows = table[(table["verdict"] == UNDECIDED) & ~table["extrapolation"]].copy()
-    open_rows["width"] = open_rows["ratio_upper"] / open_rows["ratio_lower"] - 1.0
-    rows = []
-    for (first, second), group in open_rows.groupby(["gpu", "other"], sort=False):
-        for row in _apart(group.sort_values("width", ascending=False), num).to_dict("records"):
-            at = {"batch_size": row["batch_size"], "total_tokens": row["total_tokens"]}
-            spread = maps["log_sd"].sel(at)
-            measure = max((str(first), str(second)), key=lambda label: float(spread.sel(gpu=label)))
-            rows.append(
-                {
-                    "gpu": first,
-                    "other": second,
-                    **at,
-                    **{name: row[name] for name in ("ratio_median", "ratio_lower", "ratio_upper", "width")},
-                    "measure": measure,
-                    "steps_seen": int(like_steps(fits[measure], *(np.array(value) for value in at.values()))),
-                    "times_data": data_factor(
-                        row["ratio_lower"], row["ratio_median"], row["ratio_upper"], rope=rope
-                    ),
-                }
-            )
-    return pd.DataFrame(rows, columns=WANTED_COLUMNS).astype({"times_data": float})
-
-
-WANTED_COLUMNS = [
-    *("gpu", "other", "batch_size", "total_tokens", "ratio_median", "ratio_lower", "ratio_upper"),
-    *("width", "measure", "steps_seen", "times_data"),
+IDENTIFIED = WELL
+"""Contraction from which a verdict is given, on both servers. Not less: two servers whose combinations differ
+move even parameters that nothing but a prior separates, such as P_max, apart, and their contractions reach
+0.6."""
+PARAMETER_RATIO_COLUMNS = [
+    *("name", "unit", "kind", "gpu", "other", "difference", "difference_lower", "difference_upper"),
+    *("ratio_median", "ratio_lower", "ratio_upper", "p_greater", "identified", "verdict"),
 ]
-
-
-def _apart(rows: pd.DataFrame, num: int) -> pd.DataFrame:
-    """Return the first rows that are not like one before them."""
-    places = np.log(rows[["batch_size", "total_tokens"]].to_numpy(float))
-    kept: list[int] = []
-    for i, place in enumerate(places):
-        if len(kept) < num and all(np.abs(place - places[k]).max() > 2.0 * NEAR for k in kept):
-            kept.append(i)
-    return rows.iloc[kept]
-
-
-COMPARISON_VERSION = 1
-"""Raised when a field of :meth:`Comparison.to_dict` changes its meaning or goes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -139,42 +56,47 @@ class Comparison:
     Attributes
     ----------
     members : tuple of Member
-        The servers: ``label``, ``fit``, ``price_per_hour``.
+        The servers: ``label``, ``fit`` (its description), ``discrepancy``, ``price_per_hour``.
     rope, probability : float
         Half-width of the region of practical equivalence; of every interval.
     slo_ms, slo_quantile : float
         The latency limit (ms, or None) and the share of steps that must stay within it.
     seed : int
-    servers : Servers
-        The paired draws.
     mean_latency_ms : DataArray, dims (gpu, draw, batch_size, total_tokens)
-        Draws of the mean latency over the grid; NaN where there are fewer tokens than requests.
+        Paired draws of the mean latency over the grid; NaN where there are fewer tokens than requests.
     grid : Dataset, dims (batch_size, total_tokens)
-        ``possible``, ``in_region`` (also dim gpu), ``extrapolation``.
+        ``possible``, ``in_region`` (also dim gpu), ``extrapolation``, ``fewest_like``.
     maps : Dataset
-        Over the grid: :func:`bayes_sched.comparison.latencies.latency_maps`.
+        Over the grid: :func:`bayes_sched.comparison.latency.latency_maps`.
     table : DataFrame
-        The same as a table: :func:`bayes_sched.comparison.latencies.pair_rows`.
+        The same as a table: :func:`bayes_sched.comparison.latency.pair_rows`.
     steps : DataFrame
         The same columns for a few typical steps, named in ``step``.
     shares : DataFrame
-        How often each verdict is given: :func:`bayes_sched.comparison.shares.share_table`.
-    wanted : DataFrame
-        Further data that would decide: :func:`bayes_sched.comparison.wanted.wanted_data`.
-    equivalents : DataFrame
-        :func:`bayes_sched.comparison.equivalents.equivalent_table`.
-    throughput, money : DataFrame
+        How often each verdict is given: :func:`bayes_sched.comparison.verdicts.share_table`.
+    further_data : DataFrame
+        Further data that would decide: :func:`bayes_sched.comparison.latency.further_data`.
+    equivalents, throughput, cost_ratios : DataFrame
+        :func:`~bayes_sched.comparison.throughput.equivalent_table`,
         :func:`~bayes_sched.comparison.throughput.throughput_table` and
-        :func:`~bayes_sched.comparison.throughput.money_table`.
-    parameters, parameter_ratios : DataFrame
-        :func:`~bayes_sched.comparison.parameters.parameter_values` and
-        :func:`~bayes_sched.comparison.parameters.parameter_ratios`.
+        :func:`~bayes_sched.comparison.throughput.cost_table`.
+    parameters : DataFrame
+        The columns of :meth:`FittedModel.parameter_table`, before them ``gpu``, and ``identified``: whether
+        the contraction reaches :data:`IDENTIFIED`.
+    parameter_ratios : DataFrame
+        :func:`parameter_ratios`.
+    symbols : Mapping of str to str
+        Of the documented parameters, in TeX.
     differences : DataFrame
         In what the servers differ: :func:`bayes_sched.comparison.members.difference_table`.
+    bands : Mapping of str to Dataset
+        :func:`bayes_sched.comparison.latency.latency_bands`.
+    outline : Dataset
+        :func:`bayes_sched.comparison.latency.outline`.
+    seen : DataFrame
+        The (B, S) that any of the traces holds.
     warnings : tuple of str
         What to beware of, the worst first.
-    sentences : tuple of str
-        The plain-language paragraph.
     """
 
     members: tuple[Member, ...]
@@ -183,32 +105,34 @@ class Comparison:
     slo_ms: float | None
     slo_quantile: float
     seed: int
-    servers: Servers
     mean_latency_ms: xr.DataArray
     grid: xr.Dataset
     maps: xr.Dataset
     table: pd.DataFrame
     steps: pd.DataFrame
     shares: pd.DataFrame
-    wanted: pd.DataFrame
+    further_data: pd.DataFrame
     equivalents: pd.DataFrame
     throughput: pd.DataFrame
-    money: pd.DataFrame
+    cost_ratios: pd.DataFrame
     parameters: pd.DataFrame
     parameter_ratios: pd.DataFrame
+    symbols: Mapping[str, str]
     differences: pd.DataFrame
+    bands: Mapping[str, xr.Dataset]
+    outline: xr.Dataset
+    seen: pd.DataFrame
     warnings: tuple[str, ...]
-    sentences: tuple[str, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The servers' labels, in order."""
-        return self.servers.labels
+        return tuple(member.label for member in self.members)
 
     @property
     def converged(self) -> bool:
         """Whether every fit passed its convergence gate."""
-        return all(member.fit.converged for member in self.members)
+        return all(member.fit.metadata.converged for member in self.members)
 
     @property
     def compares_servers(self) -> bool:
@@ -218,64 +142,17 @@ class Comparison:
     @property
     def rule(self) -> str:
         """How verdicts are given, a sentence."""
-        return rule(rope=self.rope, probability=self.probability)
+        return verdicts.rule(rope=self.rope, probability=self.probability)
 
-    @property
-    def text(self) -> str:
-        """The paragraph, and one line for each warning after it."""
-        return "\n".join([" ".join(self.sentences), *(f"Warning: {warning}" for warning in self.warnings)])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as plain values, ready for JSON; a missing number is None.
-
-        Keys: ``comparison_version``, ``labels``, ``fits`` (``label``, ``name``, ``labels``,
-        ``trace_sha256``, ``converged``, ``problems``, ``price_per_hour``), ``rope``, ``probability``,
-        ``slo_ms``, ``slo_quantile``, ``seed``, ``num_draws``, ``converged``, ``compares_servers``, ``rule``,
-        ``text``, ``warnings``, and lists with one mapping a row: ``shares``, ``steps``, ``grid``, ``wanted``,
-        ``equivalents``, ``throughput``, ``money``, ``parameters``, ``parameter_ratios``, ``differences``.
-        """
-        tables = {
-            "shares": self.shares,
-            "steps": self.steps,
-            "grid": self.table,
-            "wanted": self.wanted,
-            "equivalents": self.equivalents,
-            "throughput": self.throughput,
-            "money": self.money,
-            "parameters": self.parameters,
-            "parameter_ratios": self.parameter_ratios,
-            "differences": self.differences,
-        }
-        return {
-            "comparison_version": COMPARISON_VERSION,
-            "labels": list(self.labels),
-            "fits": [_member_dict(member) for member in self.members],
-            "rope": self.rope,
-            "probability": self.probability,
-            "slo_ms": self.slo_ms,
-            "slo_quantile": self.slo_quantile,
-            "seed": self.seed,
-            "num_draws": self.mean_latency_ms.sizes["draw"],
-            "converged": self.converged,
-            "compares_servers": self.compares_servers,
-            "rule": self.rule,
-            "text": " ".join(self.sentences),
-            "warnings": list(self.warnings),
-            **{name: records(table) for name, table in tables.items()},
-        }
-
-
-def _member_dict(member: Member) -> dict[str, Any]:
-    metadata = member.fit.metadata
-    return {
-        "label": member.label,
-        "name": metadata.name,
-        "labels": dict(metadata.labels),
-        "trace_sha256": metadata.trace_sha256,
-        "converged": member.fit.converged,
-        "problems": list(metadata.problems),
-        "price_per_hour": member.price_per_hour,
-    }
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the maps and the grid to a netCDF file, dims gpu, pair, batch_size, total_tokens."""
+        maps = self.maps.merge(self.grid)
+        texts = {name: v for name, v in maps.variables.items() if v.dtype.kind in "OUT"}  # as netCDF has them
+        plain = {name: (v.dims, v.to_numpy().astype(object)) for name, v in texts.items()}
+        maps = maps.assign_coords({name: v for name, v in plain.items() if name in maps.coords})
+        maps = maps.assign({name: v for name, v in plain.items() if name in maps.data_vars})
+        attrs = {"rope": self.rope, "probability": self.probability, "rule": self.rule}
+        maps.assign_attrs(attrs).to_netcdf(path, engine="h5netcdf")
 
 
 def compare(
@@ -284,8 +161,8 @@ def compare(
     prices: Mapping[str, float] | None = None,
     slo_ms: float | None = None,
     slo_quantile: float = DEFAULT_SLO_QUANTILE,
-    rope: float = DEFAULT_ROPE,
-    probability: float = COMPARISON_PROBABILITY,
+    rope: float = verdicts.DEFAULT_ROPE,
+    probability: float = verdicts.COMPARISON_PROBABILITY,
     batch_size: ArrayLike | None = None,
     total_tokens: ArrayLike | None = None,
     max_draws: int = DEFAULT_PAIRED_DRAWS,
@@ -325,89 +202,98 @@ def compare(
         Fewer than two fits, one of them twice, models that cannot be compared, regions that do not overlap,
         or an argument that is none.
     """
-    _check(rope=rope, probability=probability, slo_ms=slo_ms, slo_quantile=slo_quantile)
-    members = members_of(fits, prices=prices or {})
-    servers = Servers(
-        [member.label for member in members],
-        [member.fit for member in members],
-        max_draws=max_draws,
-        seed=seed,
-    )
-    grid = shared_grid(servers, batch_size=batch_size, total_tokens=total_tokens)
+    check_probability(probability, name="probability")
+    check_probability(slo_quantile, name="slo_quantile")
+    if slo_ms is not None and not 0.0 < slo_ms < math.inf:
+        raise InputError(f"slo_ms = {slo_ms:g}: give a positive number of milliseconds")
+    rule = {"rope": verdicts.check_rope(rope), "probability": probability}
+    chosen = labelled(fits)
+    price_of = prices_of(chosen, prices or {})
+    servers = Servers(chosen, max_draws=max_draws, seed=seed)
+    grid = latency.shared_grid(servers, batch_size=batch_size, total_tokens=total_tokens)
     mean_ms = servers.mean_latency_ms(grid)
-    maps = latency_maps(servers, grid, mean_ms, rope=rope, probability=probability, seed=seed)
-    table = pair_rows(maps, grid)
-    cells = shared_cells(servers)
-    typical = typical_shared_steps(cells)
-    shares = share_table(table, seen_rows(servers, cells, rope=rope, probability=probability))
-    steps = _typical_rows(servers, typical, rope=rope, probability=probability, seed=seed)
-    by_label = {member.label: member.fit for member in members}
-    wanted = wanted_data(table, maps, by_label, rope=rope)
-    equivalents = equivalent_table(servers, probability=probability)
+    maps = latency.latency_maps(servers, grid, mean_ms, seed=seed, **rule)
+    table = latency.pair_rows(maps, grid)
+    cells = latency.shared_cells(servers)
+    typical = latency.typical_shared_steps(cells)
     rates = rates_of(servers, typical, slo_ms=slo_ms, slo_quantile=slo_quantile)
-    throughput = throughput_table(rates, members, probability=probability)
-    money = money_table(rates, members, rope=rope, probability=probability)
-    values = parameter_values(members, probability=probability)
-    ratios = parameter_ratios(servers, values, rope=rope, probability=probability)
-    differences = difference_table(members)
+    parameters = parameter_values(chosen, probability=probability)
+    differences = difference_table(chosen)
+    discrepancies = {label: discrepancy_of(fit) for label, fit in chosen.items()}
     return Comparison(
-        members=members,
-        rope=rope,
-        probability=probability,
+        members=tuple(
+            Member(
+                label=label,
+                fit=fit.description,
+                discrepancy=discrepancies[label],
+                price_per_hour=price_of[label],
+            )
+            for label, fit in chosen.items()
+        ),
+        **rule,
         slo_ms=slo_ms,
         slo_quantile=slo_quantile,
         seed=seed,
-        servers=servers,
         mean_latency_ms=mean_ms,
         grid=grid,
         maps=maps,
         table=table,
-        steps=steps,
-        shares=shares,
-        wanted=wanted,
-        equivalents=equivalents,
-        throughput=throughput,
-        money=money,
-        parameters=values,
-        parameter_ratios=ratios,
+        steps=latency.typical_rows(servers, typical, seed=seed, **rule),
+        shares=verdicts.share_table(table, latency.seen_rows(servers, cells, **rule)),
+        further_data=latency.further_data(servers, table, maps, rope=rope),
+        equivalents=equivalent_table(servers, probability=probability),
+        throughput=throughput_table(rates, price_of, probability=probability),
+        cost_ratios=cost_table(rates, price_of, **rule),
+        parameters=parameters,
+        parameter_ratios=parameter_ratios(servers, parameters, **rule),
+        symbols={p.name: p.symbol for p in next(iter(chosen.values())).model.parameters},
         differences=differences,
-        warnings=(*warnings_of(members, differences), *misfit_warnings(members, rope=rope)),
-        sentences=(
-            *words.paragraph(
-                shares=shares,
-                steps=steps,
-                equivalents=equivalents,
-                money=money,
-                throughput=throughput,
-                ratios=ratios,
-                wanted=wanted,
-                rope=rope,
-            ),
-            region_text(servers.labels, grid),
-        ),
+        bands=latency.latency_bands(chosen, typical, probability=probability),
+        outline=latency.outline(servers, grid),
+        seen=latency.seen_steps(servers),
+        warnings=warnings_of(chosen, differences, discrepancies, rope=rope),
     )
 
 
-def _check(*, rope: float, probability: float, slo_ms: float | None, slo_quantile: float) -> None:
-    """Raise InputError where an argument is none."""
-    check_probability(probability, name="probability")
-    check_probability(slo_quantile, name="slo_quantile")
-    check_rope(rope)
-    if slo_ms is not None and not 0.0 < slo_ms < math.inf:
-        raise InputError(f"slo_ms = {slo_ms:g}: give a positive number of milliseconds")
+def parameter_values(fits: Mapping[str, FittedModel], *, probability: float) -> pd.DataFrame:
+    """Return each server's parameters and combinations."""
+    tables = []
+    for label, fit in fits.items():
+        table = fit.parameter_table(probability=probability)
+        table.insert(0, "gpu", label)
+        tables.append(table.assign(identified=table["contraction"] >= IDENTIFIED))
+    return pd.concat(tables, ignore_index=True)
 
 
-def _typical_rows(
-    servers: Servers, typical: pd.DataFrame, *, rope: float, probability: float, seed: int
+def parameter_ratios(
+    servers: Servers, values: pd.DataFrame, *, rope: float, probability: float
 ) -> pd.DataFrame:
-    """Return the rows of `pair_rows` for typical steps, ``step`` first."""
-    if typical.empty:
-        return pd.DataFrame(columns=["step", *PAIR_TABLE_COLUMNS])
-    steps = steps_arrays(typical["batch_size"], typical["total_tokens"])
-    mean_ms = servers.mean_latency_ms(steps)
-    maps = latency_maps(servers, steps, mean_ms, rope=rope, probability=probability, seed=seed)
-    rows = pair_rows(maps, marked(servers, steps))
-    names = typical.set_index(["batch_size", "total_tokens"])["step"]
-    cells = pd.MultiIndex.from_frame(rows[["batch_size", "total_tokens"]])
-    rows.insert(0, "step", names.loc[cells].to_numpy())
-    return rows
+    """Compare parameters and combinations of each pair of servers, with `PARAMETER_RATIO_COLUMNS`.
+
+    ``difference`` is the first less the second, in the unit; ``identified``, on both; ``verdict`` is given
+    only there and says else on which server the data do not identify the quantity.
+    """
+    tables = {label: group.set_index("name") for label, group in values.groupby("gpu", sort=False)}
+    draws = {label: servers.quantities(label) for label in servers.labels}
+    rows = []
+    for first, second in combinations(servers.labels, 2):
+        for name in tables[first].index.intersection(tables[second].index, sort=False):
+            open_on = [label for label in (first, second) if not tables[label].loc[name, "identified"]]
+            a, b = draws[first][name], draws[second][name]
+            lower, median, upper = (float(x) for x in np.quantile(a - b, band_levels(probability)))
+            row = {
+                "name": name,
+                "gpu": first,
+                "other": second,
+                "identified": not open_on,
+                **{key: tables[first].loc[name, key] for key in ("unit", "kind")},
+                "difference": median,
+                "difference_lower": lower,
+                "difference_upper": upper,
+                "p_greater": float((a - b > 0.0).mean()),
+                **verdicts.ratio_row(a / b, rope=rope, probability=probability, words=verdicts.VALUE_WORDS),
+            }
+            if open_on:
+                row["verdict"] = f"none: not identified on {' and '.join(open_on)}"
+            rows.append(row)
+    return pd.DataFrame(rows, columns=PARAMETER_RATIO_COLUMNS)

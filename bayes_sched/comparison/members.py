@@ -1,4 +1,12 @@
-"""The servers of a comparison: their fits, labels and prices, and in what they differ besides the GPU."""
+"""The servers of a comparison: labels, prices, in what they differ besides the GPU, and joint draws of them.
+
+The fits of different traces share neither data nor parameters, so given both traces the posterior of the pair
+is the product of the two. A draw from a product is a draw of each factor, chosen independently: to pair the
+draws of one posterior with a random permutation of those of the other gives draws of the pair, whatever was
+paired before. The order in which a sampler left them will not do: two fits with the same seed share their
+random numbers, and their draws may follow each other from index to index. Posteriors of different lengths
+are thinned to the shorter one, evenly over the chains, before they are permuted.
+"""
 
 from __future__ import annotations
 
@@ -10,220 +18,22 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
 
 from bayes_sched.arrays import Floats
-from bayes_sched.comparison.verdicts import Servers
 from bayes_sched.errors import InputError
 from bayes_sched.format import listed, percent
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.steps import POSSIBLE, steps_grid
+from bayes_sched.posterior.prediction import Evaluator
+from bayes_sched.posterior.provenance import FitDescription
+from bayes_sched.steps import Steps
 
+DEFAULT_PAIRED_DRAWS = 4000
+"""Draws of each posterior that a comparison uses at most, unless told otherwise."""
 MIN_STEPS = 20
 """A median of at least so many observed steps is compared with the equation."""
+
+_SIZES = ["batch_size", "total_tokens"]
 _SHARE = 0.9
-
-
-def misfit_of(fit: FittedModel) -> float | None:
-    """Return by how much the equation misses the observed medians: nine in ten (B, S) by less.
-
-    Parameters
-    ----------
-    fit : FittedModel
-
-    Returns
-    -------
-    float or None
-        A share of the latency; None where no (B, S) was seen :data:`MIN_STEPS` times.
-    """
-    cells = cell_table(fit).assign(median_ms=fit.cells["median_ms"].to_numpy())
-    often = cells[cells["count"] >= MIN_STEPS]
-    if often.empty:
-        return None
-    predicted = fit.quantile(often[["batch_size", "total_tokens"]], 0.5).to_numpy()
-    return float(np.quantile(np.abs(often["median_ms"].to_numpy() / predicted - 1.0), _SHARE))
-
-
-def misfit_warnings(members: Sequence[Member], *, rope: float) -> list[str]:
-    """Return a sentence for each server whose equation is off by more than counts as equal."""
-    found = []
-    for member in members:
-        misfit = misfit_of(member.fit)
-        if misfit is not None and misfit > rope:
-            found.append(
-                f"{member.label}: the equation misses one in ten of the observed medians by more than "
-                f"{percent(misfit, 1)}, and no interval here contains that: take ratios that are as near to "
-                "the region of practical equivalence as undecided"
-            )
-    return found
-
-
-NUM_BATCH_SIZES, NUM_TOKENS = 14, 20
-"""Points of the grid along each axis, unless told otherwise."""
-_NUM_ADDED = 8
-NEAR = 0.25
-"""Steps whose log B and log S are within this of another step's are like it."""
-
-MEDIAN_DECODE, LARGEST_DECODE, FULL_STEP = "median decode step", "largest decode step", "largest step"
-
-
-def shared_grid(
-    servers: Servers, *, batch_size: ArrayLike | None = None, total_tokens: ArrayLike | None = None
-) -> xr.Dataset:
-    """Return a grid of steps, logarithmic over the range of all traces unless given.
-
-    Parameters
-    ----------
-    servers : Servers
-    batch_size, total_tokens : array-like, optional
-        Requests and tokens of the grid.
-
-    Returns
-    -------
-    Dataset, dims (batch_size, total_tokens)
-        ``possible``, ``in_region`` (gpu, batch_size, total_tokens), ``extrapolation``: not in the region of
-        every trace, and ``fewest_like``: steps like it in the trace that has the fewest.
-
-    Raises
-    ------
-    InputError
-        No step lies in the regions of all traces.
-    """
-    shared = shared_cells(servers)
-    tokens = np.concatenate([fit.cells["total_tokens"].to_numpy() for fit in servers.fits])
-    requests = np.concatenate([fit.cells["batch_size"].to_numpy() for fit in servers.fits])
-    b = _log_points(requests, NUM_BATCH_SIZES) if batch_size is None else np.asarray(batch_size, float)
-    s = (
-        np.union1d(_log_points(tokens, NUM_TOKENS), b)
-        if total_tokens is None
-        else np.asarray(total_tokens, float)
-    )
-    grid = marked(servers, steps_grid(batch_size=b, total_tokens=s))
-    if not _is_any_shared(grid) and not shared.empty and batch_size is None and total_tokens is None:
-        few = shared.iloc[np.unique(np.linspace(0, len(shared) - 1, _NUM_ADDED).astype(int))]
-        added = steps_grid(
-            batch_size=np.union1d(b, few["batch_size"]), total_tokens=np.union1d(s, few["total_tokens"])
-        )
-        grid = marked(servers, added)
-    if not _is_any_shared(grid):
-        texts = [
-            f"{label}: {fit.region.text}" for label, fit in zip(servers.labels, servers.fits, strict=True)
-        ]
-        raise InputError(
-            f"no step lies where all traces have data, there is nothing to compare. {' '.join(texts)}"
-        )
-    return grid
-
-
-def marked(servers: Servers, steps: xr.Dataset) -> xr.Dataset:
-    """Return steps with what the traces know of them.
-
-    Returns
-    -------
-    Dataset
-        `steps` with ``in_region`` (also dim gpu), ``extrapolation``: possible, but not in the region of every
-        trace, and ``fewest_like``: steps like it in the trace that has the fewest.
-    """
-    in_region = servers.in_regions(steps).reset_coords(drop=True)
-    b, s = xr.broadcast(steps["batch_size"], steps["total_tokens"])
-    fewest = np.min([like_steps(fit, b.to_numpy(), s.to_numpy()) for fit in servers.fits], axis=0)
-    is_possible = steps.get(POSSIBLE, True)
-    return steps.assign(
-        in_region=in_region.assign_coords(gpu=list(servers.labels)),
-        extrapolation=~in_region.all("gpu") & is_possible,
-        fewest_like=b.copy(data=fewest).reset_coords(drop=True),
-    )
-
-
-def _is_any_shared(grid: xr.Dataset) -> bool:
-    return bool(grid["in_region"].all("gpu").any())
-
-
-def _log_points(values: NDArray[np.generic], num: int) -> Floats:
-    """Return whole numbers over the range of the values, evenly spread on a logarithmic scale."""
-    points: Floats = np.unique(np.rint(np.geomspace(float(values.min()), float(values.max()), num)))
-    return points
-
-
-def shared_cells(servers: Servers) -> pd.DataFrame:
-    """Return the seen (B, S) that the regions of all traces cover.
-
-    Returns
-    -------
-    DataFrame
-        ``batch_size``, ``total_tokens``, ``count``: steps in all traces together, and ``weight``: their
-        share, every trace counting alike.
-    """
-    tables = [cell_table(fit) for fit in servers.fits]
-    seen = pd.concat([table.assign(weight=table["count"] / table["count"].sum()) for table in tables])
-    cells = seen.groupby(["batch_size", "total_tokens"], as_index=False)[["count", "weight"]].sum()
-    is_shared = servers.in_regions(cells).all("gpu").to_numpy()
-    return cells[is_shared].reset_index(drop=True)
-
-
-def cell_table(fit: FittedModel) -> pd.DataFrame:
-    """Return the seen (B, S) of a fit and how many steps each holds."""
-    names = ("batch_size", "total_tokens", "count")
-    return pd.DataFrame({name: fit.cells[name].to_numpy() for name in names})
-
-
-def typical_shared_steps(shared: pd.DataFrame) -> pd.DataFrame:
-    """Return a few steps that a person knows, out of those where all traces have data.
-
-    Parameters
-    ----------
-    shared : DataFrame
-        Of :func:`shared_cells`.
-
-    Returns
-    -------
-    DataFrame
-        ``step`` (in words), ``batch_size``, ``total_tokens``; empty if no seen step is covered by all.
-    """
-    rows: list[tuple[str, int, int]] = []
-    decodes = shared[shared["batch_size"] == shared["total_tokens"]].sort_values("batch_size")
-    if len(decodes):
-        position = int(np.searchsorted(decodes["count"].cumsum(), 0.5 * decodes["count"].sum()))
-        median, largest = int(decodes["batch_size"].iloc[position]), int(decodes["batch_size"].iloc[-1])
-        rows.append((MEDIAN_DECODE, median, median))
-        if largest > median:
-            rows.append((LARGEST_DECODE, largest, largest))
-    mixed = shared[shared["total_tokens"] > shared["batch_size"]]
-    if len(mixed):
-        full = mixed[mixed["total_tokens"] == mixed["total_tokens"].max()].sort_values("count").iloc[-1]
-        rows.append((FULL_STEP, int(full["batch_size"]), int(full["total_tokens"])))
-    return pd.DataFrame(rows, columns=["step", "batch_size", "total_tokens"])
-
-
-def like_steps(
-    fit: FittedModel, batch_size: NDArray[np.generic], total_tokens: NDArray[np.generic]
-) -> Floats:
-    """Return how many steps of a trace are like each of some steps, the arguments' shape.
-
-    Like means that B and S are within a factor of about 1.3 (:data:`NEAR` on the logarithms).
-    """
-    cells = cell_table(fit)
-    places = np.log(np.stack([batch_size, total_tokens], axis=-1).astype(float))[..., None, :]
-    seen = np.log(cells[["batch_size", "total_tokens"]].to_numpy(float))
-    is_like = (np.abs(places - seen) < NEAR).all(axis=-1)
-    found: Floats = is_like @ cells["count"].to_numpy(float)
-    return found
-
-
-def region_text(labels: Sequence[str], grid: xr.Dataset) -> str:
-    """Say which part of the grid all traces cover."""
-    shared = grid["in_region"].all("gpu")
-    b = grid["batch_size"].where(shared.any("total_tokens"), drop=True)
-    s = grid["total_tokens"].where(shared.any("batch_size"), drop=True)
-    return (
-        f"The traces of {listed(list(labels))} share {int(shared.sum()):,} of "
-        f"{int(grid[POSSIBLE].sum()):,} points of the grid: {int(b.min()):,} to {int(b.max()):,} requests, "
-        f"{int(s.min()):,} to {int(s.max()):,} tokens a step, not in every combination; elsewhere at least "
-        "one server is extrapolated."
-    )
-
-
-_COLUMNS = {"batch_size", "total_tokens"}
 _BUDGET = "most tokens in a step"
 _BUDGET_TOLERANCE = 0.05
 _UNKNOWN = "unknown"
@@ -237,43 +47,28 @@ class Member:
     ----------
     label : str
         Distinct among the members.
-    fit : FittedModel
+    fit : FitDescription
+    discrepancy : float or None
+        By how much the equation misses the observed medians, a share: nine in ten (B, S) by less; None where
+        no (B, S) was seen :data:`MIN_STEPS` times.
     price_per_hour : float or None
     """
 
     label: str
-    fit: FittedModel
-    price_per_hour: float | None = None
+    fit: FitDescription
+    discrepancy: float | None
+    price_per_hour: float | None
 
 
-def members_of(
-    fits: Sequence[FittedModel] | Mapping[str, FittedModel], *, prices: Mapping[str, float]
-) -> tuple[Member, ...]:
-    """Return the servers after making sure that they can be compared.
-
-    Parameters
-    ----------
-    fits : sequence, or mapping of label to FittedModel
-    prices : mapping of str to float
-        An hour's price by label or by name of the result.
-
-    Raises
-    ------
-    InputError
-        Fewer than two fits, one of them twice, models that cannot be compared, a price that is none or is of
-        none of the servers.
-    """
-    labels, chosen = _labelled(fits)
+def labelled(fits: Sequence[FittedModel] | Mapping[str, FittedModel]) -> dict[str, FittedModel]:
+    """Return the fits by label after making sure that they can be compared."""
+    given = {str(key): fit for key, fit in fits.items()} if isinstance(fits, Mapping) else None
+    chosen = given or dict(zip(labels_of(list(fits)), fits, strict=True))
     if len(chosen) < 2:
-        msg = f"{len(chosen)} fit: a comparison takes two or more"
-        raise InputError(msg)
-    for a, b in combinations(range(len(chosen)), 2):
-        _check_pair(labels[a], chosen[a], labels[b], chosen[b])
-    priced = _prices(labels, chosen, prices)
-    return tuple(
-        Member(label=label, fit=fit, price_per_hour=priced.get(label))
-        for label, fit in zip(labels, chosen, strict=True)
-    )
+        raise InputError(f"{len(chosen)} fit: a comparison takes two or more")
+    for (label_a, a), (label_b, b) in combinations(chosen.items(), 2):
+        _check_pair(label_a, a, label_b, b)
+    return chosen
 
 
 def labels_of(fits: Sequence[FittedModel]) -> list[str]:
@@ -288,31 +83,22 @@ def labels_of(fits: Sequence[FittedModel]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
 
 
-def _labelled(
-    fits: Sequence[FittedModel] | Mapping[str, FittedModel],
-) -> tuple[list[str], list[FittedModel]]:
-    if isinstance(fits, Mapping):
-        return [str(label) for label in fits], list(fits.values())
-    return labels_of(fits), list(fits)
-
-
 def _check_pair(label_a: str, a: FittedModel, label_b: str, b: FittedModel) -> None:
     if _is_same(a, b):
-        name = a.metadata.name
-        names = name if name == b.metadata.name else f"{name} and {b.metadata.name}"
+        names = " and ".join(dict.fromkeys([a.metadata.name, b.metadata.name]))
         raise InputError(f"{names}: the same fit twice; a comparison takes fits of different traces")
     for label, fit in ((label_a, a), (label_b, b)):
-        others = sorted(set(fit.model.columns) - _COLUMNS)
+        others = sorted(set(fit.model.columns) - set(_SIZES))
         if others:
             raise InputError(
                 f"{label}: its model {fit.model.name} asks for {', '.join(others)} besides requests and "
-                "tokens: a comparison is over these two alone; fit the traces with --model saturation for one"
+                "tokens: a comparison is over these two alone; fit the traces with the model saturation, say"
             )
     shapes = [[(p.name, p.unit) for p in fit.model.parameters] for fit in (a, b)]
     if shapes[0] != shapes[1]:
         raise InputError(
             f"{label_a} and {label_b} are fits of incompatible models ({a.model.name}, {b.model.name}: their "
-            "parameters differ): fit both traces with the same --model"
+            "parameters differ): fit both traces with the same model"
         )
 
 
@@ -323,72 +109,67 @@ def _is_same(a: FittedModel, b: FittedModel) -> bool:
     return is_same_trace and a.posterior.sizes == b.posterior.sizes and a.posterior.equals(b.posterior)
 
 
-def _prices(
-    labels: Sequence[str], fits: Sequence[FittedModel], prices: Mapping[str, float]
-) -> dict[str, float]:
-    names = [fit.metadata.name for fit in fits]
-    found: dict[str, float] = {}
-    for key, price in prices.items():
-        matches = [label for label, name in zip(labels, names, strict=True) if key in (label, name)]
+def prices_of(fits: Mapping[str, FittedModel], given: Mapping[str, float]) -> dict[str, float | None]:
+    """Return an hour's price of each server, by label; `given` is by label or by name of the result."""
+    names = {label: fit.metadata.name for label, fit in fits.items()}
+    found: dict[str, float | None] = dict.fromkeys(fits)
+    for key, price in given.items():
+        matches = [label for label, name in names.items() if key in (label, name)]
         if len(matches) != 1:
-            known = ", ".join(dict.fromkeys([*labels, *names]))
             what = "fits several" if matches else "is that of no fit"
+            known = ", ".join(dict.fromkeys([*names, *names.values()]))
             raise InputError(f"price of {key!r}: the label {what}; give one of {known}")
-        if not _is_price(price):
+        if not isinstance(price, int | float) or isinstance(price, bool) or not 0.0 < price < math.inf:
             raise InputError(f"price of {key!r}: {price!r} is no positive number an hour")
-        if matches[0] in found:
+        if found[matches[0]] is not None:
             raise InputError(f"price of {key!r}: given twice (label and name of the result)")
         found[matches[0]] = float(price)
     return found
 
 
-def _is_price(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < math.inf
+def discrepancy_of(fit: FittedModel) -> float | None:
+    """Return by how much the equation misses the observed medians, as :class:`Member` keeps it."""
+    cells = cell_table(fit).assign(median_ms=fit.cells["median_ms"].to_numpy())
+    often = cells[cells["count"] >= MIN_STEPS]
+    if often.empty:
+        return None
+    predicted = fit.quantile(often[_SIZES], 0.5).to_numpy()
+    return float(np.quantile(np.abs(often["median_ms"].to_numpy() / predicted - 1.0), _SHARE))
 
 
-def difference_table(members: Sequence[Member]) -> pd.DataFrame:
-    """Return in what the servers and their fits differ.
+def cell_table(fit: FittedModel) -> pd.DataFrame:
+    """Return the seen (B, S) of a fit and how many steps each holds."""
+    return pd.DataFrame({name: fit.cells[name].to_numpy() for name in (*_SIZES, "count")})
 
-    Parameters
-    ----------
-    members : sequence of Member
 
-    Returns
-    -------
-    DataFrame
-        ``what``, ``is_server`` (whether it is about the server and not the GPU), and a column a label. A row
-        of the LLM stands there also where one of them is unknown.
+def difference_table(fits: Mapping[str, FittedModel]) -> pd.DataFrame:
+    """Return in what the servers and their fits differ: ``what``, ``is_server``, and a column a label.
+
+    ``is_server`` says whether it is about the server and not the GPU. A row of the LLM stands there also
+    where one of them is unknown.
     """
-    rows = []
-    for what, values, is_server in _described(members):
-        if _differ(what, values):
-            shown = [_UNKNOWN if value in (None, "") else str(value) for value in values]
-            rows.append(
-                {
-                    "what": what,
-                    "is_server": is_server,
-                    **dict(zip((m.label for m in members), shown, strict=True)),
-                }
-            )
-    return pd.DataFrame(rows, columns=["what", "is_server", *(member.label for member in members)])
+    described = _described(list(fits.values()))
+    rows = [
+        [what, is_server, *(_UNKNOWN if value in (None, "") else str(value) for value in values)]
+        for what, values, is_server in described
+        if _differ(what, values)
+    ]
+    return pd.DataFrame(rows, columns=["what", "is_server", *fits])
 
 
-def _described(members: Sequence[Member]) -> list[tuple[str, list[object], bool]]:
-    all_metadata = [member.fit.metadata for member in members]
-    keys = dict.fromkeys(key for metadata in all_metadata for key in metadata.labels)
-    others = [key for key in keys if key not in ("gpu", "llm")]
-
-    def label(key: str) -> list[object]:
-        return [metadata.labels.get(key) for metadata in all_metadata]
-
+def _described(fits: Sequence[FittedModel]) -> list[tuple[str, list[object], bool]]:
+    provenances = [fit.metadata for fit in fits]
+    keys = dict.fromkeys(key for metadata in provenances for key in metadata.labels)
+    titles = {"gpu": "GPU", "llm": "LLM"} | {key: key for key in keys if key not in ("gpu", "llm")}
     return [
-        ("GPU", label("gpu"), False),
-        ("LLM", label("llm"), True),
-        *((key, label(key), True) for key in others),
-        (_BUDGET, [int(member.fit.cells["total_tokens"].max()) for member in members], True),
-        ("longest step kept (ms)", [f"{m.cleaning.max_latency_ms:g}" for m in all_metadata], False),
-        ("model", [metadata.model.name for metadata in all_metadata], False),
-        ("noise", [metadata.noise for metadata in all_metadata], False),
+        *(
+            (title, [metadata.labels.get(key) for metadata in provenances], key != "gpu")
+            for key, title in titles.items()
+        ),
+        (_BUDGET, [int(fit.cells["total_tokens"].max()) for fit in fits], True),
+        ("longest step kept (ms)", [f"{m.cleaning.max_latency_ms:g}" for m in provenances], False),
+        ("model", [metadata.model.name for metadata in provenances], False),
+        ("noise", [metadata.noise for metadata in provenances], False),
     ]
 
 
@@ -399,28 +180,120 @@ def _differ(what: str, values: Sequence[object]) -> bool:
     return len(set(values)) > 1 or (what == "LLM" and None in values)
 
 
-def warnings_of(members: Sequence[Member], differences: pd.DataFrame) -> tuple[str, ...]:
+def warnings_of(
+    fits: Mapping[str, FittedModel],
+    differences: pd.DataFrame,
+    discrepancies: Mapping[str, float | None],
+    *,
+    rope: float,
+) -> tuple[str, ...]:
     """Return what to beware of, each a sentence; the worst first."""
     found = []
-    for member in members:
-        if not member.fit.converged:
-            problem = next(iter(member.fit.metadata.problems), "see its report")
+    for label, fit in fits.items():
+        if not fit.converged:
+            problem = next(iter(fit.metadata.problems), "see its report")
             found.append(
-                f"{member.label} (result {member.fit.metadata.name}) has NOT CONVERGED ({problem}): do not "
+                f"{label} (result {fit.metadata.name}) has NOT CONVERGED ({problem}): do not "
                 "act on any number here that involves it; fit its trace again"
             )
-    for a, b in combinations(members, 2):
-        if a.fit.metadata.trace_sha256 == b.fit.metadata.trace_sha256:
+    for a, b in combinations(fits, 2):
+        if fits[a].metadata.trace_sha256 == fits[b].metadata.trace_sha256:
             found.append(
-                f"{a.label} and {b.label} are fits of the same trace: their posteriors are not independent, "
+                f"{a} and {b} are fits of the same trace: their posteriors are not independent, "
                 "as the intervals of their ratios suppose"
             )
     others = [
-        f"{row['what']} ({listed([f'{row[member.label]} on {member.label}' for member in members])})"
+        f"{row['what']} ({listed([f'{row[label]} on {label}' for label in fits])})"
         for row in differences[differences["is_server"].astype(bool)].to_dict("records")
     ]
     if others:
         found.append(f"this compares servers, not GPUs; they differ, or may differ, in: {'; '.join(others)}")
-    for member in members:
-        found += [f"{member.label}: {warning}" for warning in member.fit.warnings]
+    for label, fit in fits.items():
+        found += [f"{label}: {warning}" for warning in fit.warnings]
+    for label, discrepancy in discrepancies.items():
+        if discrepancy is not None and discrepancy > rope:
+            found.append(
+                f"{label}: the equation misses one in ten of the observed medians by more than "
+                f"{percent(discrepancy, 1)}, and no interval here contains that: take ratios that are as "
+                "near to the region of practical equivalence as undecided"
+            )
     return tuple(found)
+
+
+def paired_posteriors(
+    posteriors: Sequence[xr.Dataset], *, max_draws: int = DEFAULT_PAIRED_DRAWS, seed: int = 0
+) -> tuple[xr.Dataset, ...]:
+    """Return as many draws of each posterior in random order: those of one index are a joint draw.
+
+    The posteriors, dims (chain, draw), may have different lengths; the result has dims (draw,).
+    """
+    if max_draws < 2:
+        raise InputError(f"max_draws = {max_draws}: give at least 2")
+    sizes = [posterior.sizes["chain"] * posterior.sizes["draw"] for posterior in posteriors]
+    num = min(max_draws, *sizes)
+    paired = []
+    for number, (posterior, size) in enumerate(zip(posteriors, sizes, strict=True)):
+        chosen = ((np.arange(num) + 0.5) * size / num).astype(np.int64)
+        order = np.random.default_rng([seed, number]).permutation(chosen)
+        flat = {
+            name: ("draw", draws.transpose("chain", "draw").to_numpy().ravel()[order])
+            for name, draws in posterior.data_vars.items()
+        }
+        paired.append(xr.Dataset(flat, coords={"draw": np.arange(num)}))
+    return tuple(paired)
+
+
+class Servers:
+    """Several servers, by label, with joint draws of their parameters."""
+
+    def __init__(self, fits: Mapping[str, FittedModel], *, max_draws: int, seed: int) -> None:
+        self.labels = tuple(fits)
+        self.fits = dict(fits)
+        scalars = [
+            fit.posterior[[name for name, draws in fit.posterior.items() if draws.ndim == 2]]
+            for fit in fits.values()
+        ]
+        self.posteriors = dict(
+            zip(fits, paired_posteriors(scalars, max_draws=max_draws, seed=seed), strict=True)
+        )
+        self._evaluators = {
+            label: Evaluator(fits[label].model, posterior.expand_dims(chain=[0]), max_draws=None)
+            for label, posterior in self.posteriors.items()
+        }
+
+    def mean_latency_ms(self, steps: Steps) -> xr.DataArray:
+        """Return draws of the mean latency, ms, dims (gpu, draw, *steps)."""
+        parts = [self.server_latency_ms(label, steps) for label in self.labels]
+        return self._joined(parts).rename("mean_latency_ms").assign_attrs(units="ms")
+
+    def server_latency_ms(self, label: str, steps: Steps) -> xr.DataArray:
+        """Return draws of the mean latency of one server, ms, dims (draw, *steps)."""
+        draws = self._evaluators[label].per_draw(steps, lambda mean, scale, nu, x: mean)
+        return draws.isel(chain=0, drop=True)
+
+    def scale_ms(self, steps: Steps) -> xr.DataArray:
+        """Return draws of the noise scale, ms, dims (gpu, draw, *steps)."""
+        every = [e.per_draw(steps, lambda mean, scale, nu, x: scale) for e in self._evaluators.values()]
+        return self._joined([draws.isel(chain=0, drop=True) for draws in every]).rename("scale_ms")
+
+    def nu(self) -> xr.DataArray:
+        """Return draws of the degrees of freedom, dims (gpu, draw)."""
+        return self._joined([posterior["nu"] for posterior in self.posteriors.values()])
+
+    def noise_quantile_ms(self, label: str, steps: Steps, q: float) -> xr.DataArray:
+        """Return each draw's noise quantile of one server, ms, dims (draw, *steps)."""
+        result = self._evaluators[label].quantile_draws(steps, np.array([q]))
+        return result.isel(quantile=0, chain=0, drop=True)
+
+    def quantities(self, label: str) -> dict[str, Floats]:
+        """Return draws of the parameters of one server and of what data identify, dims (draw,)."""
+        draws = self.posteriors[label]
+        found = {**draws, **self.fits[label].model.combinations(draws)}
+        return {str(name): values.to_numpy() for name, values in found.items()}
+
+    def in_regions(self, steps: Steps) -> xr.DataArray:
+        """Return whether the trace of each server covers each step: bool, dims (gpu, *steps)."""
+        return self._joined([fit.in_region(steps) for fit in self.fits.values()]).rename("in_region")
+
+    def _joined(self, parts: Sequence[xr.DataArray]) -> xr.DataArray:
+        return xr.concat(parts, dim=pd.Index(self.labels, name="gpu"), join="exact")

@@ -1,19 +1,18 @@
-"""How many decoding requests one server serves in the time that another takes for so many."""
+"""What latencies mean: equivalent numbers of requests, throughput within a limit, and cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from bayes_sched.arrays import Floats
-from bayes_sched.comparison.members import Member
-from bayes_sched.comparison.verdicts import COST_WORDS, THROUGHPUT_WORDS, Servers, pairs_of, verdicts
-from bayes_sched.format import number
+from bayes_sched.comparison.members import Servers
+from bayes_sched.comparison.verdicts import COST_WORDS, THROUGHPUT_WORDS, ratio_row
 from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.steps import steps_arrays
 
@@ -24,9 +23,21 @@ TOKENS, COST = "tokens per second", "cost per million tokens"
 DECODES, ANY_STEP = "decode-only steps", "any step"
 BY_LIMIT, BY_TRACE, BY_NOTHING = "the latency limit", "what the trace covers", "the step itself"
 _NONE_FITS = "no covered step is within the limit"
+
 _AXES = ("batch_size", "total_tokens")
-_NUM_REQUESTS, _NUM_TOKENS = 16, 16
-_SECONDS_AN_HOUR = 3600.0
+_NUM_AXIS = 16  # points of the grid of candidates, along each axis
+_MAX_DECODES = 512
+_REACH = 4.0  # the search for equivalents ends at so many times the most requests seen on any server
+_NUM_POINTS = 300
+
+THROUGHPUT_COLUMNS = [
+    *("case", "gpu", "batch_size", "total_tokens", "set_by", "tokens_per_s", "tokens_per_s_lower"),
+    *("tokens_per_s_upper", "price_per_hour", "cost", "cost_lower", "cost_upper"),
+]
+COST_COLUMNS = [
+    *("case", "quantity", "gpu", "other", "ratio_median", "ratio_lower", "ratio_upper", "p_better", "verdict")
+]
+EQUIVALENT_COLUMNS = ["gpu", "batch_size", "other", "median", "lower", "upper", "limit", "extrapolation"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,16 +66,9 @@ class Rate:
 def rates_of(
     servers: Servers, typical: pd.DataFrame, *, slo_ms: float | None, slo_quantile: float
 ) -> list[Rate]:
-    """Return the throughput of each server, case by case.
+    """Return the throughput of each server, case by case: at typical steps, and within a limit.
 
-    Parameters
-    ----------
-    servers : Servers
-    typical : DataFrame
-        Steps that every server's trace covers: ``step``, ``batch_size``, ``total_tokens``.
-    slo_ms : float or None
-        Limit that a share `slo_quantile` of the steps must stay within, ms.
-    slo_quantile : float
+    A share `slo_quantile` of the steps must stay within `slo_ms`.
     """
     found: list[Rate] = []
     if len(typical):
@@ -74,8 +78,8 @@ def rates_of(
         found += [
             rate
             for case in (DECODES, ANY_STEP)
-            for i in range(len(servers.labels))
-            if (rate := _limited(servers, i, case, slo_ms, slo_quantile)) is not None
+            for label in servers.labels
+            if (rate := _limited(servers, label, case, slo_ms, slo_quantile)) is not None
         ]
     return found
 
@@ -96,25 +100,31 @@ def _at_steps(mean_ms: xr.DataArray, typical: pd.DataFrame) -> list[Rate]:
     ]
 
 
-def _limited(servers: Servers, number: int, case: str, slo_ms: float, slo_quantile: float) -> Rate | None:
+def _limited(servers: Servers, label: str, case: str, slo_ms: float, slo_quantile: float) -> Rate | None:
     """Return the most tokens a second that a server does within the limit, at steps that its trace covers."""
-    steps = _candidates(servers, number, case)
+    steps = _candidates(servers, label, case)
     if not steps.sizes["step"]:
         return None
-    mean_ms = _by_draw(servers.server_latency_ms(number, steps))
-    quantile_ms = _by_draw(servers.noise_quantile_ms(number, steps, slo_quantile))
+    mean_ms, quantile_ms = (
+        values.transpose("draw", "step").to_numpy()
+        for values in (
+            servers.server_latency_ms(label, steps),
+            servers.noise_quantile_ms(label, steps, slo_quantile),
+        )
+    )
     is_within = quantile_ms <= slo_ms
-    rate = np.where(is_within, 1000.0 * steps["total_tokens"].to_numpy() / mean_ms, 0.0)
+    unlimited = 1000.0 * steps["total_tokens"].to_numpy() / mean_ms
+    rate = np.where(is_within, unlimited, 0.0)
     best = rate.argmax(axis=1)
     is_any = is_within.any(axis=1)
-    is_free = best == (1000.0 * steps["total_tokens"].to_numpy() / mean_ms).argmax(axis=1)
+    is_free = best == unlimited.argmax(axis=1)
     if is_any.mean() < 0.5:
         set_by, b, s = _NONE_FITS, np.nan, np.nan
     else:
         set_by = BY_TRACE if is_free[is_any].mean() > 0.5 else BY_LIMIT
         b, s = (float(np.median(steps[name].to_numpy()[best[is_any]])) for name in _AXES)
     return Rate(
-        gpu=servers.labels[number],
+        gpu=label,
         case=f"{case} within {slo_ms:g} ms",
         tokens_per_s=rate[np.arange(len(rate)), best],
         batch_size=b,
@@ -123,22 +133,17 @@ def _limited(servers: Servers, number: int, case: str, slo_ms: float, slo_quanti
     )
 
 
-def _by_draw(values: xr.DataArray) -> Floats:
-    result: Floats = values.transpose("draw", "step").to_numpy()
-    return result
-
-
-def _candidates(servers: Servers, number: int, case: str) -> xr.Dataset:
+def _candidates(servers: Servers, label: str, case: str) -> xr.Dataset:
     """Return the steps that a server's trace covers: decode-only ones, or a grid of all."""
-    fit = servers.fits[number]
+    fit = servers.fits[label]
     largest_b, largest_s = (float(fit.cells[name].max()) for name in _AXES)
     if case == DECODES:
         b = s = np.arange(1.0, largest_b + 1.0)
-        if len(b) > 512:
-            b = s = np.unique(np.rint(np.geomspace(1.0, largest_b, 512)))
+        if len(b) > _MAX_DECODES:
+            b = s = _whole_points(largest_b, _MAX_DECODES)
     else:
-        b_axis = np.unique(np.rint(np.geomspace(1.0, largest_b, _NUM_REQUESTS)))
-        s_axis = np.union1d(np.unique(np.rint(np.geomspace(1.0, largest_s, _NUM_TOKENS))), b_axis)
+        b_axis = _whole_points(largest_b, _NUM_AXIS)
+        s_axis = np.union1d(_whole_points(largest_s, _NUM_AXIS), b_axis)
         b, s = (axis.ravel() for axis in np.meshgrid(b_axis, s_axis))
     is_possible = s >= b
     steps = steps_arrays(b[is_possible], s[is_possible])
@@ -146,169 +151,104 @@ def _candidates(servers: Servers, number: int, case: str) -> xr.Dataset:
     return steps.assign_coords(step=np.arange(steps.sizes["step"]))
 
 
-def throughput_table(rates: Sequence[Rate], members: Sequence[Member], *, probability: float) -> pd.DataFrame:
-    """Return throughput and cost of each server and case.
+def _whole_points(high: float, num: int) -> Floats:
+    points: Floats = np.unique(np.rint(np.geomspace(1.0, high, num)))
+    return points
 
-    Returns
-    -------
-    DataFrame
-        ``case``, ``gpu``, ``batch_size``, ``total_tokens``, ``set_by``, ``tokens_per_s``,
-        ``tokens_per_s_lower``, ``tokens_per_s_upper``, ``price_per_hour``, ``cost``, ``cost_lower``,
-        ``cost_upper``: of a million tokens, in the currency of the price; NaN without a price, and without an
-        end where the throughput may be 0.
+
+def throughput_table(
+    rates: Sequence[Rate], prices: Mapping[str, float | None], *, probability: float
+) -> pd.DataFrame:
+    """Return throughput and cost of each server and case, with `THROUGHPUT_COLUMNS`.
+
+    Costs are of a million tokens, in the currency of the price; NaN without a price, and without an end where
+    the throughput may be 0.
     """
-    prices = {member.label: member.price_per_hour for member in members}
-    levels = band_levels(probability)
     rows = []
     for rate in rates:
-        lower, median, upper = (float(value) for value in np.quantile(rate.tokens_per_s, levels))
+        lower, median, upper = (float(x) for x in np.quantile(rate.tokens_per_s, band_levels(probability)))
         price = prices[rate.gpu]
-        cost_lower, cost, cost_upper = (
-            np.nan if price is None or not value else _cost(price, value) for value in (upper, median, lower)
-        )
-        rows.append(
-            {
-                "case": rate.case,
-                "gpu": rate.gpu,
-                "batch_size": rate.batch_size,
-                "total_tokens": rate.total_tokens,
-                "set_by": rate.set_by,
-                "tokens_per_s": median,
-                "tokens_per_s_lower": lower,
-                "tokens_per_s_upper": upper,
-                "price_per_hour": np.nan if price is None else price,
-                "cost": cost,
-                "cost_lower": cost_lower,
-                "cost_upper": cost_upper,
-            }
-        )
+        costs = [
+            np.nan if price is None or not value else 1e6 * price / (3600.0 * value)
+            for value in (median, upper, lower)
+        ]
+        step = (rate.case, rate.gpu, rate.batch_size, rate.total_tokens, rate.set_by)
+        rows.append((*step, median, lower, upper, np.nan if price is None else price, *costs))
     return pd.DataFrame(rows, columns=THROUGHPUT_COLUMNS)
 
 
-THROUGHPUT_COLUMNS = [
-    *("case", "gpu", "batch_size", "total_tokens", "set_by", "tokens_per_s", "tokens_per_s_lower"),
-    *("tokens_per_s_upper", "price_per_hour", "cost", "cost_lower", "cost_upper"),
-]
-
-
-def _cost(price_per_hour: float, tokens_per_s: float) -> float:
-    return 1e6 * price_per_hour / (_SECONDS_AN_HOUR * tokens_per_s)
-
-
-def money_table(
-    rates: Sequence[Rate], members: Sequence[Member], *, rope: float, probability: float
+def cost_table(
+    rates: Sequence[Rate], prices: Mapping[str, float | None], *, rope: float, probability: float
 ) -> pd.DataFrame:
-    """Compare throughput, and cost where both prices are given, of each pair of servers.
+    """Compare throughput, and cost where both prices are given, of each pair of servers, with `COST_COLUMNS`.
 
-    Returns
-    -------
-    DataFrame
-        ``case``, ``quantity`` (``tokens per second`` or ``cost per million tokens``), ``gpu``, ``other``,
-        ``ratio_median``, ``ratio_lower``, ``ratio_upper`` of the first over the second, ``p_better`` (that
-        the first has the higher throughput, or the lower cost), ``verdict``.
+    Ratios are of the first over the second; ``p_better``, that the first has the higher throughput, or the
+    lower cost.
     """
-    prices = [member.price_per_hour for member in members]
-    labels = tuple(member.label for member in members)
     rows = []
     for case in dict.fromkeys(rate.case for rate in rates):
         of_case = {rate.gpu: rate.tokens_per_s for rate in rates if rate.case == case}
-        for a, b in pairs_of(labels):
-            if not {labels[a], labels[b]} <= set(of_case):
-                continue
-            tokens_a, tokens_b = of_case[labels[a]], of_case[labels[b]]
-            if not (tokens_a.all() and tokens_b.all()):
+        for first, second in combinations(prices, 2):
+            pair = [of_case[label] for label in (first, second) if label in of_case]
+            if len(pair) < 2 or not all(tokens.all() for tokens in pair):
                 continue  # no ratio where a draw has no step within the limit
-            ratio = tokens_a / tokens_b
+            ratio = pair[0] / pair[1]
             what = [(TOKENS, ratio, ratio > 1.0, THROUGHPUT_WORDS)]
-            price_a, price_b = prices[a], prices[b]
-            if price_a is not None and price_b is not None:
-                cost = price_a / price_b / ratio
+            price, other_price = prices[first], prices[second]
+            if price is not None and other_price is not None:
+                cost = price / other_price / ratio
                 what.append((COST, cost, cost < 1.0, COST_WORDS))
             for quantity, draws, is_better, words in what:
-                lower, median, upper = np.quantile(draws, band_levels(probability))
                 rows.append(
                     {
                         "case": case,
                         "quantity": quantity,
-                        "gpu": labels[a],
-                        "other": labels[b],
-                        "ratio_median": float(median),
-                        "ratio_lower": float(lower),
-                        "ratio_upper": float(upper),
+                        "gpu": first,
+                        "other": second,
+                        **ratio_row(draws, rope=rope, probability=probability, words=words),
                         "p_better": float(is_better.mean()),
-                        "verdict": str(verdicts(np.array(lower), np.array(upper), rope=rope, words=words)),
                     }
                 )
-    return pd.DataFrame(rows, columns=MONEY_COLUMNS)
-
-
-MONEY_COLUMNS = [
-    *("case", "quantity", "gpu", "other", "ratio_median", "ratio_lower", "ratio_upper", "p_better", "verdict")
-]
-
-
-_REACH = 4.0
-"""The search ends at this many times the most requests seen on any server."""
-_NUM_POINTS = 300
-
-COLUMNS = ["gpu", "batch_size", "other", "median", "lower", "upper", "limit", "extrapolation"]
+    return pd.DataFrame(rows, columns=COST_COLUMNS)
 
 
 def equivalent_table(servers: Servers, *, probability: float) -> pd.DataFrame:
     """Return for decode-only steps of one server the equally long ones of every other.
 
-    The number N on the other server is the largest whose mean latency is at most that of n requests on the
-    first; between whole numbers it is interpolated. 0 means that not even one request is served so fast.
-
-    Parameters
-    ----------
-    servers : Servers
-    probability : float
-        Of the credible interval, equal tails.
-
-    Returns
-    -------
-    DataFrame
-        ``gpu``, ``batch_size`` (n), ``other``, ``median``, ``lower``, ``upper`` (N; NaN where it is more than
-        ``limit``, at which the search ends), ``extrapolation`` (n or the median N lies outside of what its
-        trace covers).
+    The number N on the other server is the largest whose mean latency is at most that of n requests
+    (``batch_size``) on the first; between whole numbers it is interpolated. 0 means that not even one request
+    is served so fast. ``median``, ``lower``, ``upper`` are N, NaN where it is more than ``limit``, at which
+    the search ends; ``extrapolation``: n or the median N lies outside of what its trace covers.
     """
-    largest = max(float(fit.cells["batch_size"].max()) for fit in servers.fits)
-    points = np.unique(np.concatenate([np.arange(1.0, 33.0), _spread(1.0, _REACH * largest)]))
-    latency_ms = [
-        servers.server_latency_ms(i, steps_arrays(points, points)).transpose("draw", "step").to_numpy()
-        for i in range(len(servers.labels))
-    ]
-    seen = [fit.in_region(steps_arrays(points, points)).to_numpy() for fit in servers.fits]
+    largest = {label: float(fit.cells["batch_size"].max()) for label, fit in servers.fits.items()}
+    high = _REACH * max(largest.values())
+    powers = 2.0 ** np.arange(0, np.floor(np.log2(high)) + 1)
+    points = np.unique(np.concatenate([np.arange(1.0, 33.0), _whole_points(high, _NUM_POINTS), powers]))
+    steps = steps_arrays(points, points)
+    latency_ms = {
+        label: servers.server_latency_ms(label, steps).transpose("draw", "step").to_numpy()
+        for label in servers.labels
+    }
+    seen = {label: fit.in_region(steps).to_numpy() for label, fit in servers.fits.items()}
     rows = []
-    for first, label in enumerate(servers.labels):
-        for n in _asked(servers, first):
-            at = int(np.searchsorted(points, n))
-            for second, other in enumerate(servers.labels):
-                if second == first:
-                    continue
-                found = largest_within(points, latency_ms[second], latency_ms[first][:, at])
+    for label in servers.labels:
+        for k in range(int(np.log2(max(32.0, largest[label]))) + 1):
+            at = int(np.searchsorted(points, 2**k))
+            for other in (one for one in servers.labels if one != label):
+                found = largest_within(points, latency_ms[other], latency_ms[label][:, at])
                 lower, median, upper = np.quantile(found, band_levels(probability), method="inverted_cdf")
-                is_seen = seen[first][at] and seen[second][_nearest(points, median)]
-                rows.append((label, n, other, median, lower, upper, float(points[-1]), not is_seen))
-    table = pd.DataFrame(rows, columns=COLUMNS)
+                nearest = int(np.argmin(np.abs(points - (median if np.isfinite(median) else points[-1]))))
+                is_seen = seen[label][at] and seen[other][nearest]
+                rows.append((label, 2**k, other, median, lower, upper, float(points[-1]), not is_seen))
+    table = pd.DataFrame(rows, columns=EQUIVALENT_COLUMNS)
     return table.replace({"median": {np.inf: np.nan}, "lower": {np.inf: np.nan}, "upper": {np.inf: np.nan}})
 
 
 def largest_within(points: Floats, latency_ms: Floats, limit_ms: Floats) -> Floats:
-    """Return the largest number of requests whose latency is within a limit.
+    """Return the largest number of requests whose latency is within a limit, dims (draw,).
 
-    Parameters
-    ----------
-    points : ndarray, dims (point,)
-        Requests, increasing.
-    latency_ms : ndarray, dims (draw, point)
-    limit_ms : ndarray, dims (draw,)
-
-    Returns
-    -------
-    ndarray, dims (draw,)
-        Interpolated linearly; 0 where no point is within the limit, inf where the last one is.
+    `points`, dims (point,), increase; `latency_ms` has dims (draw, point), `limit_ms` (draw,). Interpolated
+    linearly; 0 where no point is within the limit, inf where the last one is.
     """
     is_within = latency_ms <= limit_ms[:, None]
     last = len(points) - 1 - np.argmax(is_within[:, ::-1], axis=1)
@@ -319,37 +259,3 @@ def largest_within(points: Floats, latency_ms: Floats, limit_ms: Floats) -> Floa
     between = points[last] + share * (points[following] - points[last])
     result: Floats = np.where(is_within[:, -1], np.inf, np.where(is_within.any(axis=1), between, 0.0))
     return result
-
-
-def equivalent_sentence(row: Mapping[str, Any]) -> str:
-    """Return a row of the table in words."""
-    limit = row["limit"]
-
-    def shown(value: float | None) -> str:
-        if value is None:
-            return f"more than {limit:,.0f}"
-        return "less than 1" if value == 0 else number(value)
-
-    cost = "costs" if row["batch_size"] == 1 else "cost"
-    decodes = "decode" if row["batch_size"] == 1 else "decodes"
-    note = "; an extrapolation" if row["extrapolation"] else ""
-    return (
-        f"{row['batch_size']:,} {decodes} on {row['gpu']} {cost} what {shown(row['median'])} on "
-        f"{row['other']} do ({shown(row['lower'])} to {shown(row['upper'])}{note})"
-    )
-
-
-def _asked(servers: Servers, first: int) -> list[int]:
-    """Return the powers of two up to 32, and further as far as the trace of a server goes."""
-    largest = max(32.0, float(servers.fits[first].cells["batch_size"].max()))
-    return [2**k for k in range(int(np.log2(largest)) + 1)]
-
-
-def _spread(low: float, high: float) -> Floats:
-    powers = 2.0 ** np.arange(0, np.floor(np.log2(high)) + 1)
-    points: Floats = np.union1d(np.rint(np.geomspace(low, high, _NUM_POINTS)), powers)
-    return points
-
-
-def _nearest(points: Floats, value: float) -> int:
-    return int(np.argmin(np.abs(points - (value if np.isfinite(value) else points[-1]))))

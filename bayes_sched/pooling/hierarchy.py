@@ -1,6 +1,6 @@
 r"""The population of servers: a hierarchical PyMC model in which every fit stands for its trace.
 
-Coordinate k of what data identify (:mod:`bayes_sched.identified`, logarithms) of trace j, of server g(j):
+Coordinate k of what data identify (:mod:`bayes_sched.pooling.prior`, logarithms) of trace j, of server g(j):
 
 .. math::
 
@@ -61,14 +61,10 @@ _CHUNK = 500  # population draws whose weights are in memory at once
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TraceDraws:
-    """The draws of one fit as the population sees them.
+    """The draws of one fit as the population sees them, chains one after the other.
 
-    Attributes
-    ----------
-    z : ndarray, dims (draw, coordinate)
-        Logarithms of the identified coordinates; chains one after the other.
-    log_base : ndarray, dims (draw,)
-        Log of the density of z under the prior of the fit.
+    `z`, dims (draw, coordinate), are logarithms of the identified coordinates; `log_base`, dims (draw,), the
+    log of their density under the prior of the fit.
     """
 
     z: Floats
@@ -89,12 +85,11 @@ class TraceDraws:
 
         Scott's bandwidth; the centres are drawn together so that mean and variances stay what they are.
         """
-        kept = np.unique(np.linspace(0, len(self.z) - 1, most).astype(np.int64))
-        mean, sd = self.z.mean(axis=0), self.z.std(axis=0)
-        share = len(kept) ** (-1.0 / (self.z.shape[1] + 4.0))
-        standardised = (self.z[kept] - self.z[kept].mean(axis=0)) / self.z[kept].std(axis=0)
-        centres = mean + np.sqrt(1.0 - share**2) * sd * standardised
-        return TraceDraws(z=centres, log_base=self.log_base[kept]), share * sd
+        few = np.unique(np.linspace(0, len(self.z) - 1, most).astype(np.int64))
+        mean, sd, z = self.z.mean(axis=0), self.z.std(axis=0), self.z[few]
+        share = len(few) ** (-1.0 / (self.z.shape[1] + 4.0))
+        centres = mean + np.sqrt(1.0 - share**2) * sd * ((z - z.mean(axis=0)) / z.std(axis=0))
+        return TraceDraws(z=centres, log_base=self.log_base[few]), share * sd
 
 
 def population_model(
@@ -105,18 +100,10 @@ def population_model(
     server_of_trace: Sequence[int],
     priors: Priors,
 ) -> pm.Model:
-    """Return the PyMC model of a population.
+    """Return the PyMC model of a population of traces.
 
-    Parameters
-    ----------
-    traces : sequence of TraceDraws
-    names : sequence of str
-        The coordinates that servers share.
-    servers : sequence of str
-    server_of_trace : sequence of int, dims (trace,)
-        Position of each trace's server among `servers`.
-    priors : Priors
-        The documented priors.
+    `names` are the coordinates that servers share, `server_of_trace` the position of each trace's server
+    among `servers`, `priors` the documented ones.
     """
     centre, spread = documented_centre(names, priors)
     with pm.Model(coords={"coordinate": list(names), "server": list(servers)}) as model:
@@ -158,19 +145,9 @@ def redraw(
 ) -> tuple[NDArray[np.int64], float]:
     """Draw a trace's parameters given each draw of the population.
 
-    Parameters
-    ----------
-    trace : TraceDraws
-    mean, sd : ndarray, dims (population draw, coordinate)
-        Of the trace's server, and from trace to trace.
-    rng : Generator
-
-    Returns
-    -------
-    ndarray, dims (population draw,)
-        Positions among the trace's draws.
-    float
-        Effective number of the trace's draws that these rest on.
+    `mean` and `sd`, dims (population draw, coordinate), are of the trace's server, and from trace to trace.
+    Returns positions among the trace's draws, dims (population draw,), and the effective number of the
+    trace's draws that these rest on.
     """
     chosen = np.empty(len(mean), dtype=np.int64)
     total = np.zeros(len(trace.z))

@@ -1,4 +1,4 @@
-"""The fits of a pool: each trace with the strength of the others, and a server not yet seen."""
+"""The fits of a pool: which may take part, each with the help of the others, and a server not yet seen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.format import listed
 from bayes_sched.model.likelihood import effects_of
@@ -23,23 +24,14 @@ from bayes_sched.posterior.parameters import WELL
 from bayes_sched.posterior.provenance import FitMetadata, RowCounts
 
 _NEEDED = {"tau_0", "tau_S", "w_1", "k_S"}
+_PRIOR_DRAWS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """What decides whether a trace may be pooled: of its fit, or of the fit that is to be made.
 
-    Attributes
-    ----------
-    trace_sha256 : str
-        Digest of the trace.
-    model : LatencyModel
-    noise : str
-    parameters : frozenset of str
-        Names of those that have priors.
-    prior_from : str or None
-        The population whose prior it is under, if one.
-    converged : bool
+    `parameters` are those that have priors, `prior_from` the population whose prior it is under, if one.
     """
 
     trace_sha256: str
@@ -64,13 +56,7 @@ class Candidate:
 
     @classmethod
     def of_trace(cls, sha256: str, *, model: LatencyModel, noise: str | None = None) -> Candidate:
-        """Return what a fit of a trace will say if it converges; the noise is by default the model's first.
-
-        Raises
-        ------
-        InputError
-            The model has no such noise option.
-        """
+        """Return what a fit of a trace will say if it converges, by default with the model's first noise."""
         noise = noise or model.noises[0]
         names = frozenset(p.name for p in all_parameters(model, noise))
         return cls(trace_sha256=sha256, model=model, noise=noise, parameters=names)
@@ -82,21 +68,7 @@ class Candidate:
 
 
 def check_candidates(candidates: Mapping[str, Candidate], *, accept_unconverged: bool = False) -> None:
-    """Make sure that traces can be pooled.
-
-    Parameters
-    ----------
-    candidates : mapping of str to Candidate
-        By name.
-    accept_unconverged : bool
-        Whether a fit that has not converged may take part.
-
-    Raises
-    ------
-    InputError
-        Fewer than two, a trace twice, models that differ or cannot be pooled, a fit under the prior of some
-        population, or one that has not converged.
-    """
+    """Make sure that traces, by name, can be pooled."""
     if len(candidates) < 2:
         raise InputError(f"{len(candidates)} trace: a pool takes two or more")
     first_name, first = next(iter(candidates.items()))
@@ -107,13 +79,13 @@ def check_candidates(candidates: Mapping[str, Candidate], *, accept_unconverged:
             raise InputError(f"{twin} and {name} are of the same trace: a pool takes each trace once")
         if effects_of(one.model) or not one.parameters >= _NEEDED:
             raise InputError(
-                f"{name}: fits of the model {one.model.name} cannot be pooled; use --model saturation or "
+                f"{name}: fits of the model {one.model.name} cannot be pooled; use the model saturation or "
                 "saturation_context"
             )
         if one.model_text != first.model_text:
             raise InputError(
                 f"{first_name} and {name} are of different models ({first.model_text}, {one.model_text}): "
-                "pool fits of one model and noise option (--model, --noise)"
+                "pool fits of one model and noise option"
             )
         if one.prior_from is not None:
             raise InputError(
@@ -122,26 +94,16 @@ def check_candidates(candidates: Mapping[str, Candidate], *, accept_unconverged:
             )
         if not (one.converged or accept_unconverged):
             raise InputError(
-                f"{name}: its fit has not converged; fit it again with more draws, or give "
-                "--accept-unconverged"
+                f"{name}: its fit has not converged; fit it again with more draws, or accept it unconverged"
             )
 
 
 def servers_of(fits: Mapping[str, FittedModel], given: Mapping[str, str]) -> dict[str, str]:
-    """Return the server of each fit: as given, else its labels, else its own name.
-
-    Raises
-    ------
-    InputError
-        A server is given for a fit that is not there.
-    """
+    """Return the server of each fit: as given, else its labels, else its own name."""
     unknown = sorted(set(given) - set(fits))
     if unknown:
         raise InputError(f"a server is given for {unknown[0]}, but the pool has {listed(list(fits))}")
-    found = {}
-    for name, fit in fits.items():
-        found[name] = given.get(name) or server_label(fit.metadata.labels) or name
-    return found
+    return {name: given.get(name) or server_label(fit.metadata.labels) or name for name, fit in fits.items()}
 
 
 def server_label(labels: Mapping[str, str]) -> str:
@@ -154,16 +116,12 @@ def shared_coordinates(fits: Mapping[str, FittedModel]) -> tuple[str, ...]:
 
     The sums of the equation, the latency per request, and what else every trace identifies well.
     """
-    priors = next(iter(fits.values())).metadata.priors
     always = {*SUMS, "tau_B"}
     return tuple(
         name
-        for name in identified_names(priors)
+        for name in identified_names(next(iter(fits.values())).metadata.priors)
         if name in always or all(fit.contraction(name) >= WELL for fit in fits.values())
     )
-
-
-_PRIOR_DRAWS = 4000
 
 
 def pooled_fit(
@@ -175,30 +133,43 @@ def pooled_fit(
 ) -> FittedModel:
     """Return the fit of a trace with those draws of its source that the population chose.
 
-    Parameters
-    ----------
-    source : FittedModel
-        The fit that was drawn again: the trace's own, or one under the population's prior.
-    metadata : FitMetadata
-        Of the trace's own fit.
-    chosen : ndarray, dims (population draw,)
-        Positions among the source's draws, chains one after the other.
-    population : Population
-    prior : Dataset, dims (draw,)
-        As :func:`population_prior_draws` returns it.
+    `source` is the trace's own fit, or one under the population's prior; `metadata`, of its own fit;
+    `chosen`, dims (population draw,), positions among the source's draws, chains one after the other;
+    `prior`, of :func:`population_prior_draws`.
     """
-    draws = population.posterior
-    shape = (draws.sizes["chain"], draws.sizes["draw"])
-    flat = {name: source.posterior[name].to_numpy().ravel()[chosen] for name in source.posterior.data_vars}
-    posterior = xr.Dataset(
-        {name: (("chain", "draw"), values.reshape(shape)) for name, values in flat.items()},
-        coords={"chain": draws["chain"], "draw": draws["draw"]},
+    draws = {name: values.to_numpy().ravel()[chosen] for name, values in source.posterior.items()}
+    same = {name: source.data[name] for name in ("cells", "typical") if name in source.data.children}
+    return _fit_of(population, draws, prior=prior, model=source.model, metadata=metadata, groups=same)
+
+
+def unseen_fit(
+    population: Population, members: Mapping[str, FittedModel], priors: Priors, rng: np.random.Generator
+) -> FittedModel:
+    """Return a fit whose posterior is the population's predictive distribution."""
+    first = next(iter(members.values()))
+    mean, sd = population.moments()
+    logs = complete(rng.normal(mean, sd), population.coordinates, priors, rng)
+    cells = _joint_cells([fit.cells for fit in members.values()])
+    typical = {"typical": first.data["typical"]} if "typical" in first.data.children else {}
+    rows = [fit.metadata.rows for fit in members.values()]
+    metadata = replace(
+        first.metadata,
+        name=UNSEEN,
+        labels={},
+        traces=(),
+        bad_lines={},
+        warnings=("no step of this server was seen: it is drawn from the population",),
+        rows=RowCounts(**{key: sum(getattr(r, key) for r in rows) for key in ("read", "cleaned", "used")}),
+        trace_sha256=f"unseen server of {population.name}",
     )
-    kept = {name: source.data[name] for name in ("cells", "typical") if name in source.data.children}
-    data = xr.DataTree.from_dict(
-        {"posterior": posterior, "prior": prior, "sample_stats": population.data["sample_stats"], **kept}
+    return _fit_of(
+        population,
+        {name: np.exp(logs[name]) for name in priors},
+        prior=population_prior_draws(population, None, priors, rng),
+        model=first.model,
+        metadata=metadata,
+        groups={"cells": xr.DataTree(cells), **typical},
     )
-    return FittedModel(data=data, model=source.model, metadata=metadata)
 
 
 def population_prior_draws(
@@ -209,62 +180,34 @@ def population_prior_draws(
     return xr.Dataset({key: ("draw", np.exp(value)) for key, value in logs.items()})
 
 
-def unseen_fit(
+def _fit_of(
     population: Population,
-    members: Mapping[str, FittedModel],
-    priors: Priors,
-    rng: np.random.Generator,
+    flat: Mapping[str, Floats],
+    *,
+    prior: xr.Dataset,
+    model: LatencyModel,
+    metadata: FitMetadata,
+    groups: Mapping[str, xr.DataTree],
 ) -> FittedModel:
-    """Return a fit whose posterior is the population's predictive distribution."""
-    first = next(iter(members.values()))
-    mean, sd = population.moments()
-    logs = complete(rng.normal(mean, sd), population.coordinates, priors, rng)
+    """Return a fit with a draw for each of the population's, judged by its gate and its own."""
     draws = population.posterior
     shape = (draws.sizes["chain"], draws.sizes["draw"])
     posterior = xr.Dataset(
-        {name: (("chain", "draw"), np.exp(logs[name]).reshape(shape)) for name in priors},
+        {name: (("chain", "draw"), values.reshape(shape)) for name, values in flat.items()},
         coords={"chain": draws["chain"], "draw": draws["draw"]},
     )
-    data = xr.DataTree.from_dict(
-        {
-            "posterior": posterior,
-            "prior": population_prior_draws(population, None, priors, rng),
-            "sample_stats": population.data["sample_stats"],
-            "cells": _joint_cells([fit.cells for fit in members.values()]),
-        }
-    )
-    if "typical" in first.data.children:
-        data["typical"] = first.data["typical"]
-    rows = [fit.metadata.rows for fit in members.values()]
+    stats = population.data["sample_stats"]
+    data = xr.DataTree.from_dict({"posterior": posterior, "prior": prior, "sample_stats": stats, **groups})
+    problems = tuple(dict.fromkeys([*population.problems, *convergence(data).problems]))
     metadata = replace(
-        first.metadata,
-        name=UNSEEN,
-        labels={},
-        traces=(),
-        bad_lines={},
-        warnings=("no step of this server was seen: it is drawn from the population",),
-        rows=RowCounts(
-            **{key: sum(getattr(row, key) for row in rows) for key in ("read", "cleaned", "used")}
-        ),
-        trace_sha256=f"unseen server of {population.name}",
-    )
-    return FittedModel(data=data, model=first.model, metadata=metadata)
-
-
-def judged(fit: FittedModel, population: Population) -> FittedModel:
-    """Return a fit with the account of the pool that it is of."""
-    found = convergence(fit.data)
-    problems = (*population.problems, *(p for p in found.problems if p not in population.problems))
-    whose = f"the pool {population.name} ({len(population.server_of_trace)} traces)"
-    metadata = replace(
-        fit.metadata,
+        metadata,
         converged=not problems,
         problems=problems,
-        prior_from=whose,
+        prior_from=f"the pool {population.name} ({len(population.server_of_trace)} traces)",
         command=population.command,
         created_at=population.created_at,
     )
-    return FittedModel(data=fit.data, model=fit.model, metadata=metadata)
+    return FittedModel(data=data, model=model, metadata=metadata)
 
 
 def _joint_cells(cells: Sequence[xr.Dataset]) -> xr.Dataset:

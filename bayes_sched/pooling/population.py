@@ -1,4 +1,4 @@
-"""What is known of a population of servers, kept in a file of its own."""
+"""A population of servers: what is known of it, and its file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.files import UNSEEN as UNSEEN
 from bayes_sched.files import check_version, whole_file
@@ -86,24 +87,11 @@ class Population:
         """Whether the gate passed when the pool was made."""
         return not self.problems
 
-    def moments(self, server: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation of a further trace's coordinates, for each draw.
+    def moments(self, server: str | None = None) -> tuple[Floats, Floats]:
+        """Return mean and standard deviation of a further trace's coordinates (logarithms), for each draw.
 
-        Parameters
-        ----------
-        server : str, optional
-            One of the pooled servers; by default a server not yet seen.
-
-        Returns
-        -------
-        ndarray, dims (draw, coordinate)
-            Chains one after the other; of the logarithms.
-        ndarray, dims (draw, coordinate)
-
-        Raises
-        ------
-        InputError
-            There is no such server.
+        Both have dims (draw, coordinate), chains one after the other. The trace is of a server not yet seen,
+        unless of one of the pooled servers; :class:`~bayes_sched.errors.InputError` if there is no such one.
         """
         draws = self.posterior
         if server is None:
@@ -111,14 +99,13 @@ class Population:
         elif server in self.servers:
             mean, sd = draws["server_mean"].sel(server=server, drop=True), draws["within"]
         else:
-            raise InputError(
-                f"no server {server!r} in the pool {self.name}: it has {listed(list(self.servers))}"
-            )
-        flat = [
+            known = listed(list(self.servers))
+            raise InputError(f"no server {server!r} in the pool {self.name}: it has {known}")
+        flat_mean, flat_sd = (
             part.transpose("chain", "draw", "coordinate").to_numpy().reshape(-1, len(self.coordinates))
             for part in (mean, sd)
-        ]
-        return flat[0], flat[1]
+        )
+        return flat_mean, flat_sd
 
     def prior(
         self, server: str | None = None, *, documented_share: float = DOCUMENTED_SHARE
@@ -138,13 +125,13 @@ class Population:
             There is no such server.
         """
         mean, sd = self.moments(server)
-        kept = np.unique(np.linspace(0, len(mean) - 1, PRIOR_COMPONENTS).astype(np.int64))
+        few = np.unique(np.linspace(0, len(mean) - 1, PRIOR_COMPONENTS).astype(np.int64))
         count = f"{len(self.server_of_trace)} traces of {len(self.servers)} servers"
         whose = "a server not yet seen" if server is None else f"a further trace of {server}"
         return PopulationPrior(
             names=self.coordinates,
-            mean=mean[kept],
-            sd=sd[kept],
+            mean=mean[few],
+            sd=sd[few],
             text=f"the pool {self.name} ({count}), as {whose}",
             documented_share=documented_share,
         )
@@ -178,7 +165,7 @@ class Population:
         """
         path = Path(path)
         if not path.is_file():
-            raise InputError(f"{path}: there is no such file; fit_bayes.py --pool writes population.nc")
+            raise InputError(f"{path}: there is no such file; a pool of fits writes population.nc")
         try:
             with xr.open_datatree(path, engine="h5netcdf") as opened:
                 attrs = {str(key): value for key, value in opened.attrs.items()}
@@ -186,11 +173,10 @@ class Population:
             if attrs.get("bayes_sched_format") == FORMAT_NAME:
                 version = attrs.get("format_version")
                 check_version(path, version, known=FORMAT_VERSION, again="pool the fits again")
-                account = json.loads(attrs["account"])
-                account["problems"] = tuple(account["problems"])
-                return cls(data=tree, **account)
+                fields = json.loads(attrs["account"])
+                return cls(data=tree, **{**fields, "problems": tuple(fields["problems"])})
         except InputError:
             raise
         except Exception as error:  # h5py, h5netcdf and xarray raise a dozen kinds on a damaged file
             raise InputError(f"{path}: no population, or a damaged one; pool the fits again") from error
-        raise InputError(f"{path}: no population of servers; fit_bayes.py --pool writes population.nc")
+        raise InputError(f"{path}: no population of servers; a pool of fits writes population.nc")

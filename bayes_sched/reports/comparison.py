@@ -1,31 +1,30 @@
-"""Writes a comparison into a folder."""
+"""A comparison of servers, as a document."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import pandas as pd
-import xarray as xr
 
 from bayes_sched.comparison.compare import Comparison
-from bayes_sched.comparison.members import misfit_of
-from bayes_sched.comparison.words import certainty, ratio_text
-from bayes_sched.files import COMPARISON, VERSION
-from bayes_sched.format import NONE, number, percent, records, span
-from bayes_sched.reports import comparison as tables
-from bayes_sched.reports.page import (
-    PageTable,
-    ReportFigure,
-    ReportPaths,
-    date,
-    page_table,
-    render,
-    write_figures,
-    write_json,
-    write_tables,
+from bayes_sched.comparison.throughput import COST
+from bayes_sched.comparison.verdicts import EQUIVALENT, IN_TRACES, ON_GRID, UNDECIDED
+from bayes_sched.files import COMPARISON
+from bayes_sched.format import NONE, listed, number, percent, records, span
+from bayes_sched.reports.document import (
+    Column,
+    Document,
+    Figure,
+    Item,
+    Section,
+    Table,
+    Text,
+    beware,
+    how_made,
+    made,
+    report,
 )
 from bayes_sched.reports.plots.comparison import (
     MAX_PAIRS,
@@ -34,223 +33,411 @@ from bayes_sched.reports.plots.comparison import (
     probability_map,
     ratio_map,
 )
-from bayes_sched.reports.terminal import WIDTH, text_table
+from bayes_sched.steps import POSSIBLE
+
+COMPARISON_VERSION = 1
+"""Raised when a key of the JSON file changes its meaning or goes."""
 
 _LABEL_WIDTH = 13
+_NARROW = 1.02
+_ALARM = (
+    "**Do not act on these numbers.** A fit that has not converged may be wrong anywhere; fit its trace "
+    "again."
+)
+_OFF_BY = (
+    "The equation is off by: nine in ten medians of often seen steps lie within that of it. No interval "
+    "below contains this error."
+)
+_SHARES = (
+    "Covered steps lie on the grid, inside the outline of every trace; measured ones are those of them like "
+    "which every trace holds at least ten; the steps of the traces count as often as they occur, every trace "
+    "alike."
+)
+_FURTHER = (
+    "The undecided steps at which the ratio is least known. The data that would decide are a rough estimate: "
+    "an interval narrows with the square root of the data, and the ratio stays where it is."
+)
+_RATIO_MAP = (
+    "The ratio of the mean latencies: purple, the first server is faster; orange, slower; white, the ratio "
+    "lies in the region of practical equivalence. Crosses are steps where the data leave it undecided; dots "
+    "are steps of the traces, far from which the equation fills in; hatched parts are extrapolation for at "
+    "least one server. A step cannot hold fewer tokens than requests."
+)
+_PROBABILITY_MAP = (
+    "Left, the probability that the first server is faster on average: what is known, which more data would "
+    "sharpen. Right, that a single step on the first beats a single step on the second: noise included, "
+    "which no data take away."
+)
+_FOREST = (
+    "Filled marks are identified on both servers; right of the grey bar they are larger on the first. Hollow "
+    "ones are not identified: they stand where the priors put them, and no verdict is given. Logarithmic "
+    "axis."
+)
 
 
-def comparison_text(comparison: Comparison) -> str:
-    """Return the paragraph and the tables."""
-    paragraph = textwrap.fill(" ".join(comparison.sentences), WIDTH, break_on_hyphens=False)
-    parts = [
-        paragraph,
-        _share_text(comparison),
-        _steps(comparison),
-        _throughput(comparison),
-        _parameters(comparison),
-        textwrap.fill(comparison.rule, WIDTH, initial_indent="  ", subsequent_indent="  "),
+@report.register
+def _(result: Comparison, *, command: str = "") -> Document:
+    sentences = paragraph(result)
+    frames = {
+        "latency": result.table,
+        "steps": result.steps,
+        "shares": result.shares,
+        "wanted_data": result.further_data,
+        "equivalents": result.equivalents,
+        "throughput": result.throughput,
+        "throughput_and_cost_ratios": result.cost_ratios,
+        "parameters": result.parameters,
+        "parameter_ratios": result.parameter_ratios,
+        "differences": result.differences,
+    }
+    names = " against ".join(result.labels)
+    what = "servers" if result.compares_servers else "GPUs"
+    num_draws = result.mean_latency_ms.sizes["draw"]
+    paired = (
+        f"{num_draws:,} draws of each posterior, paired at random (seed {result.seed}): posteriors of "
+        "different traces are independent."
+    )
+    return Document(
+        title=names,
+        name=f"Comparison: {names}",
+        subtitle=made(f"{what} compared by the latency of their scheduler steps"),
+        head=_head(result),
+        sections=(
+            Text(" ".join(sentences), "lead"),
+            *beware(result.warnings),
+            _members(result),
+            _latency(result),
+            _equivalents(result),
+            _throughput(result),
+            _parameters(result),
+            Text(result.rule, on="terminal"),
+            how_made(
+                command, Text(paired, on="page"), files=["summary.json", COMPARISON], frames=list(frames)
+            ),
+        ),
+        numbers={**_numbers(result, sentences, num_draws=num_draws), "command": command},
+        frames=frames,
+    )
+
+
+def _numbers(result: Comparison, sentences: list[str], *, num_draws: int) -> dict[str, Any]:
+    tables = {
+        "shares": result.shares,
+        "steps": result.steps,
+        "grid": result.table,
+        "wanted": result.further_data,
+        "equivalents": result.equivalents,
+        "throughput": result.throughput,
+        "money": result.cost_ratios,
+        "parameters": result.parameters,
+        "parameter_ratios": result.parameter_ratios,
+        "differences": result.differences,
+    }
+    fits = [
+        {
+            "label": member.label,
+            "name": member.fit.metadata.name,
+            "labels": dict(member.fit.metadata.labels),
+            "trace_sha256": member.fit.metadata.trace_sha256,
+            "converged": member.fit.metadata.converged,
+            "problems": list(member.fit.metadata.problems),
+            "price_per_hour": member.price_per_hour,
+        }
+        for member in result.members
     ]
-    return "\n\n".join(filter(None, parts))
+    settings = ("rope", "probability", "slo_ms", "slo_quantile", "seed")
+    return {
+        "comparison_version": COMPARISON_VERSION,
+        "labels": list(result.labels),
+        "fits": fits,
+        **{name: getattr(result, name) for name in settings},
+        "num_draws": num_draws,
+        "converged": result.converged,
+        "compares_servers": result.compares_servers,
+        "rule": result.rule,
+        "text": " ".join(sentences),
+        "warnings": list(result.warnings),
+        **{name: records(table) for name, table in tables.items()},
+    }
+
+
+def _head(result: Comparison) -> tuple[Text, ...]:
+    head = []
+    if not result.converged:
+        labels = [member.label for member in result.members if not member.fit.metadata.converged]
+        head += [Text(f"NOT CONVERGED: {', '.join(labels)}", "bad", on="page")]
+        head += [Text(_ALARM, "error", on="page")]
+    if result.compares_servers:
+        head.append(Text("a comparison of servers, not of GPUs", "bad", on="page"))
+    return tuple(head)
+
+
+def _members(result: Comparison) -> Section:
+    frame = pd.DataFrame(
+        [
+            {
+                "label": member.label,
+                "name": member.fit.metadata.name,
+                "gpu": member.fit.metadata.labels.get("gpu"),
+                "llm": member.fit.metadata.labels.get("llm"),
+                "steps": member.fit.metadata.rows.used,
+                "discrepancy": member.discrepancy,
+                "price": member.price_per_hour,
+                "converged": member.fit.metadata.converged,
+            }
+            for member in result.members
+        ]
+    )
+    columns = (
+        Column("label", "label"),
+        Column("name", "result"),
+        Column("gpu", "GPU"),
+        Column("llm", "LLM"),
+        Column("steps", "steps"),
+        Column("discrepancy", "equation off by", lambda x: NONE if x is None else f"< {percent(x, 1)}"),
+        Column("price", "price an hour"),
+        Column("converged", "converged", lambda x: "yes" if x else "NO"),
+    )
+    items: list[Item] = [Table(frame, columns, failed=list(~frame["converged"]), on="page")]
+    items.append(Text(_OFF_BY, on="page"))
+    if len(result.differences):
+        names = [Column("what", "what"), *(Column(label, label) for label in result.labels)]
+        differing: list[Item] = [Table(result.differences, tuple(names), on="page")]
+        if result.compares_servers:
+            has_part = "Whatever differs besides the GPU has its part in every number below."
+            differing.append(Text(has_part, on="page"))
+        items.append(Section("What differs", tuple(differing)))
+    return Section("What is compared", tuple(items))
+
+
+def _latency(result: Comparison) -> Section:
+    words = ("faster", "slower", EQUIVALENT, UNDECIDED)
+    shares = (
+        *_servers("verdicts"),
+        Column("of", "of the"),
+        Column("num_steps", "distinct", short="steps"),
+        *(Column(word, word, percent) for word in words),
+        Column(("ratio_smallest", "ratio_largest"), "ratio", span, short=""),
+    )
+    items: list[Item] = [
+        Text(f"{result.rule} Ratios are those of the first server over the other.", on="page"),
+        Table(result.shares, shares),
+        Text(_SHARES, on="page"),
+    ]
+    if len(result.steps):
+        items.append(Section("Typical steps that all traces cover", _steps(result)))
+    items += _map_figures(result)
+    if len(result.further_data):
+        further = (
+            *_servers(),
+            Column("batch_size", "B"),
+            Column("total_tokens", "S"),
+            Column(_RATIO, "ratio", ratio_text),
+            Column("measure", "measure on"),
+            Column("steps_seen", "such steps so far"),
+            Column("times_data", "data that would decide", _times),
+        )
+        shown = (Text(_FURTHER, on="page"), Table(result.further_data, further, on="page"))
+        items.append(Section("Further data that would decide", shown))
+    return Section("Latency", tuple(items))
+
+
+def _steps(result: Comparison) -> tuple[Item, ...]:
+    """Return the typical steps: one table on a page, on a terminal one a pair, headed by its names."""
+    columns = (
+        Column("step", "step", short="mean (ms)"),
+        Column("batch_size", "B"),
+        Column("total_tokens", "S"),
+        Column("gpu", "server", short=""),
+        Column("gpu_ms", "mean (ms)", short="first"),
+        Column("other", "against", short=""),
+        Column("other_ms", "its mean (ms)", short="second"),
+        Column(_RATIO, f"ratio ({percent(result.probability)} interval)", ratio_text, short="ratio"),
+        Column("p_faster", "P(faster on average)", certainty, short=""),
+        Column("p_faster", "", _compact, short="P(faster)"),
+        Column("p_step_faster", "P(a step is faster)", certainty, short=""),
+        Column("verdict", "verdict"),
+    )
+    items: list[Item] = [Table(result.steps, columns, on="page")]
+    for (gpu, other), group in result.steps.groupby(["gpu", "other"], sort=False):
+        items.append(Text(f"{gpu} (first) / {other} (second)", on="terminal"))
+        items.append(Table(group, columns, on="terminal"))
+    return tuple(items)
+
+
+def _map_figures(result: Comparison) -> list[Item]:
+    rest = _rest(result)
+    bands = (
+        f"Lines are mean latencies, bands are where {percent(result.probability)} of single steps fall. A "
+        "thin line without a band is extrapolation."
+    )
+    maps = (partial(draw, result) for draw in (ratio_map, probability_map, comparison_bands))
+    return [
+        Figure("ratio_map", "Which is faster where", f"{_RATIO_MAP}{rest}", next(maps)),
+        Figure("probability_map", "How sure that is", f"{_PROBABILITY_MAP}{rest}", next(maps)),
+        Figure("comparison_bands", "Latencies side by side", bands, next(maps)),
+    ]
+
+
+def _rest(result: Comparison) -> str:
+    num_pairs = result.maps.sizes["pair"]
+    if num_pairs <= MAX_PAIRS:
+        return ""
+    return f" The first {MAX_PAIRS} of {num_pairs} pairs; the tables hold all."
+
+
+def _equivalents(result: Comparison) -> Section:
+    columns = (
+        Column("batch_size", "decodes"),
+        Column("gpu", "on"),
+        Column(("median", "limit"), "cost what", _decodes),
+        Column("other", "on the server"),
+        Column(
+            ("lower", "upper", "limit"),
+            f"{percent(result.probability)} interval",
+            lambda lower, upper, limit: f"{_decodes(lower, limit)} to {_decodes(upper, limit)}",
+        ),
+        Column("extrapolation", "extrapolation"),
+    )
+    about = "How many decoding requests one server serves in the time that the other takes for so many."
+    return Section("Equivalents", (Text(about, on="page"), Table(result.equivalents, columns, on="page")))
+
+
+def _throughput(result: Comparison) -> Section:
+    has_prices = any(member.price_per_hour is not None for member in result.members)
+    about = (
+        "Tokens a second of steps one after the other, at mean latency; the time between steps is not in it."
+    )
+    if result.slo_ms:
+        about += (
+            " Within a limit: the best step that the server's trace covers and of which "
+            f"{100 * result.slo_quantile:g}% stay within {result.slo_ms:g} ms."
+        )
+    if has_prices:
+        about += " Costs are for a server that is never idle."
+    interval = f"{percent(result.probability)} interval"
+    server = Column("gpu", "server", short="")
+    short_server = Column("gpu", "", _short, short="server")
+    tokens = (
+        Column("case", "case"),
+        server,
+        short_server,
+        Column("batch_size", "B", _whole, short=""),
+        Column("total_tokens", "S", _whole, short=""),
+        Column("set_by", "set by", short=""),
+        Column("tokens_per_s", "tokens/s"),
+        Column(("tokens_per_s_lower", "tokens_per_s_upper"), interval, partial(span, digits=4)),
+        Column("cost", "cost of a million", short=""),
+        Column(("cost", "cost_lower", "cost_upper"), f"its {interval}", _cost_span, short=""),
+    )
+    cost = (
+        Column("case", "case"),
+        short_server,
+        Column("cost", "", number, short="cost of a million"),
+        Column(("cost", "cost_lower", "cost_upper"), "", _cost_span, short=interval),
+    )
+    ratios = (
+        Column("case", "case"),
+        Column("quantity", "quantity"),
+        *_servers(),
+        Column(_RATIO, f"ratio ({interval})", ratio_text),
+        Column("p_better", "P(better)", certainty),
+        Column("verdict", "verdict"),
+    )
+    items: list[Item] = [Text(about, on="page")]
+    if len(result.throughput):
+        items.append(Table(result.throughput, tokens))
+    if has_prices and len(result.throughput):
+        items.append(Table(result.throughput, cost, on="terminal"))
+    if len(result.cost_ratios):
+        items.append(Table(result.cost_ratios, ratios, on="page"))
+    return Section(f"Throughput{' and cost' if has_prices else ''}", tuple(items))
+
+
+def _parameters(result: Comparison) -> Section:
+    medians = result.parameters.set_index(["gpu", "name"])["median"]
+    ratios = result.parameter_ratios
+    first, second = (
+        medians.loc[pd.MultiIndex.from_frame(ratios[[of, "name"]])].to_numpy() for of in ("gpu", "other")
+    )
+    columns = (
+        Column("name", "name", short="parameter"),
+        Column("unit", "unit", short=""),
+        Column("gpu", "server", short=""),
+        Column("median", "median", short=""),
+        Column("other", "against", short=""),
+        Column("other_median", "its median", short=""),
+        Column(
+            ("difference", "difference_lower", "difference_upper"),
+            "difference",
+            lambda middle, lower, upper: f"{number(middle)} ({span(lower, upper)})",
+            short="",
+        ),
+        Column(("gpu", "other"), "", _pair, short="ratio of"),
+        Column(_RATIO, "ratio", ratio_text),
+        Column(
+            ("identified", "p_greater"),
+            "P(greater)",
+            lambda known, p: certainty(p) if known else NONE,
+            short="",
+        ),
+        Column("verdict", "verdict", short=""),
+        Column("verdict", "", lambda verdict: verdict.partition(" on ")[0], short="verdict"),
+    )
+    about = (
+        "Verdicts only where the data identify the quantity well on both servers (a contraction of at least "
+        "0.9)."
+    )
+    title = "Parameters, and combinations that data identify"
+    return Section(
+        "Parameters",
+        (
+            Text(about, on="page"),
+            Figure("parameter_forest", title, f"{_FOREST}{_rest(result)}", partial(parameter_forest, result)),
+            Table(ratios.assign(median=first, other_median=second), columns),
+        ),
+    )
+
+
+_RATIO = ("ratio_median", "ratio_lower", "ratio_upper")
+
+
+def _servers(short: str = "") -> tuple[Column, ...]:
+    """Return the columns of a pair: two on a page, one on a terminal, where names are cut."""
+    pair = Column(("gpu", "other"), "", _pair, short=short)
+    return Column("gpu", "server", short=""), Column("other", "against", short=""), pair
 
 
 def _pair(gpu: str, other: str) -> str:
-    return f"{_label(gpu)} / {_label(other)}"
+    return f"{_short(gpu)} / {_short(other)}"
 
 
-def _label(label: str) -> str:
+def _short(label: str) -> str:
     """Shorten at the beginning: names of results differ at their ends."""
     return label if len(label) <= _LABEL_WIDTH else f"…{label[2 - _LABEL_WIDTH :]}"
 
 
-def _share_text(comparison: Comparison) -> str:
-    words = ("faster", "slower", "equivalent", "undecided")
-    rows = [
-        [
-            _pair(row["gpu"], row["other"]),
-            row["of"],
-            f"{row['num_steps']:,}",
-            *(percent(row[word]) for word in words),
-        ]
-        for row in records(comparison.shares)
-    ]
-    return text_table(["verdicts", "of the", "steps", *words], rows, right={"steps", *words})
+def ratio_text(median: float, lower: float, upper: float) -> str:
+    """Write a ratio with its interval, with a digit more where that is narrow."""
+    digits = 4 if upper < _NARROW * lower else 3
+    return f"{number(median, digits)} ({span(lower, upper, digits)})"
 
 
-def _steps(comparison: Comparison) -> str:
-    """Return a table a pair, headed by the names of the two."""
-    titles = ["mean (ms)", "B", "S", "first", "second", "ratio", "P(faster)", "verdict"]
-    parts = []
-    for (gpu, other), group in comparison.steps.groupby(["gpu", "other"], sort=False):
-        rows = [
-            [
-                row["step"],
-                f"{row['batch_size']:,}",
-                f"{row['total_tokens']:,}",
-                number(row["gpu_ms"]),
-                number(row["other_ms"]),
-                ratio_text(row),
-                _compact(certainty(row["p_faster"])),
-                row["verdict"],
-            ]
-            for row in records(group)
-        ]
-        table = text_table(titles, rows, right={"B", "S", "first", "second"})
-        parts.append(f"  {gpu} (first) / {other} (second)\n{table}")
-    return "\n\n".join(parts)
+def certainty(p: float | None) -> str:
+    """Write a probability; never as certain."""
+    if p is None:
+        return "unknown"
+    if p > 0.999:
+        return "above 99.9%"
+    return "below 0.1%" if p < 0.001 else percent(p, 1)
 
 
-def _throughput(comparison: Comparison) -> str:
-    rows: list[list[str]] = []
-    has_cost = bool(comparison.throughput["cost"].notna().any())
-    for row in records(comparison.throughput):
-        if not rows or row["case"] not in [cells[0] for cells in rows if cells]:
-            rows += [[row["case"], *[""] * (4 if has_cost else 2)]]
-        cells = [
-            f"  {_label(row['gpu'])}",
-            number(row["tokens_per_s"]),
-            span(row["tokens_per_s_lower"], row["tokens_per_s_upper"]),
-        ]
-        if has_cost:
-            cost_span = NONE if row["cost"] is None else span(row["cost_lower"], row["cost_upper"])
-            cells += [number(row["cost"]), cost_span]
-        rows.append(cells)
-    interval = f"{percent(comparison.probability)} interval"
-    titles = ["throughput", "tokens/s", interval]
-    titles += ["cost/million", f"its {interval}"] if has_cost else []
-    return text_table(titles, rows, right={"tokens/s", "cost/million"}) if rows else ""
+def _compact(p: float | None) -> str:
+    return certainty(p).replace("above ", "> ").replace("below ", "< ")
 
 
-def _parameters(comparison: Comparison) -> str:
-    titles = ["parameter", "ratio of", "ratio", "verdict"]
-    chosen = comparison.parameter_ratios[comparison.parameter_ratios["kind"] != "noise"]
-    rows = [
-        [
-            row["name"],
-            _pair(row["gpu"], row["other"]),
-            f"{_short(row['ratio_median'])} ({_short(row['ratio_lower'])} to {_short(row['ratio_upper'])})",
-            row["verdict"] if row["identified"] else "none: not identified",
-        ]
-        for row in records(chosen)
-    ]
-    return text_table(titles, rows, right=set())
-
-
-def _compact(text: str) -> str:
-    return text.replace("above ", "> ").replace("below ", "< ")
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}"
-
-
-NONE_DECIDES = "hardly any"
-
-
-def fit_page(comparison: Comparison) -> PageTable:
-    """Return the table of the fits; those that have not converged are marked."""
-    rows = [
-        {
-            "label": member.label,
-            "result": member.fit.metadata.name,
-            "GPU": member.fit.metadata.labels.get("gpu", NONE),
-            "LLM": member.fit.metadata.labels.get("llm", NONE),
-            "steps": member.fit.metadata.rows.used,
-            "equation off by": NONE if (off := misfit_of(member.fit)) is None else f"< {percent(off, 1)}",
-            "price an hour": number(member.price_per_hour),
-            "converged": "yes" if member.fit.converged else "NO",
-        }
-        for member in comparison.members
-    ]
-    return page_table(rows, failed=[not member.fit.converged for member in comparison.members])
-
-
-def difference_page(comparison: Comparison) -> PageTable:
-    """Return the table of what differs."""
-    return page_table(
-        [
-            {"what": row["what"], **{label: str(row[label]) for label in comparison.labels}}
-            for row in records(comparison.differences)
-        ]
-    )
-
-
-def share_page(comparison: Comparison) -> PageTable:
-    """Return how often each verdict is given."""
-    return page_table(
-        [
-            {
-                "server": row["gpu"],
-                "against": row["other"],
-                "of the": row["of"],
-                "distinct": row["num_steps"],
-                **{word: percent(row[word]) for word in ("faster", "slower", "equivalent", "undecided")},
-                "ratio": span(row["ratio_smallest"], row["ratio_largest"]),
-            }
-            for row in records(comparison.shares)
-        ]
-    )
-
-
-def step_page(comparison: Comparison) -> PageTable:
-    """Return what typical steps take."""
-    interval = f"ratio ({percent(comparison.probability)} interval)"
-    return page_table(
-        [
-            {
-                "step": row["step"],
-                "B": row["batch_size"],
-                "S": row["total_tokens"],
-                "server": row["gpu"],
-                "mean (ms)": row["gpu_ms"],
-                "against": row["other"],
-                "its mean (ms)": row["other_ms"],
-                interval: ratio_text(row),
-                "P(faster on average)": certainty(row["p_faster"]),
-                "P(a step is faster)": certainty(row["p_step_faster"]),
-                "verdict": row["verdict"],
-            }
-            for row in records(comparison.steps)
-        ]
-    )
-
-
-def wanted_page(comparison: Comparison) -> PageTable:
-    """Return which further data would decide."""
-    return page_table(
-        [
-            {
-                "server": row["gpu"],
-                "against": row["other"],
-                "B": row["batch_size"],
-                "S": row["total_tokens"],
-                "ratio": ratio_text(row),
-                "measure on": row["measure"],
-                "such steps so far": row["steps_seen"],
-                "data that would decide": NONE_DECIDES
-                if row["times_data"] is None
-                else f"{number(row['times_data'], 2)} times",
-            }
-            for row in records(comparison.wanted)
-        ]
-    )
-
-
-def equivalent_page(comparison: Comparison) -> PageTable:
-    """Return the equivalents."""
-    return page_table(
-        [
-            {
-                "decodes": row["batch_size"],
-                "on": row["gpu"],
-                "cost what": _decodes(row["median"], row["limit"]),
-                "on the server": row["other"],
-                f"{percent(comparison.probability)} interval": f"{_decodes(row['lower'], row['limit'])} to "
-                f"{_decodes(row['upper'], row['limit'])}",
-                "extrapolation": "yes" if row["extrapolation"] else "no",
-            }
-            for row in records(comparison.equivalents)
-        ]
-    )
+def _times(times: float | None) -> str:
+    return "hardly any" if times is None else f"{number(times, 2)} times"
 
 
 def _decodes(value: float | None, limit: float) -> str:
@@ -259,212 +446,164 @@ def _decodes(value: float | None, limit: float) -> str:
     return "< 1" if value == 0 else number(value)
 
 
-def throughput_page(comparison: Comparison) -> PageTable:
-    """Return throughput and cost."""
-    interval = f"{percent(comparison.probability)} interval"
-    return page_table(
-        [
-            {
-                "case": row["case"],
-                "server": row["gpu"],
-                "B": NONE if row["batch_size"] is None else f"{row['batch_size']:,.0f}",
-                "S": NONE if row["total_tokens"] is None else f"{row['total_tokens']:,.0f}",
-                "set by": row["set_by"],
-                "tokens/s": number(row["tokens_per_s"]),
-                interval: span(row["tokens_per_s_lower"], row["tokens_per_s_upper"], 4),
-                "cost of a million": number(row["cost"]),
-                f"its {interval}": NONE
-                if row["cost"] is None
-                else span(row["cost_lower"], row["cost_upper"], 4),
-            }
-            for row in records(comparison.throughput)
-        ]
-    )
+def _whole(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.0f}"
 
 
-def money_page(comparison: Comparison) -> PageTable:
-    """Return how throughputs and costs compare."""
-    return page_table(
-        [
-            {
-                "case": row["case"],
-                "quantity": row["quantity"],
-                "server": row["gpu"],
-                "against": row["other"],
-                f"ratio ({percent(comparison.probability)} interval)": ratio_text(row),
-                "P(better)": certainty(row["p_better"]),
-                "verdict": row["verdict"],
-            }
-            for row in records(comparison.money)
-        ]
-    )
+def _cost_span(cost: float | None, lower: float | None, upper: float | None) -> str:
+    return NONE if cost is None else span(lower, upper, 4)
 
 
-def parameter_page(comparison: Comparison) -> PageTable:
-    """Return how the parameters compare."""
-    medians = {(row["gpu"], row["name"]): number(row["median"]) for row in records(comparison.parameters)}
-    return page_table(
-        [
-            {
-                "name": row["name"],
-                "unit": row["unit"],
-                "server": row["gpu"],
-                "median": medians[row["gpu"], row["name"]],
-                "against": row["other"],
-                "its median": medians[row["other"], row["name"]],
-                "difference": f"{number(row['difference'])} "
-                f"({span(row['difference_lower'], row['difference_upper'])})",
-                "ratio": ratio_text(row),
-                "P(greater)": certainty(row["p_greater"]) if row["identified"] else NONE,
-                "verdict": row["verdict"],
-            }
-            for row in records(comparison.parameter_ratios)
-        ]
-    )
+def paragraph(result: Comparison) -> list[str]:
+    """Return what a person can paste; of more than one pair only the verdicts and the costs."""
+    found = _verdict_sentences(result)
+    if result.maps.sizes["pair"] > 1:
+        found += _cost_sentences(result)
+    else:
+        found += _step_sentences(result) + _equivalent_sentences(result) + _cost_sentences(result)
+        found += _parameter_sentences(result) + _further_sentences(result)
+    return [*found, _region_sentence(result)]
 
 
-def file_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
-    """Return the tables that are written as files, with full precision."""
-    return {
-        "latency": comparison.table,
-        "steps": comparison.steps,
-        "shares": comparison.shares,
-        "wanted_data": comparison.wanted,
-        "equivalents": comparison.equivalents,
-        "throughput": comparison.throughput,
-        "throughput_and_cost_ratios": comparison.money,
-        "parameters": comparison.parameters,
-        "parameter_ratios": comparison.parameter_ratios,
-        "differences": comparison.differences,
+def _verdict_sentences(result: Comparison) -> list[str]:
+    """Return for each pair how often which verdict is given."""
+    sentences = []
+    for (first, second), group in result.shares.groupby(["gpu", "other"], sort=False):
+        rows = {row["of"]: row for row in records(group)}
+        grid = rows[ON_GRID]
+        text = (
+            f"Against {second}, {first} is {_shares(grid, result.rope)} of the {grid['num_steps']:,} steps "
+            f"of a logarithmic grid that all traces cover (ratio of the mean latencies from "
+            f"{number(grid['ratio_smallest'])} to {number(grid['ratio_largest'])})"
+        )
+        if (often := rows.get(IN_TRACES)) is not None:
+            said = _shares(often, result.rope)
+            text += f"; over the steps that the traces hold, as often as they occur, it is {said}"
+        sentences.append(f"{text}.")
+    return sentences
+
+
+def _shares(row: Mapping[str, Any], rope: float) -> str:
+    names = {
+        "faster": f"faster by more than {100 * rope:g}% at",
+        "slower": f"slower by more than {100 * rope:g}% at",
+        EQUIVALENT: "equivalent at",
+        UNDECIDED: "undecided at",
     }
+    return listed([f"{text} {percent(row[word])}" for word, text in names.items() if row[word] >= 0.005])
 
 
-def comparison_figures(comparison: Comparison) -> tuple[ReportFigure, ...]:
-    """Return the figures in the order of the page; none is drawn yet.
+def _ratio_of(row: Mapping[str, Any]) -> str:
+    return ratio_text(*(row[name] for name in _RATIO))
 
-    Parameters
-    ----------
-    comparison : Comparison
-    """
-    num_pairs = comparison.maps.sizes["pair"]
-    rest = (
-        f" The first {MAX_PAIRS} of {num_pairs} pairs; the tables hold all." if num_pairs > MAX_PAIRS else ""
-    )
+
+def _step_sentences(result: Comparison) -> list[str]:
+    """Return for each pair what the typical steps take."""
+    return [
+        f"The {row['step']} ({row['batch_size']:,} request{'' if row['batch_size'] == 1 else 's'}, "
+        f"{row['total_tokens']:,} tokens) takes {number(row['gpu_ms'])} ms on {row['gpu']} and "
+        f"{number(row['other_ms'])} ms on {row['other']} on average, ratio {_ratio_of(row)}: "
+        f"{row['gpu']} is faster on average with probability {certainty(row['p_faster'])}, in a single step "
+        f"with {certainty(row['p_step_faster'])}."
+        for row in records(result.steps)
+    ]
+
+
+def _equivalent_sentences(result: Comparison) -> list[str]:
+    """Return for each ordered pair the equivalent of 32 decodes, or of the most within what is covered."""
+    sentences = []
+    for _, group in result.equivalents.groupby(["gpu", "other"], sort=False):
+        covered = group[~group["extrapolation"]]
+        chosen = group[group["batch_size"] == 32] if covered.empty else covered.iloc[[-1]]
+        sentences += [equivalent_sentence(row) for row in records(chosen)]
+    return [f"{'; '.join(sentences)}."] if sentences else []
+
+
+def equivalent_sentence(row: Mapping[str, Any]) -> str:
+    """Return a row of the equivalents in words."""
+
+    def shown(value: float | None) -> str:
+        if value is None:
+            return f"more than {row['limit']:,.0f}"
+        return "less than 1" if value == 0 else number(value)
+
+    decodes = "1 decode" if row["batch_size"] == 1 else f"{row['batch_size']:,} decodes"
+    note = "; an extrapolation" if row["extrapolation"] else ""
     return (
-        ReportFigure(
-            "ratio_map",
-            "Which is faster where",
-            "The ratio of the mean latencies: purple, the first server is faster; orange, slower; white, the "
-            "ratio lies in the region of practical equivalence. Crosses are steps where the data leave it "
-            "undecided; dots are steps of the traces, far from which the equation fills in; hatched "
-            "parts are extrapolation for at least one server. A step cannot hold fewer "
-            f"tokens than requests.{rest}",
-            lambda: ratio_map(comparison),
-        ),
-        ReportFigure(
-            "probability_map",
-            "How sure that is",
-            "Left, the probability that the first server is faster on average: what is known, which more "
-            "data would sharpen. Right, that a single step on the first beats a single step on the second: "
-            f"noise included, which no data take away.{rest}",
-            lambda: probability_map(comparison),
-        ),
-        ReportFigure(
-            "comparison_bands",
-            "Latencies side by side",
-            f"Lines are mean latencies, bands are where {percent(comparison.probability)} of single steps "
-            "fall. A thin line without a band is extrapolation.",
-            lambda: comparison_bands(comparison),
-        ),
-        ReportFigure(
-            "parameter_forest",
-            "Parameters, and combinations that data identify",
-            "Filled marks are identified on both servers; right of the grey bar they are larger on the "
-            "first. Hollow ones are not identified: they stand where the priors put them, and no verdict is "
-            f"given. Logarithmic axis.{rest}",
-            lambda: parameter_forest(comparison),
-        ),
+        f"{decodes} on {row['gpu']} cost{'s' if row['batch_size'] == 1 else ''} what {shown(row['median'])} "
+        f"on {row['other']} do ({shown(row['lower'])} to {shown(row['upper'])}{note})"
     )
 
 
-def render_comparison(
-    comparison: Comparison, figures: Mapping[ReportFigure, Path], *, command: str = ""
-) -> str:
-    """Return the page as one self-contained HTML document.
-
-    Parameters
-    ----------
-    comparison : Comparison
-    figures : mapping of ReportFigure to Path
-        Each figure and its PNG file, in the order of the page.
-    command : str
-        What it was made by; may be empty.
-    """
-    values = {
-        "comparison": comparison,
-        "command": command,
-        "version": VERSION,
-        "made_at": date(datetime.now(UTC).isoformat()),
-        "unconverged": [m.label for m in comparison.members if not m.fit.converged],
-        "has_prices": any(m.price_per_hour is not None for m in comparison.members),
-        "table_names": list(tables.file_tables(comparison)),
-        "tables": {
-            "fits": tables.fit_page(comparison),
-            "differences": tables.difference_page(comparison),
-            "shares": tables.share_page(comparison),
-            "steps": tables.step_page(comparison),
-            "wanted": tables.wanted_page(comparison),
-            "equivalents": tables.equivalent_page(comparison),
-            "throughput": tables.throughput_page(comparison),
-            "money": tables.money_page(comparison),
-            "parameters": tables.parameter_page(comparison),
-        },
-    }
-    return render("comparison.html.j2", values, figures)
+def _cost_sentences(result: Comparison) -> list[str]:
+    """Return what a million tokens costs, in two cases at most: within the latency limit if there is one."""
+    costs = result.cost_ratios[result.cost_ratios["quantity"] == COST]
+    cases = costs["case"].drop_duplicates().tolist()[-2:]
+    rates = {(rate["case"], rate["gpu"]): rate for rate in records(result.throughput)}
+    sentences = []
+    for row in records(costs[costs["case"].isin(cases)]):
+        each = [(label, rates[row["case"], label]) for label in (row["gpu"], row["other"])]
+        prices = [
+            f"{number(rate['cost'])} ({span(rate['cost_lower'], rate['cost_upper'])}) on {label}"
+            for label, rate in each
+        ]
+        sentences.append(
+            f"A million tokens cost {listed(prices)} ({row['case']}): {row['gpu']} is cheaper with "
+            f"probability {certainty(row['p_better'])}."
+        )
+    return sentences
 
 
-def write_comparison(
-    comparison: Comparison, folder: str | Path, *, command: str = "", with_report: bool = True
-) -> ReportPaths:
-    """Write a comparison: numbers, tables and maps, and a page with figures.
-
-    ``report.html`` needs no other file. Beside it lie ``summary.json``, ``tables/*.csv``, ``comparison.nc``
-    (the maps, dims gpu, pair, batch_size, total_tokens) and ``figures/*.png`` and ``*.svg``.
-
-    Parameters
-    ----------
-    comparison : Comparison
-    folder : str or Path
-        Made if it does not exist. Files of the same names are overwritten, others left alone.
-    command : str
-        What it was made by, to be shown on the page.
-    with_report : bool
-        Whether to make the page and the figures.
-
-    Returns
-    -------
-    ReportPaths
-    """
-    folder = Path(folder)
-    tables = write_tables(file_tables(comparison), folder / "tables")
-    page, numbers = folder / "report.html", folder / "summary.json"
-    write_json({**comparison.to_dict(), "command": command}, numbers)
-    _maps(comparison).to_netcdf(folder / COMPARISON, engine="h5netcdf")
-    if not with_report:
-        return ReportPaths(page, numbers, tables, {})
-    figures = write_figures(comparison_figures(comparison), folder / "figures")
-    shown = {figure: png for figure, (png, _) in figures.items()}
-    page.write_text(render_comparison(comparison, shown, command=command), encoding="utf-8")
-    return ReportPaths(page, numbers, tables, {figure.name: paths for figure, paths in figures.items()})
+def _parameter_sentences(result: Comparison) -> list[str]:
+    """Return which parameters differ, and on which there is no verdict."""
+    sentences = []
+    chosen = result.parameter_ratios[result.parameter_ratios["kind"] != "noise"]
+    for (first, second), group in chosen.groupby(["gpu", "other"], sort=False):
+        known = records(group[group["identified"]])
+        differing = [
+            f"{row['name']} is {row['verdict']} ({_ratio_of(row)} times)"
+            for row in known
+            if row["verdict"] in {"lower", "higher"}
+        ]
+        same = [row["name"] for row in known if row["verdict"] == EQUIVALENT]
+        open_names = group.loc[~group["identified"], "name"].tolist()
+        text = [f"On {first} against {second}, {listed(differing)}"] if differing else []
+        text += [f"{listed(same)} {'is' if len(same) == 1 else 'are'} equivalent"] if same else []
+        if open_names:
+            text.append(f"no verdict on {listed(open_names)}, which the data do not identify on both")
+        if text:
+            sentences.append(f"{'; '.join(text)}.")
+    return sentences
 
 
-def _maps(comparison: Comparison) -> xr.Dataset:
-    """Return the maps and the grid with texts in a form that netCDF knows, and what they mean."""
-    maps = comparison.maps.merge(comparison.grid)
-    texts = {name: variable for name, variable in maps.variables.items() if variable.dtype.kind in "OUT"}
-    plain = maps.assign_coords(
-        {n: (v.dims, v.to_numpy().astype(object)) for n, v in texts.items() if n in maps.coords}
-    ).assign({n: (v.dims, v.to_numpy().astype(object)) for n, v in texts.items() if n in maps.data_vars})
-    return plain.assign_attrs(
-        {"rope": comparison.rope, "probability": comparison.probability, "rule": comparison.rule}
+def _further_sentences(result: Comparison) -> list[str]:
+    """Return for each pair which further steps would decide most."""
+    sentences = []
+    for _, group in result.further_data.groupby(["gpu", "other"], sort=False):
+        row = records(group)[0]
+        times = row["times_data"]
+        much = (
+            "the ratio lies so near to the end of the region of equivalence that data will hardly decide"
+            if times is None
+            else f"about {number(times, 2)} times as much data would decide"
+        )
+        sentences.append(
+            f"Where {row['gpu']} against {row['other']} is undecided, it is least known at steps like B = "
+            f"{row['batch_size']:,}, S = {row['total_tokens']:,} (ratio {_ratio_of(row)}), most of all on "
+            f"{row['measure']}, whose trace has {row['steps_seen']:,} such steps: {much}."
+        )
+    return sentences
+
+
+def _region_sentence(result: Comparison) -> str:
+    """Say which part of the grid all traces cover."""
+    grid = result.grid
+    shared = grid["in_region"].all("gpu")
+    b = grid["batch_size"].where(shared.any("total_tokens"), drop=True)
+    s = grid["total_tokens"].where(shared.any("batch_size"), drop=True)
+    return (
+        f"The traces of {listed(list(result.labels))} share {int(shared.sum()):,} of "
+        f"{int(grid[POSSIBLE].sum()):,} points of the grid: {int(b.min()):,} to {int(b.max()):,} requests, "
+        f"{int(s.min()):,} to {int(s.max()):,} tokens a step, not in every combination; elsewhere at least "
+        "one server is extrapolated."
     )

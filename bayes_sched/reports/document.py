@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import singledispatch
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,9 @@ from bayes_sched.format import NONE, number, records
 type Medium = Literal["page", "terminal"]
 """Where an item is shown; Markdown is a page."""
 type Item = Text | Table | Figure | Section | Details
+
+
+_WORDS = 40  # a cell as long as that is no number, even if it begins with a digit
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,8 @@ class Table:
         The only medium to show it.
     max_rows : int, optional
         On a terminal: of more, every second, third, ... is shown, the last one included.
+    blocks : sequence of int
+        On a terminal: numbers of rows between which a line stays empty.
     """
 
     frame: pd.DataFrame
@@ -112,6 +118,7 @@ class Table:
     failed: Sequence[bool] = ()
     on: Medium | None = None
     max_rows: int | None = None
+    blocks: Sequence[int] = ()
 
     def texts(self, medium: Medium) -> TableTexts:
         """Return the table as it is shown."""
@@ -124,9 +131,13 @@ class Table:
         columns = self.columns or tuple(Column(str(name), str(name)) for name in self.frame.columns)
         shown = [column for column in columns if column.title_on(medium)]
         texts = [column.cells(rows) for column in shown]
+        cells: list[tuple[str, ...]] = list(zip(*texts, strict=True))
+        if medium == "terminal":
+            for end in reversed(list(accumulate(self.blocks))[:-1]):
+                cells.insert(end, ())
         return TableTexts(
             titles=tuple(column.title_on(medium) for column in shown),
-            rows=tuple(zip(*texts, strict=True)),
+            rows=tuple(cells),
             is_text=tuple(bool(column) and not _is_number(column[0]) for column in texts),
             failed=tuple(failed),
         )
@@ -143,7 +154,7 @@ class TableTexts:
 
 
 def _is_number(text: str) -> bool:
-    return text[:1].isdigit() or text[:1] in {NONE, "-"}
+    return len(text) < _WORDS and (text[:1].isdigit() or text[:1] in {NONE, "-"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,20 +7,14 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from bayes_sched.format import NONE, number, percent, records
 from bayes_sched.reports.document import Details, Document, Figure, Item, Section, Table, Text
 
 if TYPE_CHECKING:
-    from bayes_sched.reports.fit import Summary
-    from bayes_sched.trace.cleaning import Cleaned
     from bayes_sched.trace.reader import BadLines
 
 WIDTH = 100
 """Columns that every line fits into, as long as the names and units of a model are of common length."""
 
-_ARE_MANY_DIGITS = "×"
 _LINK = re.compile(r"\[([^\]]+)\]\([\w./-]+\)")
 
 
@@ -70,11 +64,6 @@ def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]], is_text: Seque
     return "\n".join(map(line, [titles, ["-" * width for width in widths], *rows]))
 
 
-def paragraph_text(summary: Summary) -> str:
-    """Return the plain-language paragraph."""
-    return textwrap.fill(" ".join(summary.sentences), WIDTH, break_on_hyphens=False)
-
-
 def bad_lines_text(bad_lines: BadLines) -> str:
     """Return how many lines could not be used, by reason, and the first few; empty if all could."""
     if not bad_lines.num_bad:
@@ -83,51 +72,6 @@ def bad_lines_text(bad_lines: BadLines) -> str:
     rows = [[f"{count:,}", reason] for reason, count in bad_lines.counts.items()]
     counts = text_table(["lines", "reason"], rows, right={"lines"})
     return "\n".join([head, *(f"  {cut(str(line), WIDTH - 2)}" for line in bad_lines.first), "", counts])
-
-
-def cleaning_text(cleaned: Cleaned) -> str:
-    """Return what each cleaning rule removed; empty if nothing was."""
-    if cleaned.num_before == cleaned.num_after:
-        return ""
-    head = f"{cleaned.num_after:,} of {cleaned.num_before:,} steps are left after cleaning:"
-    rows = [
-        [str(row["rule"]), f"{row['removed']:,}", percent(float(row["share"] or 0.0), 2)]
-        for row in records(cleaned.table)
-    ]
-    table = text_table(["rule", "steps removed", "share"], rows, right={"steps removed", "share"})
-    return f"{head}\n\n{table}"
-
-
-def parameter_text(parameters: pd.DataFrame, *, probability: float) -> str:
-    """Return the parameters, the noise parameters and the identified combinations as one table.
-
-    Parameters
-    ----------
-    parameters : DataFrame
-        :meth:`bayes_sched.fitted.FittedModel.parameter_table`.
-    probability : float
-        Of the credible interval.
-    """
-    interval = f"{100 * probability:g}% interval"
-    title = ["name", "median", interval, "unit", "contraction", "ESS", "R-hat"]
-    rows: list[list[str]] = []
-    kind = "parameter"
-    for row in records(parameters):
-        if row["kind"] != kind:
-            rows.append([])
-            kind = str(row["kind"])
-        rows.append(
-            [
-                str(row["name"]),
-                _number(row["median"]),
-                f"{_number(row['lower'])} to {_number(row['upper'])}",
-                cut("" if row["unit"] == "1" else str(row["unit"]), 22),
-                _fixed(row["contraction"], 2),
-                _count(_least(row["ess_bulk"], row["ess_tail"])),
-                _fixed(row["r_hat"], 3),
-            ]
-        )
-    return text_table(title, rows, right={"median", interval, "contraction", "ESS", "R-hat"})
 
 
 def text_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: set[str]) -> str:
@@ -142,25 +86,6 @@ def text_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: s
         Titles of the columns that are aligned to the right.
     """
     return aligned(titles, rows, [title not in right for title in titles])
-
-
-def _number(value: float | None) -> str:
-    """Write three digits; a power of ten in the short way that lines up."""
-    text = number(value)
-    return f"{value:.2e}" if value is not None and _ARE_MANY_DIGITS in text else text
-
-
-def _fixed(value: float | None, digits: int) -> str:
-    return NONE if value is None else f"{value:.{digits}f}"
-
-
-def _count(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.0f}"
-
-
-def _least(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return min(known) if len(known) == len(values) else None
 
 
 def cut(text: str, width: int) -> str:

@@ -50,20 +50,19 @@ def write_report(document: Document, folder: str | Path, *, with_page: bool = Tr
         Whether to make the page and the figures.
     """
     folder = Path(folder)
-    for part in ("tables", "figures") if with_page else ("tables",):
+    for part in ("tables", "figures")[: 1 + with_page]:
         (folder / part).mkdir(parents=True, exist_ok=True)
     tables = {name: folder / "tables" / f"{name}.csv" for name in document.frames}
     for name, frame in document.frames.items():
         frame.to_csv(tables[name], index=False, lineterminator="\n")
-    write_json(document.numbers, folder / document.json_name)
-    page = folder / "report.html"
-    if not with_page:
-        return ReportPaths(page, folder / document.json_name, tables, {})
     figures = {
         figure.name: save_figure(figure.draw(), folder / "figures", figure.name)
-        for figure in document.figures
+        for figure in (document.figures if with_page else ())
     }
-    page.write_text(html(document, {name: png for name, (png, _) in figures.items()}), encoding="utf-8")
+    page = folder / "report.html"
+    if with_page:
+        page.write_text(html(document, {name: png for name, (png, _) in figures.items()}), encoding="utf-8")
+    write_json(document.numbers, folder / document.json_name)
     return ReportPaths(page, folder / document.json_name, tables, figures)
 
 

@@ -1,18 +1,17 @@
-"""Residuals: what the mean latency leaves unexplained, against B, S and time."""
+"""Do the bands hold, and what does the mean latency leave unexplained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
-import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binom, kstwo
 
 from bayes_sched.arrays import Floats
-from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.checks.calibration import PROBABILITIES
+from bayes_sched.checks.summary import FitSummary
+from bayes_sched.reports.plots.fit import views_of
 from bayes_sched.reports.plots.style import (
     BAND,
     BLUE,
@@ -24,133 +23,29 @@ from bayes_sched.reports.plots.style import (
     figure_legend,
     log_axis,
     new_figure,
-    sample_steps,
     styled,
-    thin,
 )
+from bayes_sched.steps import sample_steps
 
-PROBABILITIES = (0.5, 0.9, 0.99)
-"""Bands whose coverage is counted."""
-MAX_STEPS = 12_000
-"""Of a longer trace, a random sample of so many steps is checked."""
 _BAND = 0.99
-_ALL = "all steps"
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Observed steps against the predictive distribution of the same fit.
-
-    Attributes
-    ----------
-    steps : DataFrame
-        The steps that were checked.
-    pit : ndarray, dims (step,)
-        Predictive probability of a latency up to the observed one; uniform if the model is right.
-    coverage : DataFrame
-        Columns ``steps`` (which of them: all, decode-only, ...), ``num_steps``, ``probability`` (of the
-        predictive band) and ``coverage`` (share of the steps inside it).
-    max_deviation : float
-        Largest difference between the share of steps below a predictive quantile and its probability.
-    """
-
-    steps: pd.DataFrame
-    pit: Floats
-    coverage: pd.DataFrame
-    max_deviation: float
-
-    def coverage_of(self, probability: float) -> float:
-        """Return the share of all steps inside the central predictive band of a probability."""
-        return _share_inside(self.pit, probability)
-
-    @property
-    def text(self) -> str:
-        """A sentence a person can paste."""
-        shares = ", ".join(f"{self.coverage_of(p):.1%} in the {p:.0%} band" for p in PROBABILITIES)
-        return (
-            f"Of {len(self.pit):,} observed steps, {shares}; the predictive distribution is off by at most "
-            f"{100 * self.max_deviation:.1f} percentage points."
-        )
-
-
-def calibrate(fit: FittedModel, steps: pd.DataFrame) -> Calibration:
-    """Compare the observed steps with their predictive distributions.
-
-    The steps are those of the fit, so this asks whether the model can describe them, not how it does on
-    another day.
-
-    Parameters
-    ----------
-    fit : FittedModel
-    steps : DataFrame
-        The cleaned steps: ``batch_size``, ``total_tokens``, ``latency_ms`` (ms).
-
-    Returns
-    -------
-    Calibration
-    """
-    checked = sample_steps(steps, MAX_STEPS)
-    pit = fit.probability_below(checked, checked["latency_ms"]).to_numpy()
-    rows = [
-        {
-            "steps": name,
-            "num_steps": int(member.sum()),
-            "probability": probability,
-            "coverage": _share_inside(pit[member], probability),
-        }
-        for name, member in _groups(checked).items()
-        for probability in PROBABILITIES
-    ]
-    ordered = np.sort(pit)
-    rank = np.arange(len(pit) + 1) / len(pit)
-    deviation = max(float(np.max(rank[1:] - ordered)), float(np.max(ordered - rank[:-1])))
-    return Calibration(checked, pit, pd.DataFrame(rows), deviation)
+_NUM_BINS = 20
+_MIN_IN_BIN = 10
+_SHOWN = (0.005, 0.995)
 
 
 @styled
-def posterior_predictive_check(
-    fit: FittedModel, steps: pd.DataFrame, *, calibration: Calibration | None = None
-) -> Figure:
+def posterior_predictive_check(summary: FitSummary) -> Figure:
     """Draw observed against predicted probabilities, and the coverage of predictive bands by kind of step.
 
     How to read it: above, a line within the grey band means that the predictive quantiles are right; a
     line that rises to 0.03 means that 3% of the steps more than predicted lie below that quantile. Long
     traces leave the band for small reasons: look at the size. Below, each dot should lie on its line.
-
-    Parameters
-    ----------
-    fit : FittedModel
-    steps : DataFrame
-        The cleaned steps: ``batch_size``, ``total_tokens``, ``latency_ms`` (ms).
-    calibration : Calibration, optional
-        The result of :func:`calibrate`, where it is at hand.
-
-    Returns
-    -------
-    Figure
     """
-    calibration = calibration or calibrate(fit, steps)
     figure, axes = new_figure("Observed steps against their predicted distribution", height_in=5.6, rows=2)
-    _draw_deviation(axes[0, 0], calibration.pit)
-    _draw_coverage(axes[1, 0], calibration.coverage)
+    _draw_deviation(axes[0, 0], summary.calibration.pit)
+    _draw_coverage(axes[1, 0], summary.coverage)
     figure_legend(figure, axes[1, 0], columns=3)
     return figure
-
-
-def _groups(steps: pd.DataFrame) -> dict[str, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    """Return which steps belong to each kind: all, decode-only, and halves of the rest by S."""
-    tokens = steps["total_tokens"].to_numpy()
-    decode = tokens == steps["batch_size"].to_numpy()
-    groups = {_ALL: np.ones(len(steps), bool), "decode-only": decode}
-    if not decode.all():
-        middle = int(np.median(tokens[~decode]))
-        groups[f"mixed (S < {middle:,})"] = ~decode & (tokens < middle)
-        groups[f"mixed (S ≥ {middle:,})"] = ~decode & (tokens >= middle)
-    return {name: member for name, member in groups.items() if member.any()}
-
-
-def _share_inside(pit: Floats, probability: float) -> float:
-    return float(np.mean(np.abs(pit - 0.5) <= probability / 2.0))
 
 
 def _draw_deviation(ax: Axes, pit: Floats) -> None:
@@ -191,68 +86,15 @@ def _label(coverage: pd.DataFrame, kind: str) -> str:
     return f"{kind}\n({count:,})"
 
 
-_NUM_BINS = 20
-_MIN_IN_BIN = 10
-_MAX_DRAWS = 100
-_SHOWN = (0.005, 0.995)
-
-
-def residual_table(fit: FittedModel, steps: pd.DataFrame) -> pd.DataFrame:
-    """Return the residuals of the steps.
-
-    Parameters
-    ----------
-    fit : FittedModel
-    steps : DataFrame
-        ``batch_size``, ``total_tokens``, ``latency_ms`` (ms), in the order of the trace.
-
-    Returns
-    -------
-    DataFrame
-        The rows of `steps`: ``batch_size``, ``total_tokens``, ``position`` (number of the step), and the
-        residual from the posterior mean of the latency as ``residual_ms`` and, in units of the predictive
-        scale, ``residual_scales``.
-    """
-    columns = list(fit.model.columns)
-    cells = steps[columns].drop_duplicates().reset_index(drop=True)
-    draws = thin(fit.posterior, _MAX_DRAWS)
-    table = xr.Dataset({c: ("cell", cells[c].to_numpy(float)) for c in columns})
-    mean = fit.model.latency(draws, table)
-    scale = fit.model.scale(draws, mean, table).broadcast_like(mean)
-    over = [dim for dim in mean.dims if dim != "cell"]
-    cells = cells.assign(mean_ms=mean.mean(over).to_numpy(), scale_ms=scale.mean(over).to_numpy())
-    joined = steps[columns].merge(cells, on=columns, how="left")
-    residual_ms = steps["latency_ms"].to_numpy(float) - joined["mean_ms"].to_numpy()
-    return pd.DataFrame(
-        {
-            "batch_size": steps["batch_size"].to_numpy(),
-            "total_tokens": steps["total_tokens"].to_numpy(),
-            "position": np.arange(1, len(steps) + 1),
-            "residual_ms": residual_ms,
-            "residual_scales": residual_ms / joined["scale_ms"].to_numpy(),
-        }
-    )
-
-
 @styled
-def residuals(fit: FittedModel, steps: pd.DataFrame) -> Figure:
+def residuals(summary: FitSummary) -> Figure:
     """Draw residuals against requests, tokens and step number, in ms and in predictive scales.
 
     How to read it: the line is the running median and the band holds the middle 90% of the steps. A median
     that wanders away from zero is something the equation does not know; a band that widens on the left but
     not on the right is noise the model accounts for.
-
-    Parameters
-    ----------
-    fit : FittedModel
-    steps : DataFrame
-        The cleaned steps in the order of the trace: ``batch_size``, ``total_tokens``, ``latency_ms`` (ms).
-
-    Returns
-    -------
-    Figure
     """
-    table = residual_table(fit, steps)
+    table = views_of(summary).residuals
     figure, axes = new_figure(
         "Residuals: observed minus mean latency", height_in=6.6, rows=3, columns=2, sharey="col"
     )
@@ -279,17 +121,9 @@ def residuals(fit: FittedModel, steps: pd.DataFrame) -> Figure:
 
 
 def running_quantiles(x: Floats, y: Floats) -> pd.DataFrame:
-    """Return quantiles of `y` in bins of `x` of equal width.
+    """Return quantiles of `y` in bins of `x` of equal width: ``x``, ``low``, ``middle``, ``high``.
 
-    Parameters
-    ----------
-    x, y : ndarray, dims (point,)
-
-    Returns
-    -------
-    DataFrame
-        One row a bin: ``x`` (median), ``low``, ``middle``, ``high`` (5%, 50%, 95%); bins of fewer than ten
-        points are left out.
+    5%, 50% and 95%; bins of fewer than ten points are left out.
     """
     edges = np.linspace(x.min(), x.max(), _NUM_BINS + 1)
     bins = np.searchsorted(edges[1:-1], x, side="right")

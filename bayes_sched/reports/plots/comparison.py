@@ -1,4 +1,4 @@
-"""How far models are behind the best one."""
+"""Servers side by side: maps, bands and parameters; and how far models are behind the best one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullLocator
 from bayes_sched.arrays import Floats
 from bayes_sched.checks.loo import ModelComparison
 from bayes_sched.comparison.compare import Comparison
-from bayes_sched.comparison.members import FULL_STEP, Member, cell_table
 from bayes_sched.comparison.verdicts import UNDECIDED, rope_bounds
 from bayes_sched.reports.plots.style import (
     BAND,
@@ -36,174 +35,20 @@ from bayes_sched.reports.plots.style import (
     label_outer,
     log_axes,
     log_axis,
-    log_grid,
     new_figure,
     styled,
     veil_handle,
 )
-from bayes_sched.steps import steps_arrays, steps_grid
-
-_MARKERS = ("o", "s", "D")
-_LONG_LABEL = 30
-
-
-@styled
-def parameter_forest(comparison: Comparison) -> Figure:
-    """Draw the ratio of each parameter and combination between servers, with its credible interval.
-
-    How to read it: a filled mark is a quantity that the data identify on both servers; right of the grey bar
-    it is larger on the first. A hollow one is not identified: its place is the priors' doing, and there is no
-    verdict. The grey bar is the region of practical equivalence.
-
-    Parameters
-    ----------
-    comparison : Comparison
-
-    Returns
-    -------
-    Figure
-    """
-    table = comparison.parameter_ratios[comparison.parameter_ratios["kind"] != "noise"]
-    names = table["name"].drop_duplicates().tolist()
-    pairs = table[["gpu", "other"]].drop_duplicates().head(MAX_PAIRS)
-    figure, axes = new_figure(
-        "Ratio of each parameter between servers", height_in=1.5 + 0.26 * len(names) * max(1, len(pairs) - 1)
-    )
-    ax: Axes = axes[0, 0]
-    low, high = rope_bounds(comparison.rope)
-    ax.axvspan(low, high, color=BAND, zorder=0.4)
-    ax.axvline(1.0, color=GREY, linewidth=0.8, zorder=0.5)
-    handles: list[Line2D | Patch] = []
-    offsets = np.linspace(-0.28, 0.28, len(pairs)) if len(pairs) > 1 else np.zeros(1)
-    for number, (gpu, other) in enumerate(pairs.itertuples(index=False)):
-        chosen = table[(table["gpu"] == gpu) & (table["other"] == other)].set_index("name")
-        marker, colour = _MARKERS[number], CYCLE[number]
-        for place, name in enumerate(names):
-            _draw_forest(ax, chosen.loc[name], place + offsets[number], marker, colour)
-        handles.append(Line2D([], [], color=colour, marker=marker, label=f"{gpu} over {other}"))
-    handles.append(
-        Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle=":", label="not identified")
-    )
-    handles.append(Patch(facecolor=BAND, label="practical equivalence"))
-    _axes(ax, comparison, names)
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    figure.legend(handles=handles, loc="outside lower left", ncols=1 if longest > _LONG_LABEL else 2)
-    return figure
-
-
-def _draw_forest(ax: Axes, row: pd.Series, y: float, marker: str, colour: str) -> None:
-    is_known = bool(row["identified"])
-    ax.plot(
-        [float(row["ratio_lower"]), float(row["ratio_upper"])],
-        [y, y],
-        color=colour if is_known else GREY,
-        linestyle="-" if is_known else ":",
-        linewidth=1.6 if is_known else 1.0,
-    )
-    ax.plot(
-        float(row["ratio_median"]),
-        y,
-        marker=marker,
-        markersize=4.5,
-        color=colour if is_known else GREY,
-        markerfacecolor=colour if is_known else "white",
-    )
-
-
-def _axes(ax: Axes, comparison: Comparison, names: list[str]) -> None:
-    symbols = {p.name: f"${p.symbol}$" for p in comparison.members[0].fit.model.parameters}
-    meanings = comparison.parameters.drop_duplicates("name").set_index("name")["unit"]
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(numticks=8))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(LogFormatterMathtext())
-    ax.set_yticks(range(len(names)), [f"{symbols.get(name, name)}  [{meanings.loc[name]}]" for name in names])
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    number_of_parameters = sum(name in symbols for name in names)
-    ax.axhline(number_of_parameters - 0.5, color=INK, linewidth=0.6)
-    ax.set_xlabel(f"ratio ({100 * comparison.probability:g}% credible interval)")
-    ax.grid(axis="y", visible=False)
-
-
-_NUM_GRID = 60
-_LINES = ("-", "--", "-.", ":")
-
-
-@styled
-def comparison_bands(comparison: Comparison) -> Figure:
-    """Draw the latency of decode-only steps, and of steps with prefill, on each server.
-
-    How to read it: the line is the mean latency; the band is where a step falls with the given probability.
-    Where a server's trace holds no such steps its line is thin and its band ends.
-
-    Parameters
-    ----------
-    comparison : Comparison
-
-    Returns
-    -------
-    Figure
-    """
-    figure, axes = new_figure(
-        "Latency of a step on each server, with the band that single steps fall into", height_in=6.2, rows=2
-    )
-    decode, mixed = axes[:, 0]
-    requests = log_grid(*_range(comparison, "batch_size"), _NUM_GRID)
-    b = _requests(comparison.steps)
-    fewest, most = _range(comparison, "total_tokens")
-    tokens = log_grid(max(float(b), fewest), most, _NUM_GRID)
-    for number, member in enumerate(comparison.members):
-        style = {"color": CYCLE[number % len(CYCLE)], "linestyle": _LINES[number % len(_LINES)]}
-        _draw_latency(
-            decode, member, requests, steps_arrays(requests, requests), comparison.probability, style
-        )
-        _draw_latency(mixed, member, tokens, steps_arrays(b, tokens), comparison.probability, style)
-    decode.set_title("Decode-only steps (S = B)")
-    decode.set(xlabel="decoding requests in the step, B = S", ylabel="latency (ms)", ylim=(0.0, None))
-    mixed.set_title(f"Steps of {b:,} request{'' if b == 1 else 's'}, prefill included")
-    mixed.set(xlabel="tokens in the step, S", ylabel="latency (ms)", ylim=(0.0, None))
-    log_axis(mixed.xaxis)
-    share = f"{100 * comparison.probability:g}%"
-    decode.fill_between([], [], color=GREY, alpha=0.35, label=f"{share} of single steps fall here")
-    decode.plot([], [], color=GREY, linewidth=0.7, label="thin: extrapolation")
-    figure_legend(figure, decode)
-    return figure
-
-
-def _range(comparison: Comparison, name: str) -> tuple[float, float]:
-    values = np.concatenate([member.fit.cells[name].to_numpy() for member in comparison.members])
-    return float(values.min()), float(values.max())
-
-
-def _requests(steps: pd.DataFrame) -> int:
-    """Return the requests of the largest step that all traces cover."""
-    full = steps[steps["step"] == FULL_STEP] if len(steps) else steps
-    return int(full["batch_size"].iloc[0]) if len(full) else 1
-
-
-def _draw_latency(
-    ax: Axes, member: Member, x: Floats, steps: xr.Dataset, probability: float, style: dict[str, str]
-) -> None:
-    band = member.fit.predictive_band(steps, probability=probability)
-    mean = member.fit.mean_band(steps, probability=probability)["median"]
-    is_seen = ~band["extrapolation"].to_numpy()
-    ax.plot(x, mean, linewidth=0.7, alpha=0.8, **style)  # type: ignore[arg-type]
-    ax.plot(x, mean.where(is_seen), linewidth=1.8, label=member.label, **style)  # type: ignore[arg-type]
-    ax.fill_between(
-        x,
-        band["lower"].where(is_seen),
-        band["upper"].where(is_seen),
-        color=style["color"],
-        alpha=0.25,
-        linewidth=0.0,
-    )
-
 
 MAX_PAIRS = 3
 """A figure shows so many pairs of servers; the tables hold all."""
-_NUM_FINE = 140
+
+_MARKERS = ("o", "s", "D")
+_LINES = ("-", "--", "-.", ":")
+_LONG_LABEL = 30
 _COLOURS = "PuOr_r"
 _PROBABILITIES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+_HALF_WIDTH = 1.645  # standard errors to either side that make a 90 % interval
 
 
 @styled
@@ -214,14 +59,6 @@ def ratio_map(comparison: Comparison) -> Figure:
     equivalence. Crosses: undecided. Dots: steps that a trace holds; far from them the equation fills in.
     Hatched: outside of what one of the traces covers. The lower right corner is empty, as a step has no fewer
     tokens than requests.
-
-    Parameters
-    ----------
-    comparison : Comparison
-
-    Returns
-    -------
-    Figure
     """
     pairs, figure, axes = _new_maps(
         comparison, "Ratio of mean latencies by requests and tokens", head_in=1.7, panel_in=2.9
@@ -229,12 +66,11 @@ def ratio_map(comparison: Comparison) -> Figure:
     is_covered = ~comparison.grid["extrapolation"]
     covered = [one["ratio_median"].where(is_covered).to_numpy() for one in pairs]
     levels = _ratio_levels(np.concatenate(covered), comparison.rope)
-    fine, cells = _fine_grid(comparison), _cells(comparison)
     drawn: ContourSet | None = None
     for ax, one in zip(axes[:, 0], pairs, strict=True):
         drawn = _surface(ax, one["ratio_median"], levels)
-        draw_veil(ax, fine, fine["is_extrapolation"])
-        draw_seen(ax, cells)
+        draw_veil(ax, comparison.outline, comparison.outline["extrapolation"])
+        draw_seen(ax, comparison.seen)
         _cross(ax, (one["verdict"] == UNDECIDED) & is_covered)
         ax.set_title(f"{one['first'].item()}\nover {one['second'].item()}")
     if drawn is not None:
@@ -257,31 +93,17 @@ def probability_map(comparison: Comparison) -> Figure:
     How to read it: purple, the first server is likely faster; orange, the second; white, who knows. Left what
     is known of the averages, which more data sharpen; right what a single step will do, noise included, which
     no data sharpen beyond the noise. Hatched: extrapolation.
-
-    Parameters
-    ----------
-    comparison : Comparison
-
-    Returns
-    -------
-    Figure
     """
-    pairs, figure, axes = _new_maps(
-        comparison,
-        "Probability that one server is faster, on average and in a single step",
-        head_in=1.4,
-        panel_in=2.4,
-        columns=2,
-    )
+    title = "Probability that one server is faster, on average and in a single step"
+    pairs, figure, axes = _new_maps(comparison, title, head_in=1.4, panel_in=2.4, columns=2)
     titles = {"p_faster": "on average", "p_step_faster": "in a single step"}
-    fine = _fine_grid(comparison)
     drawn: ContourSet | None = None
     for row, one in zip(axes, pairs, strict=True):
-        for ax, (name, title) in zip(row, titles.items(), strict=True):
+        for ax, (name, when) in zip(row, titles.items(), strict=True):
             # One less the probability: the colours run as those of the ratio.
             drawn = _surface(ax, 1.0 - one[name], np.array(_PROBABILITIES))
-            draw_veil(ax, fine, fine["is_extrapolation"])
-            ax.set_title(f"{one['first'].item()} faster\n{title}")
+            draw_veil(ax, comparison.outline, comparison.outline["extrapolation"])
+            ax.set_title(f"{one['first'].item()} faster\n{when}")
     if drawn is not None:
         bar = _bar(figure, axes, drawn, "probability", [f"{1.0 - p:g}" for p in _PROBABILITIES])
         bar.ax.invert_xaxis()
@@ -292,34 +114,17 @@ def _new_maps(
     comparison: Comparison, title: str, *, head_in: float, panel_in: float, columns: int = 1
 ) -> tuple[list[xr.Dataset], Figure, AxesGrid]:
     """Return the maps of the pairs that a figure shows, and a figure with a row of axes for each."""
-    names = comparison.maps["pair"].to_numpy()[:MAX_PAIRS]
+    pairs = [comparison.maps.sel(pair=name) for name in comparison.maps["pair"].to_numpy()[:MAX_PAIRS]]
     figure, axes = new_figure(
         title,
-        height_in=head_in + panel_in * len(names),
-        rows=len(names),
+        height_in=head_in + panel_in * len(pairs),
+        rows=len(pairs),
         columns=columns,
         sharex=True,
         sharey=columns > 1,
     )
     label_outer(axes, xlabel=X_LABEL, ylabel=Y_LABEL)
-    return [comparison.maps.sel(pair=name) for name in names], figure, axes
-
-
-def _bar(
-    figure: Figure,
-    axes: AxesGrid,
-    drawn: ContourSet,
-    label: str,
-    texts: list[str],
-    *,
-    aspect: float = 20,
-) -> Colorbar:
-    """Add the colours' bar under the maps, `texts` at the levels."""
-    bar = figure.colorbar(
-        drawn, ax=axes.ravel().tolist(), location="bottom", label=label, ticks=drawn.levels, aspect=aspect
-    )
-    bar.ax.set_xticklabels(texts)
-    return bar
+    return pairs, figure, axes
 
 
 def _surface(ax: Axes, values: xr.DataArray, levels: Floats) -> ContourSet | None:
@@ -335,32 +140,22 @@ def _surface(ax: Axes, values: xr.DataArray, levels: Floats) -> ContourSet | Non
     return drawn
 
 
-def _fine_grid(comparison: Comparison) -> xr.Dataset:
-    """Return a fine grid, and ``is_extrapolation``: where at least one trace holds no such steps."""
-    batch_size, total_tokens = (
-        np.geomspace(float(comparison.grid[name].min()), float(comparison.grid[name].max()), _NUM_FINE)
-        for name in ("batch_size", "total_tokens")
+def _bar(
+    figure: Figure, axes: AxesGrid, drawn: ContourSet, label: str, texts: list[str], *, aspect: float = 20
+) -> Colorbar:
+    """Add the colours' bar under the maps, `texts` at the levels."""
+    bar = figure.colorbar(
+        drawn, ax=axes.ravel().tolist(), location="bottom", label=label, ticks=drawn.levels, aspect=aspect
     )
-    fine = steps_grid(batch_size=batch_size, total_tokens=total_tokens)
-    return fine.assign(is_extrapolation=~comparison.servers.in_regions(fine).all("gpu"))
-
-
-def _cells(comparison: Comparison) -> pd.DataFrame:
-    """Return the (B, S) that any of the traces holds, in the order of the servers."""
-    return pd.concat([cell_table(member.fit) for member in comparison.members])
+    bar.ax.set_xticklabels(texts)
+    return bar
 
 
 def _cross(ax: Axes, is_marked: xr.DataArray) -> None:
     """Mark points of the grid."""
     tokens, sizes = is_marked.transpose(*ORDER).to_numpy().nonzero()
-    ax.scatter(
-        is_marked["batch_size"].to_numpy()[sizes],
-        is_marked["total_tokens"].to_numpy()[tokens],
-        marker="x",
-        s=12.0,
-        color=INK,
-        linewidths=0.8,
-    )
+    b, s = (is_marked[name].to_numpy() for name in ("batch_size", "total_tokens"))
+    ax.scatter(b[sizes], s[tokens], marker="x", s=12.0, color=INK, linewidths=0.8)
 
 
 def _ratio_levels(ratios: Floats, rope: float) -> Floats:
@@ -374,8 +169,100 @@ def _ratio_levels(ratios: Floats, rope: float) -> Floats:
     return np.concatenate([1.0 / upper[::-1], upper])
 
 
-_HALF_WIDTH = 1.645
-"""Standard errors to either side that make a 90 % interval."""
+@styled
+def comparison_bands(comparison: Comparison) -> Figure:
+    """Draw the latency of decode-only steps, and of steps with prefill, on each server.
+
+    How to read it: the line is the mean latency; the band is where a step falls with the given probability.
+    Where a server's trace holds no such steps its line is thin and its band ends.
+    """
+    figure, axes = new_figure(
+        "Latency of a step on each server, with the band that single steps fall into", height_in=6.2, rows=2
+    )
+    decode, mixed = axes[:, 0]
+    _draw_bands(decode, comparison.bands["decode"])
+    _draw_bands(mixed, comparison.bands["mixed"])
+    b = int(comparison.bands["mixed"]["batch_size"].max())
+    decode.set_title("Decode-only steps (S = B)")
+    decode.set(xlabel="decoding requests in the step, B = S", ylabel="latency (ms)", ylim=(0.0, None))
+    mixed.set_title(f"Steps of {b:,} request{'' if b == 1 else 's'}, prefill included")
+    mixed.set(xlabel="tokens in the step, S", ylabel="latency (ms)", ylim=(0.0, None))
+    log_axis(mixed.xaxis)
+    share = f"{100 * comparison.probability:g}%"
+    decode.fill_between([], [], color=GREY, alpha=0.35, label=f"{share} of single steps fall here")
+    decode.plot([], [], color=GREY, linewidth=0.7, label="thin: extrapolation")
+    figure_legend(figure, decode)
+    return figure
+
+
+def _draw_bands(ax: Axes, bands: xr.Dataset) -> None:
+    x = bands["total_tokens"].to_numpy()
+    for number, label in enumerate(bands["gpu"].to_numpy()):
+        band = bands.sel(gpu=label)
+        seen = band.where(~band["extrapolation"])
+        colour, line = CYCLE[number % len(CYCLE)], _LINES[number % len(_LINES)]
+        ax.plot(x, band["mean_ms"], linewidth=0.7, alpha=0.8, color=colour, linestyle=line)
+        ax.plot(x, seen["mean_ms"], linewidth=1.8, label=str(label), color=colour, linestyle=line)
+        ax.fill_between(x, seen["lower_ms"], seen["upper_ms"], color=colour, alpha=0.25, linewidth=0.0)
+
+
+@styled
+def parameter_forest(comparison: Comparison) -> Figure:
+    """Draw the ratio of each parameter and combination between servers, with its credible interval.
+
+    How to read it: a filled mark is a quantity that the data identify on both servers; right of the grey bar
+    it is larger on the first. A hollow one is not identified: its place is the priors' doing, and there is no
+    verdict. The grey bar is the region of practical equivalence.
+    """
+    table = comparison.parameter_ratios[comparison.parameter_ratios["kind"] != "noise"]
+    names = table["name"].drop_duplicates().tolist()
+    pairs = table[["gpu", "other"]].drop_duplicates().head(MAX_PAIRS)
+    figure, axes = new_figure(
+        "Ratio of each parameter between servers", height_in=1.5 + 0.26 * len(names) * max(1, len(pairs) - 1)
+    )
+    ax: Axes = axes[0, 0]
+    low, high = rope_bounds(comparison.rope)
+    ax.axvspan(low, high, color=BAND, zorder=0.4)
+    ax.axvline(1.0, color=GREY, linewidth=0.8, zorder=0.5)
+    handles: list[Line2D | Patch] = []
+    offsets = np.linspace(-0.28, 0.28, len(pairs)) if len(pairs) > 1 else np.zeros(1)
+    for number, (gpu, other) in enumerate(pairs.itertuples(index=False)):
+        chosen = table[(table["gpu"] == gpu) & (table["other"] == other)].set_index("name")
+        marker, colour = _MARKERS[number], CYCLE[number]
+        for place, name in enumerate(names):
+            _draw_ratio(ax, chosen.loc[name], place + offsets[number], marker, colour)
+        handles.append(Line2D([], [], color=colour, marker=marker, label=f"{gpu} over {other}"))
+    handles.append(
+        Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle=":", label="not identified")
+    )
+    handles.append(Patch(facecolor=BAND, label="practical equivalence"))
+    _forest_axes(ax, comparison, table.drop_duplicates("name"))
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    figure.legend(handles=handles, loc="outside lower left", ncols=1 if longest > _LONG_LABEL else 2)
+    return figure
+
+
+def _draw_ratio(ax: Axes, row: pd.Series, y: float, marker: str, colour: str) -> None:
+    is_known = bool(row["identified"])
+    shown = colour if is_known else GREY
+    line, width = ("-", 1.6) if is_known else (":", 1.0)
+    ax.plot([row["ratio_lower"], row["ratio_upper"]], [y, y], color=shown, linestyle=line, linewidth=width)
+    face = colour if is_known else "white"
+    ax.plot(row["ratio_median"], y, marker=marker, markersize=4.5, color=shown, markerfacecolor=face)
+
+
+def _forest_axes(ax: Axes, comparison: Comparison, rows: pd.DataFrame) -> None:
+    symbols = {name: f"${symbol}$" for name, symbol in comparison.symbols.items()}
+    labels = [f"{symbols.get(row.name, row.name)}  [{row.unit}]" for row in rows.itertuples(index=False)]
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(numticks=8))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(LogFormatterMathtext())
+    ax.set_yticks(range(len(rows)), labels)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.axhline(int(rows["name"].isin(symbols).sum()) - 0.5, color=INK, linewidth=0.6)
+    ax.set_xlabel(f"ratio ({100 * comparison.probability:g}% credible interval)")
+    ax.grid(axis="y", visible=False)
 
 
 @styled
@@ -387,10 +274,8 @@ def model_differences(found: ModelComparison) -> Figure:
     mark cannot be relied on: the fit has not converged, or too many steps have a large Pareto k.
     """
     table = found.table
-    figure, axes = new_figure(
-        f"How far behind the best model? {found.num_steps:,} steps",
-        height_in=1.5 + 0.3 * len(table),
-    )
+    title = f"How far behind the best model? {found.num_steps:,} steps"
+    figure, axes = new_figure(title, height_in=1.5 + 0.3 * len(table))
     ax: Axes = axes[0, 0]
     places = np.arange(len(table))
     ax.axvline(0.0, color=GREY, linewidth=0.8)

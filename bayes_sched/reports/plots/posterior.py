@@ -1,4 +1,4 @@
-"""Departures from the equation: the factor of each level, where the trace has steps and where it has none."""
+"""The draws of a fit: agreement of chains, identified combinations, what was learnt, varying effects."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import math
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
-from scipy.stats import kstwo, rankdata
 
 from bayes_sched.arrays import Floats
-from bayes_sched.model.equation import Parameter
-from bayes_sched.model.likelihood import Effect, effects_of
-from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
+from bayes_sched.checks.summary import FitSummary
+from bayes_sched.checks.views import ParameterView, RankView
+from bayes_sched.model.likelihood import Effect
+from bayes_sched.reports.plots.fit import views_of
 from bayes_sched.reports.plots.style import (
     BAND,
     BLUE,
@@ -27,36 +26,27 @@ from bayes_sched.reports.plots.style import (
     SKY,
     figure_legend,
     label_outer,
-    log10_density,
     log_axis,
     new_figure,
-    parameters_of,
     styled,
-    thin,
 )
 
-_BAND = 0.99
 _COLUMNS = 3
-_MAX_LEVELS = 6
+_DECADE = 15.0
+_BEYOND = 1.25
+"""How far beyond the largest level with steps the axis goes: what is said of larger steps has to be seen."""
+_QUANTITIES = {"batch_size": "requests of the step, B", "total_tokens": "tokens of the step, S"}
 
 
 @styled
-def ranks(fit: FittedModel) -> Figure:
+def ranks(summary: FitSummary) -> Figure:
     """Draw, for each parameter and sampled coordinate, how the ranks of each chain's draws are spread.
 
     How to read it: all draws are ranked together; a chain that explores what the others do has ranks spread
     evenly, and its line stays near zero, within the grey band (wider where draws are fewer in effect). A line
     far outside: that chain saw something else, and the fit is not to be trusted.
-
-    Parameters
-    ----------
-    fit : FittedModel
-
-    Returns
-    -------
-    Figure
     """
-    panels = _panels(fit)
+    panels = views_of(summary).ranks
     rows = math.ceil(len(panels) / _COLUMNS)
     figure, axes = new_figure(
         "Ranks of each chain's draws: even if the chains agree",
@@ -66,10 +56,10 @@ def ranks(fit: FittedModel) -> Figure:
         sharex=True,
         sharey=True,
     )
-    reach = 0.0
-    for ax, (name, (draws, ess_bulk)) in zip(axes.flat, panels.items(), strict=False):
-        reach = max(reach, _draw_ranks(ax, draws, ess_bulk))
+    for ax, (name, view) in zip(axes.flat, panels.items(), strict=False):
+        _draw_ranks(ax, view)
         ax.set_title(name, fontsize=8.0)
+    reach = 1.1 * max(max(view.half_width, float(np.abs(view.lines).max())) for view in panels.values())
     axes[0, 0].set(ylim=(-reach, reach), xlim=(0.0, 1.0), xticks=[0.0, 0.5, 1.0])
     axes[0, 0].set_xticklabels(["0", "0.5", "1"])
     for ax in axes.flat[len(panels) :]:
@@ -79,93 +69,23 @@ def ranks(fit: FittedModel) -> Figure:
     return figure
 
 
-def _panels(fit: FittedModel) -> dict[str, tuple[xr.DataArray, float]]:
-    """Return title to draws (chain, draw) and bulk effective sample size."""
-    table = fit.convergence.table
-    ess_bulk = {kind: rows["ess_bulk"].to_dict() for kind, rows in table.groupby("kind")}
-    panels = {
-        f"${p.symbol}$": (fit.posterior[p.name], ess_bulk["parameter"][p.name]) for p in parameters_of(fit)
-    }
-    for name in _shown_coordinates(fit):
-        panels[name] = (_coordinate(fit, name), ess_bulk["coordinate"][name])
-    return panels
-
-
-def _shown_coordinates(fit: FittedModel) -> list[str]:
-    """Return the sampled coordinates; of the levels of effects, which are many, those that agree least."""
-    table = fit.convergence.table
-    table = table[table["kind"] == "coordinate"]
-    effects = [effect.name for effect in effects_of(fit.model)]
-    is_level = table.index.str.partition("[").get_level_values(0).isin(effects)
-    worst = table[is_level].nlargest(_MAX_LEVELS, "r_hat")
-    return [str(name) for name in (*table.index[~is_level], *worst.index)]
-
-
-def _coordinate(fit: FittedModel, name: str) -> xr.DataArray:
-    """Return the draws of a sampled coordinate by its name in the convergence table."""
-    group = fit.data["coordinates"].to_dataset()
-    if name in group.data_vars:
-        return group[name]
-    values = next(iter(group.data_vars.values()))
-    (dim,) = set(values.dims) - {"chain", "draw"}
-    return values.sel({dim: name})
-
-
-def deviation(draws: xr.DataArray) -> Floats:
-    """Return how far the ranks of each chain are from even.
-
-    Parameters
-    ----------
-    draws : DataArray, dims (chain, draw)
-
-    Returns
-    -------
-    ndarray, dims (chain, point)
-        Share of the chain's draws up to a relative rank, minus that rank, over even points in [0, 1].
-    """
-    values = draws.transpose("chain", "draw").to_numpy()
-    relative = rankdata(values).reshape(values.shape) / values.size
-    points = _points()
-    shares = [np.searchsorted(np.sort(chain), points, side="right") / len(chain) for chain in relative]
-    return np.array(shares) - points
-
-
-def _points() -> Floats:
-    return np.linspace(0.0, 1.0, 101)
-
-
-def _draw_ranks(ax: Axes, draws: xr.DataArray, ess_bulk: float) -> float:
-    lines = deviation(draws)
-    effective = max(2, round(ess_bulk / len(lines))) if math.isfinite(ess_bulk) else 2
-    half_width = float(kstwo.ppf(_BAND, effective))
-    ax.axhspan(-half_width, half_width, color=BAND, zorder=0.5)
+def _draw_ranks(ax: Axes, view: RankView) -> None:
+    ax.axhspan(-view.half_width, view.half_width, color=BAND, zorder=0.5)
     ax.axhline(0.0, color=INK, linewidth=0.6)
-    for chain, line in enumerate(lines):
-        ax.plot(_points(), line, color=CYCLE[chain % len(CYCLE)], linewidth=1.0, label=f"chain {chain + 1}")
-    return 1.1 * max(half_width, float(np.abs(lines).max()))
-
-
-_MAX_DRAWS = 1000
-_DECADE = 15.0
+    points = np.linspace(0.0, 1.0, view.lines.shape[1])
+    for chain, line in enumerate(view.lines):
+        ax.plot(points, line, color=CYCLE[chain % len(CYCLE)], linewidth=1.0, label=f"chain {chain + 1}")
 
 
 @styled
-def combination_pairs(fit: FittedModel) -> Figure:
+def combination_pairs(summary: FitSummary) -> Figure:
     """Draw posterior draws of each pair of identified combinations.
 
     How to read it: a narrow diagonal means that the data know a sum or ratio of the two better than either;
     two clouds mean two explanations of the same data.
-
-    Parameters
-    ----------
-    fit : FittedModel
-
-    Returns
-    -------
-    Figure
     """
-    combinations = fit.model.combinations(thin(fit.posterior, _MAX_DRAWS))
-    names = list(combinations.data_vars)
+    combinations = views_of(summary).combinations
+    names = [str(name) for name in combinations.data_vars]
     size = max(len(names) - 1, 1)
     figure, axes = new_figure(
         "Posterior draws of the combinations that the data identify",
@@ -175,7 +95,7 @@ def combination_pairs(fit: FittedModel) -> Figure:
         sharex="col",
         sharey="row",
     )
-    values = {name: np.ravel(combinations[name].transpose("chain", "draw")) for name in names}
+    values = {name: combinations[name].to_numpy() for name in names}
     label = {name: f"{name} ({combinations[name].attrs['unit']})" for name in names}
     for row in range(size):
         for column in range(size):
@@ -204,136 +124,55 @@ def _scale(axis: Axis, values: Floats) -> None:
 
 
 @styled
-def prior_posterior(fit: FittedModel) -> Figure:
+def prior_posterior(summary: FitSummary) -> Figure:
     """Draw the prior and the posterior density of each parameter.
 
     How to read it: where the two shapes are alike, the data say nothing about that parameter. The contraction
     is 1 minus the ratio of posterior to prior variance of the logarithm: 0 for nothing learnt, 1 for all.
     Each shape is scaled to its own peak.
-
-    Parameters
-    ----------
-    fit : FittedModel
-
-    Returns
-    -------
-    Figure
     """
-    parameters = parameters_of(fit)
-    rows = (len(parameters) + 1) // 2
+    views = views_of(summary).parameters
+    rows = (len(views) + 1) // 2
     figure, axes = new_figure(
         "Prior against posterior of each parameter", height_in=0.9 + 1.25 * rows, rows=rows, columns=2
     )
-    for ax, parameter in zip(axes.flat, parameters, strict=False):
-        _draw_prior_posterior(ax, fit, parameter)
-    for ax in axes.flat[len(parameters) :]:
+    for ax, view in zip(axes.flat, views, strict=False):
+        _draw_prior_posterior(ax, view)
+    for ax in axes.flat[len(views) :]:
         ax.set_visible(False)
     figure_legend(figure, axes[0, 0])
     return figure
 
 
-def _draw_prior_posterior(ax: Axes, fit: FittedModel, parameter: Parameter) -> None:
-    name = parameter.name
-    for draws, colour, label in ((fit.prior[name], GREY, "prior"), (fit.posterior[name], BLUE, "posterior")):
-        x, density = log10_density(draws)
+def _draw_prior_posterior(ax: Axes, view: ParameterView) -> None:
+    for (x, density), colour, label in ((view.prior, GREY, "prior"), (view.posterior, BLUE, "posterior")):
+        shape = density / density.max()
         ax.fill_between(
-            10.0**x,
-            density / density.max(),
-            color=colour,
-            alpha=0.35,
-            linewidth=1.2,
-            edgecolor=colour,
-            label=label,
+            10.0**x, shape, color=colour, alpha=0.35, linewidth=1.2, edgecolor=colour, label=label
         )
-    low, high = (float(fit.prior[name].quantile(q)) for q in (0.001, 0.999))
-    posterior = fit.posterior[name]
-    ax.set_xlim(min(low, float(posterior.min())), max(high, float(posterior.max())))
+    ax.set_xlim(*view.span)
     log_axis(ax.xaxis, sparse=True)
-    ax.set(ylim=(0.0, 1.08), yticks=[], xlabel="(no unit)" if parameter.unit == "1" else parameter.unit)
-    ax.set_title(f"${parameter.symbol}$   contraction {fit.contraction(name):.2f}")
+    unit = view.parameter.unit
+    ax.set(ylim=(0.0, 1.08), yticks=[], xlabel="(no unit)" if unit == "1" else unit)
+    ax.set_title(f"${view.parameter.symbol}$   contraction {view.contraction:.2f}")
     ax.spines["left"].set_visible(False)
 
 
-_BEYOND = 1.25
-"""How far beyond the largest level with steps the axis goes: what is said of larger steps has to be seen."""
-_QUANTITIES = {"batch_size": "requests of the step, B", "total_tokens": "tokens of the step, S"}
-
-
-def effect_table(
-    fit: FittedModel, steps: pd.DataFrame, *, probability: float = DEFAULT_PROBABILITY
-) -> pd.DataFrame:
-    """Return the factors by which latencies depart from the equation.
-
-    Parameters
-    ----------
-    fit : FittedModel
-    steps : DataFrame
-        The cleaned steps of the fit with the model's columns: they say which levels have data.
-    probability : float
-        Of the intervals.
-
-    Returns
-    -------
-    DataFrame
-        One row a level of an effect: ``effect``, ``meaning``, ``column`` (of the steps), ``level`` (the
-        values it holds, in words), ``first`` and ``last`` of them (the last level of an effect is open:
-        missing), ``num_steps``, and the factor: ``lower``, ``median``, ``upper`` (equal tails). Of a level
-        without steps the factor is the population's. No row where the model has no effects.
-    """
-    tail = 0.5 * (1.0 - probability)
-    tables = []
-    for effect in effects_of(fit.model):
-        log_factors = fit.posterior[effect.name].transpose("chain", "draw", effect.dim)
-        levels = log_factors.quantile([tail, 0.5, 1.0 - tail], ("chain", "draw"))
-        lower, median, upper = np.exp(levels.to_numpy())
-        level = effect.level(steps.loc[effect.acts_on(steps), effect.column])
-        table = pd.DataFrame(
-            {
-                "level": effect.labels,
-                "first": np.array([0.0, *effect.upper]) + 1.0,
-                "last": [*effect.upper, np.nan],
-                "num_steps": np.bincount(level, minlength=effect.num_levels),
-                "lower": lower,
-                "median": median,
-                "upper": upper,
-            }
-        )
-        told = {"effect": effect.name, "meaning": effect.meaning, "column": effect.column}
-        tables.append(table.assign(**told)[[*told, *table.columns]])
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
 @styled
-def effect_factors(
-    fit: FittedModel, steps: pd.DataFrame, *, probability: float = DEFAULT_PROBABILITY
-) -> Figure:
+def effect_factors(summary: FitSummary) -> Figure:
     """Draw the factors by which latencies depart from the equation, level by level.
 
     How to read it: a factor of 1.1 makes the part of the latency that it multiplies 10% longer than the
     equation says; the model's documentation names that part. A level is as wide as the values it holds. Blue
     ones have steps in the trace; of grey ones nothing was seen, and how far they may depart is what other
     levels were seen to do.
-
-    Parameters
-    ----------
-    fit : FittedModel
-        Of a model with effects.
-    steps : DataFrame
-        The cleaned steps with the model's columns.
-    probability : float
-        Of the intervals.
-
-    Returns
-    -------
-    Figure
     """
-    effects = effects_of(fit.model)
-    table = effect_table(fit, steps, probability=probability)
+    effects, table = views_of(summary).effects, summary.effects
     figure, axes = new_figure(
         "How far latencies depart from the equation", height_in=0.9 + 1.9 * len(effects), rows=len(effects)
     )
     for ax, effect in zip(axes[:, 0], effects, strict=True):
-        _draw_effects(ax, effect, table[table["effect"] == effect.name], probability)
+        _draw_effects(ax, effect, table[table["effect"] == effect.name], summary.probability)
     figure_legend(figure, axes[0, 0])
     return figure
 

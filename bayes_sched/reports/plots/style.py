@@ -13,7 +13,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import xarray as xr
-from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -23,11 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from bayes_sched.arrays import Floats
-from bayes_sched.model.equation import Parameter
-from bayes_sched.model.protocol import all_parameters
-from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.steps import POSSIBLE
+from bayes_sched.steps import POSSIBLE, sample_steps
 
 BLUE = "#0072B2"
 ORANGE = "#E69F00"
@@ -193,28 +188,6 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Pa
     return png, svg
 
 
-def thin(draws: xr.Dataset, max_draws: int) -> xr.Dataset:
-    """Return at most about `max_draws` draws over all chains, evenly spaced along ``draw``."""
-    num_draws = math.prod(draws.sizes[dim] for dim in ("chain", "draw") if dim in draws.sizes)
-    return draws.isel(draw=slice(None, None, max(1, math.ceil(num_draws / max_draws))))
-
-
-def parameters_of(fit: FittedModel) -> tuple[Parameter, ...]:
-    """Return the documented and the noise parameters of a fit."""
-    return all_parameters(fit.model, fit.metadata.noise)
-
-
-def log10_density(draws: xr.DataArray | Floats) -> tuple[Floats, Floats]:
-    """Return a kernel density of the decimal logarithm of positive draws: points, densities; dims (point,).
-
-    The bandwidth is the one of ArviZ, which does not smear two modes into one.
-    """
-    x, density, _ = array_stats.kde(  # type: ignore[no-untyped-call]
-        np.log10(np.ravel(draws))
-    )
-    return np.asarray(x, float), np.asarray(density, float)
-
-
 ORDER: Final = ("total_tokens", "batch_size")
 """Dims of a surface as matplotlib takes them: tokens upwards, requests to the right."""
 X_LABEL: Final = "requests in the step, B"
@@ -283,23 +256,6 @@ def draw_seen(ax: Axes, steps: pd.DataFrame) -> None:
     )
 
 
-MAX_POINTS = 3000
-"""More points than this add ink and no information; a random sample of them is drawn."""
-_SEED = 20240501
-
-
-def sample_steps(steps: pd.DataFrame, max_rows: int = MAX_POINTS) -> pd.DataFrame:
-    """Return at most `max_rows` steps, drawn at random and the same each time, in their order."""
-    if len(steps) <= max_rows:
-        return steps
-    return steps.sample(max_rows, random_state=_SEED).sort_index()
-
-
-def decode_only(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return the steps in which every request has exactly one token."""
-    return steps[steps["batch_size"] == steps["total_tokens"]]
-
-
 def draw_points(axes: Axes, x: Any, y: Any, *, label: str | None = None, size: float = 5.0) -> None:
     """Draw observed steps as small translucent dots; a picture inside an SVG, which stays small so."""
     axes.scatter(
@@ -309,12 +265,6 @@ def draw_points(axes: Axes, x: Any, y: Any, *, label: str | None = None, size: f
 
 def _alpha(num_points: int) -> float:
     return float(np.clip(150.0 / max(num_points, 1), 0.15, 0.6))
-
-
-def log_grid(low: float, high: float, num: int) -> Floats:
-    """Return distinct whole numbers from `low` to `high`, evenly spread on a logarithmic scale."""
-    grid: Floats = np.unique(np.rint(np.geomspace(low, max(high, low), num))).astype(float)
-    return grid
 
 
 def limit_above(axes: Axes, values: Any, top: float, *, unit: str = "ms") -> None:

@@ -18,7 +18,6 @@ from bayes_sched.reports.plots.style import (
     BLUE,
     GREY,
     INK,
-    MAX_POINTS,
     ORANGE,
     PURPLE,
     SKY,
@@ -29,6 +28,7 @@ from bayes_sched.reports.plots.style import (
     new_figure,
     styled,
 )
+from bayes_sched.steps import MAX_POINTS
 from bayes_sched.trace.analysis import TraceAnalysis
 from bayes_sched.trace.findings import KV_CACHE_FULL, QUEUE_BUILD_UP, SCHEDULE_RISE
 from bayes_sched.trace.statistics import REGIMES

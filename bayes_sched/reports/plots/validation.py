@@ -18,9 +18,9 @@ from bayes_sched.reports.plots.style import (
     label_outer,
     log_axis,
     new_figure,
-    sample_steps,
     styled,
 )
+from bayes_sched.steps import sample_steps
 from bayes_sched.studies.prediction import EXTRAPOLATION, HeldOut, Validation
 
 SHOWN = ("random", "rows-200", EXTRAPOLATION)

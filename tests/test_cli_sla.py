@@ -1,27 +1,18 @@
-"""The command: its exit statuses as a gate, what it prints and writes, and each slip with its message."""
+"""The command ``sla``: its exit statuses as a gate, what it prints and writes."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bayes_sched import DEFAULT_PROBABILITY
-from bayes_sched.sla.request import request_sla
-from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
-from bayes_sched.sla.steps import step_sla
-from scripts.sla import main, parser
+from tests.running import fails, printed_json, subcommand
 from tests.synthetic_fit import synthetic_fit
 from tests.test_sla_steps import server
 
-ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"numpy", "pandas", "scipy", "xarray", "pymc", "nutpie", "arviz", "matplotlib", "rich"}
+main = subcommand("sla")
 REQUEST = ["--prompt-tokens", "900", "--output-tokens", "20", "--decodes", "7", "--token-budget", "512"]
 
 
@@ -33,7 +24,6 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place = folder / "results" / name
         place.mkdir(parents=True)
         fit.save(place / "posterior.nc")
-    (folder / "results" / "empty").mkdir()
     (folder / "results" / "posterior.nc").write_text("no fit")
     return folder
 
@@ -41,11 +31,6 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_the_folder(fits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(fits)
-
-
-def printed_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
 
 
 def test_the_exit_status_is_a_gate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,67 +107,12 @@ def test_a_report_needs_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: FIT"),
-        (["results/good"], "there is no promise to judge: give --slo-ms, or --prompt-tokens"),
-        (["results/good", "--slo-ms", "-5"], "--slo-ms: '-5' is not a positive number of milliseconds"),
-        (["results/good", "--slo-ms", "inf"], "--slo-ms: 'inf'"),
-        (["results/good", "--slo-ms", "5", "--quantile", "1"], "--quantile: '1' is not a probability"),
-        (["results/good", "--slo-ms", "5", "--confidence", "0"], "--confidence: '0' is not a probability"),
-        (["results/good", "--slo-ms", "5", "--batch-size", "0"], "--batch-size: '0' is not a whole number"),
-        (["results/good", "--slo-ms", "5", "--decodes", "-1"], "--decodes: '-1' is not a whole number"),
-        (["results/good", "--slo-ms", "5", "--token-budget", "9"], "--token-budget is one of steps with"),
         (["results/good", "--slo-ms", "5", "--decodes", "9", "--token-budget", "9"], "leaves no token"),
-        (["results/good", "--batch-size", "5"], "there is no promise to judge"),
-        (["results/good", "--prompt-tokens", "5", "--batch-size", "5"], "--batch-size is judged by a limit"),
-        (["results/good", "--ttft-ms", "5"], "--ttft-ms is a limit on requests: give --prompt-tokens too"),
-        (["results/good", "--slo-ms", "5", "--e2e-ms", "5"], "--e2e-ms is a limit on requests"),
-        (["results/good", "--prompt-tokens", "5", "--e2e-ms", "5"], "--e2e-ms needs --output-tokens"),
-        (
-            ["results/good", "--prompt-tokens", "0"],
-            "--prompt-tokens: '0' is not a whole number of at least 1",
-        ),
-        (["results/good", "--slo-ms", "5", "--output-tokens", "5"], "--output-tokens belongs to a request"),
-        (["results/missing", "--slo-ms", "5"], "results/missing: no such fit"),
-        (
-            ["results/empty", "--slo-ms", "5"],
-            "results/empty: no fit in this folder (it holds no",
-        ),
         (["results/posterior.nc", "--slo-ms", "5"], "results/posterior.nc: not a saved fit"),
-        (["results/good", "--slo-ms", "5", "--name", "x"], "--name names the report: give --report too"),
-        (["results/good", "--slo-ms", "5", "--report", "--name", "good"], "exists, but is no answer about"),
         (["results/good", "--slo-ms", "5", "--model", "none.py"], "none.py: no such model"),
     ],
 )
-def test_a_slip_is_answered_with_one_line(
+def test_what_cannot_be_answered_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("sla: ")
-    assert printed.err.count("\n") == 1
-    assert message in printed.err
-
-
-def test_help_and_slips_load_no_heavy_library() -> None:
-    code = (
-        "import sys; from scripts.sla import main\n"
-        "for given in (['results/missing', '--slo-ms', '5'], ['results/good'], ['--help']):\n"
-        "    try: main(given)\n"
-        "    except SystemExit: pass\n"
-        "sys.stderr.write(' '.join(sorted({name.split('.')[0] for name in sys.modules})))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not HEAVY & set(done.stderr.split())
-    assert "examples:" in done.stdout
-
-
-def test_the_defaults_are_those_of_the_library() -> None:
-    options = vars(parser().parse_args(["results/good"]))
-    assert options["probability"] == DEFAULT_PROBABILITY
-    assert (options["quantile"], options["confidence"]) == (DEFAULT_QUANTILE, DEFAULT_CONFIDENCE)
-    for function in (step_sla, request_sla):
-        for name, parameter in inspect.signature(function).parameters.items():
-            is_plain = parameter.default not in (inspect.Parameter.empty, None)
-            if name in options and is_plain and name != "decodes":
-                assert options[name] == parameter.default, name
+    assert message in fails(main, arguments, capsys)

@@ -1,28 +1,23 @@
-"""``fit_bayes.py --pool``: what it takes and refuses, what it writes; no fit is lost or made twice."""
+"""The command ``pool``: what it refuses, what it writes; no fit is lost or made twice."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bayes_sched.files import POPULATION
 from bayes_sched.pooling.population import UNSEEN, Population
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.reports.pool import save_pool
 from bayes_sched.sampling import sample as sampling
-from scripts.fit_bayes import main
-from tests.conftest import ROOT
-from tests.running import fails, interrupt, run_python
+from tests.running import fail, fails, interrupt, printed_json, subcommand
 from tests.stub_population import save_fits, stub_pool, stub_population, unmixed_population
 from tests.stub_sampling import fit_records, unmixed_sample
 
-SCRIPT = ROOT / "scripts" / "fit_bayes.py"
-HEAVY = {"pandas", "scipy", "xarray", "pymc", "nutpie", "arviz", "matplotlib", "rich"}
+main, fit = subcommand("pool"), subcommand("fit")
 QUICK = ["--draws", "300", "--no-report"]
 ALL = ["results/day", "results/night", "results/other"]
 
@@ -52,7 +47,7 @@ def fits(in_an_empty_folder: None, saved: Path) -> None:
 def saved_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three fits pooled."""
     folder = tmp_path_factory.mktemp("pooled")
-    save_pool(stub_pool(), folder)
+    stub_pool().save(folder)
     return folder
 
 
@@ -68,121 +63,23 @@ def trace(in_an_empty_folder: None, write_lines: Callable[..., Path]) -> str:
     return write_lines(fit_records(), "steps.jsonl").name
 
 
-SLIPS: list[tuple[list[str], str]] = [
-    ([], r"the following arguments are required: TRACE\|RESULT"),
-    (["results/a"], "a: one trace; a pool takes two or more"),
-    (["results/a", "results/a/posterior.nc"], "a: the same trace twice; a pool takes each once"),
-    (["x=trace.jsonl", "trace.jsonl"], "trace: the same trace twice"),
-    (["results/a", "far/a"], "two traces have the name a: tell them apart, NAME=FILE"),
-    (["results/a", "unseen=far/a"], "'unseen' is the name of the server not yet seen"),
-    (["results/a", "b c=missing"], "no such file: b c=missing"),
-    (["results/a", "results/letters"], "results/letters: no fit in this folder"),
-    (
-        ["results/a", "results/p"],
-        "results/p: a pool of fits; name one of its members, such as results/p/members",
-    ),
-    (["results/a", "far/a/x y.nc"], "'x y' cannot name a member; name it: NAME="),
-    (["results/a", "trace.jsonl", "--gpu", "H100"], "--gpu with --pool: say with --server NAME=LABEL"),
-    (["results/a", "trace.jsonl", "--llm=x"], "--llm with --pool: say with --server NAME=LABEL"),
-    (
-        ["results/a", "trace.jsonl", "--priors", "p"],
-        "--priors with --pool: traces are pooled under the docum",
-    ),
-    (["results/a", "trace.jsonl", "--prior-from", "p"], "--prior-from with --pool: .* none counts twice"),
-    (["results/a", "trace.jsonl", "--server", "b=H"], "--server b: no such trace; the pool has a, trace"),
-    (["results/a", "trace.jsonl", "--server", "a"], "'a' is not NAME=LABEL"),
-    (["results/a", "trace.jsonl", "--server", "a=H", "--server", "a=I"], "--server a: given twice"),
-    (["results/a", "trace.jsonl", "--model", "x"], "--model x: no such model"),
-    (["results/a", "trace.jsonl", "--max-latency-ms", "0.1"], "is not below --max-latency-ms 0.1"),
-    (["results/a", "trace.jsonl", "--name", "../p"], "'../p' cannot name a result"),
-    (["results/a", "trace.jsonl", "--name", "p"], "results/p exists: give another --name"),
-    (["results/a", "trace.jsonl", "--name", "a", "--overwrite"], "results/a exists, but is no pool of fits"),
-    (["results/a", "trace.jsonl", "--name", "trace"], "trace is the name of a trace: give the pool another"),
-    (["results/a", "letters=trace.jsonl"], "results/letters exists, but is no fit"),
-]
-PRIOR_SLIPS: list[tuple[list[str], str]] = [
-    (["trace.jsonl", "--prior-from", "nowhere"], "nowhere: no such pool"),
-    (["trace.jsonl", "--prior-from", "results/a"], "results/a: a fit, not a pool"),
-    (
-        ["trace.jsonl", "--prior-from", "results/letters"],
-        r"no pool in this folder \(it holds no population.nc\)",
-    ),
-    (
-        ["trace.jsonl", "--prior-from", "results/p", "--priors", "p"],
-        "--priors with --prior-from: a fit has one",
-    ),
-    (["trace.jsonl", "--server", "X100"], "--server goes with --prior-from or --pool"),
-    (["trace.jsonl", "--accept-unconverged"], "--accept-unconverged goes with --prior-from or --pool"),
-]
-
-
-def lay_traps() -> None:
-    """Write what arguments can trip over."""
-    for place in ("results/a/posterior.nc", "far/a/posterior.nc", "far/a/x y.nc", "results/letters/one"):
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        Path(place).write_bytes(b"precious")
-    Path("results/p").mkdir()
-    Path("results/p", POPULATION).write_bytes(b"precious")
-
-
-@pytest.mark.parametrize(("arguments", "message"), [*(([*a, "--pool"], m) for a, m in SLIPS), *PRIOR_SLIPS])
-def test_a_slip_is_answered_with_one_line_before_anything_is_read(
-    arguments: list[str], message: str, short_trace: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lay_traps()
-    assert main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.count("\n") == 1
-    assert re.search(message, printed.err), printed.err
-
-
-def test_a_slip_loads_no_heavy_library(short_trace: str) -> None:
-    lay_traps()
-    slips = [[*SLIPS[i][0], "--pool"] for i in (1, 2, 6, 10, 14, 20)] + [PRIOR_SLIPS[1][0]]
-    code = (
-        "import json, sys\nfrom scripts.fit_bayes import main\n"
-        "statuses = [main(slip) for slip in json.loads(sys.argv[1])]\n"
-        "print(json.dumps([statuses, sorted({name.split('.')[0] for name in sys.modules})]))"
-    )
-    statuses, loaded = json.loads(run_python("-c", code, json.dumps(slips)).stdout)
-    assert statuses == [2] * len(slips)
-    assert not HEAVY & set(loaded)
-
-
-def test_help_of_the_command_as_people_run_it_has_examples_and_its_options() -> None:
-    done = run_python(str(SCRIPT), "--pool", "--help")
-    assert done.returncode == 0, done.stderr
-    for text in (
-        b"--server NAME=LABEL",
-        b"--prior-from results/pool",
-        b"exit status:",
-        b"--accept-unconverged",
-    ):
-        assert text in done.stdout
-    assert b"--pool a.jsonl" in run_python(str(SCRIPT), "--help").stdout
-
-
 @pytest.mark.usefixtures("fits")
 def test_a_pool_of_fits_lies_where_it_is_said_to_lie(capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in Path("results").rglob("*.nc")}
-    assert main(["--pool", *ALL, "--draws", "300"]) == 0
+    assert main([*ALL, "--draws", "300"]) == 0
     printed = capsys.readouterr()
     assert "Pooled: 3 traces of 2 servers, X100, llama-3-8b (2 traces) and Y50" in printed.out
     assert "Saved results/pool/population.nc" in printed.out
     assert max(map(len, printed.out.splitlines())) <= 100
     assert {path: path.read_bytes() for path in before} == before
     population = Population.load("results/pool/population.nc")
-    assert (
-        population.command
-        == "python scripts/fit_bayes.py --pool results/day results/night results/other --draws 300"
-    )
+    assert population.command == "bayes-sched pool results/day results/night results/other --draws 300"
     for name in ("day", "night", "other", UNSEEN):
         fit = FittedModel.load(f"results/pool/members/{name}/posterior.nc")
         assert (fit.metadata.name, fit.metadata.prior_from) == (name, "the pool pool (3 traces)")
     page = Path("results/pool/report.html").read_text("utf-8")
     assert "Servers that borrow strength" in page
-    assert "--pool results/day" in page
+    assert "pool results/day" in page
     assert {path.name for path in Path("results/pool/figures").iterdir()} == {
         f"{name}.{kind}" for name in ("pool_shrinkage", "pool_latency") for kind in ("png", "svg")
     }
@@ -194,12 +91,12 @@ def test_an_existing_pool_is_replaced_only_when_asked_and_json_is_one_document(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("results/pool/note").write_text("of the first")
-    arguments = ["--pool", *ALL[:2], *QUICK, "--json", "--server", "night=Z9"]
+    arguments = [*ALL[:2], *QUICK, "--json", "--server", "night=Z9"]
     assert "results/pool exists" in fails(main, arguments, capsys)
     assert Path("results/pool/note").exists()
     assert main([*arguments, "--overwrite"]) == 0
     assert not Path("results/pool/note").exists()
-    document = json.loads(capsys.readouterr().out)
+    document = printed_json(capsys)
     stored = json.loads(Path(document["paths"]["summary"]).read_text("utf-8"))
     assert stored == {key: value for key, value in document.items() if key not in {"paths", "seconds"}}
     assert document["server_of_trace"] == {"day": "X100, llama-3-8b", "night": "Z9"}
@@ -212,14 +109,14 @@ def test_a_trace_is_fitted_into_a_result_of_its_own_and_never_twice(
     trace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub_population(monkeypatch, interrupt)
-    assert main(["--pool", trace, "results/day", *QUICK]) == 130
+    assert main([trace, "results/day", *QUICK]) == 130
     assert "steps (fit 1 of 1): sampling" in capsys.readouterr().err
     alone = FittedModel.load("results/steps/posterior.nc")
-    assert alone.metadata.command == "python scripts/fit_bayes.py steps.jsonl --draws 300"
+    assert alone.metadata.command == "bayes-sched fit steps.jsonl --draws 300"
     assert alone.metadata.prior_from is None
     stub_population(monkeypatch)
     monkeypatch.setattr(sampling, "sample", None)
-    assert main(["--pool", trace, "results/day", *QUICK]) in {0, 3}
+    assert main([trace, "results/day", *QUICK]) in {0, 3}
     assert "steps: fitted before (results/steps), used as it is" in capsys.readouterr().err
     assert set(Population.load("results/pool/population.nc").server_of_trace) == {"steps", "day"}
 
@@ -232,9 +129,9 @@ def test_a_trace_is_fitted_into_a_result_of_its_own_and_never_twice(
 def test_a_fit_with_other_options_is_not_taken_for_the_same(
     options: list[str], trace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([trace, *QUICK]) == 0
+    assert fit([trace, *QUICK]) == 0
     capsys.readouterr()
-    message = fails(main, ["--pool", trace, "results/day", *QUICK, *options], capsys)
+    message = fails(main, [trace, "results/day", *QUICK, *options], capsys)
     assert "results/steps is a fit of another trace or with other options: give the folder itself" in message
     assert not Path("results/pool").exists()
 
@@ -244,8 +141,8 @@ def test_overwrite_fits_a_trace_again_where_options_differ(
     trace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub_population(monkeypatch, interrupt)
-    assert main([trace, *QUICK]) == 0
-    assert main(["--pool", trace, "results/day", *QUICK, "--seed", "5", "--overwrite"]) == 130
+    assert fit([trace, *QUICK]) == 0
+    assert main([trace, "results/day", *QUICK, "--seed", "5", "--overwrite"]) == 130
     assert FittedModel.load("results/steps/posterior.nc").metadata.sampler["seed"] == 5
 
 
@@ -254,7 +151,7 @@ def test_a_fit_that_has_not_converged_is_refused_before_any_is_made(
     trace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sampling, "sample", None)
-    message = fails(main, ["--pool", trace, "results/bad", *QUICK], capsys)
+    message = fails(main, [trace, "results/bad", *QUICK], capsys)
     assert (
         "bad: its fit has not converged; fit it again with more draws, or give --accept-unconverged"
         in message
@@ -263,7 +160,7 @@ def test_a_fit_that_has_not_converged_is_refused_before_any_is_made(
 
 @pytest.mark.usefixtures("fits")
 def test_an_accepted_fit_is_pooled_and_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--pool", "results/day", "results/bad", *QUICK, "--accept-unconverged"]) == 0
+    assert main(["results/day", "results/bad", *QUICK, "--accept-unconverged"]) == 0
     assert "warning: bad has NOT CONVERGED by itself" in capsys.readouterr().err
 
 
@@ -272,11 +169,11 @@ def test_a_trace_whose_fit_does_not_converge_is_kept_for_another_try(
     trace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sampling, "sample", unmixed_sample)
-    assert "steps: its fit has not converged" in fails(main, ["--pool", trace, ALL[0], *QUICK], capsys)
+    assert "steps: its fit has not converged" in fails(main, [trace, ALL[0], *QUICK], capsys)
     assert not FittedModel.load("results/steps/posterior.nc").converged
     monkeypatch.setattr(sampling, "sample", None)
     stub_population(monkeypatch, interrupt)
-    assert main(["--pool", trace, ALL[0], *QUICK, "--accept-unconverged"]) == 130
+    assert main([trace, ALL[0], *QUICK, "--accept-unconverged"]) == 130
     assert "steps: fitted before" in capsys.readouterr().err
 
 
@@ -285,7 +182,7 @@ def test_models_that_differ_or_cannot_be_pooled_are_refused_before_sampling(
     trace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sampling, "sample", None)
-    pair = ["--pool", trace, ALL[0], *QUICK]
+    pair = [trace, ALL[0], *QUICK]
     message = fails(main, [*pair, "--noise", "constant"], capsys)
     assert (
         "day and steps are of different models (saturation with noise proportional, saturation with noise "
@@ -301,7 +198,7 @@ def test_one_trace_under_two_names_is_refused(
 ) -> None:
     shutil.copy(trace, "copy.jsonl")
     monkeypatch.setattr(sampling, "sample", None)
-    message = fails(main, ["--pool", trace, "copy.jsonl", *QUICK], capsys)
+    message = fails(main, [trace, "copy.jsonl", *QUICK], capsys)
     assert "steps and copy are of the same trace: a pool takes each trace once" in message
 
 
@@ -309,14 +206,9 @@ def test_one_trace_under_two_names_is_refused(
 def test_a_report_that_fails_does_not_cost_the_pool(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import bayes_sched.reports.pool as writing
-
-    def fail(*_args: object, **_options: object) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(writing, "write_pool", fail)
+    monkeypatch.setattr("bayes_sched.cli.pool.write_report", fail)
     with pytest.raises(RuntimeError, match="a bug"):
-        main(["--pool", *ALL, *QUICK])
+        main([*ALL, *QUICK])
     assert "the pool is saved, results/pool/population.nc; its report is not" in capsys.readouterr().err
     assert Population.load("results/pool/population.nc").converged
 
@@ -325,7 +217,7 @@ def test_a_report_that_fails_does_not_cost_the_pool(
 def test_an_interrupt_costs_no_existing_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Path("results/pool/population.nc").read_bytes()
     stub_population(monkeypatch, interrupt)
-    assert main(["--pool", *ALL, *QUICK, "--overwrite"]) == 130
+    assert main([*ALL, *QUICK, "--overwrite"]) == 130
     assert Path("results/pool/population.nc").read_bytes() == before
     assert not list(Path("results").glob(".*"))
 
@@ -335,14 +227,14 @@ def test_a_population_that_has_not_converged_is_saved_said_and_refused_as_a_prio
     trace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub_population(monkeypatch, unmixed_population)
-    assert main(["--pool", *ALL, *QUICK]) == 3
+    assert main([*ALL, *QUICK]) == 3
     printed = capsys.readouterr()
     assert "The pool has NOT CONVERGED" in printed.out
-    assert "fit_bayes: not converged: R-hat" in printed.err
+    assert "bayes-sched pool: not converged: R-hat" in printed.err
     assert not FittedModel.load("results/pool/members/day/posterior.nc").converged
     given = [trace, *QUICK, "--prior-from", "results/pool"]
-    assert "the pool pool has not converged (R-hat" in fails(main, given, capsys)
-    assert main([*given, "--accept-unconverged"]) == 0
+    assert "the pool pool has not converged (R-hat" in fails(fit, given, capsys)
+    assert fit([*given, "--accept-unconverged"]) == 0
     prior = FittedModel.load("results/steps/posterior.nc").metadata.prior_from
     assert prior is not None
     assert prior.endswith("as a server not yet seen; the pool has NOT CONVERGED")
@@ -361,10 +253,10 @@ def test_a_population_that_has_not_converged_is_saved_said_and_refused_as_a_prio
 def test_whose_prior_a_fit_takes_is_printed_and_kept(
     options: list[str], whose: str, trace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([trace, *QUICK, "--prior-from", "results/pool/population.nc", *options]) == 0
+    assert fit([trace, *QUICK, "--prior-from", "results/pool/population.nc", *options]) == 0
     printed = capsys.readouterr()
     text = f"the pool pool (3 traces of 2 servers), as {whose}"
-    assert f"fit_bayes: prior: {text}\n" in printed.err
+    assert f"bayes-sched fit: prior: {text}\n" in printed.err
     assert f"Its prior is from {text}." in " ".join(printed.out.split())
     assert FittedModel.load("results/steps/posterior.nc").metadata.prior_from == text
 
@@ -372,12 +264,12 @@ def test_whose_prior_a_fit_takes_is_printed_and_kept(
 @pytest.mark.usefixtures("pooled")
 def test_a_pool_that_does_not_suit_the_fit_is_refused(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = [trace, *QUICK, "--prior-from", "results/pool"]
-    assert "no server 'Z' in the pool pool: it has X100" in fails(main, [*given, "--server", "Z"], capsys)
-    message = fails(main, [*given, "--noise", "constant"], capsys)
+    assert "no server 'Z' in the pool pool: it has X100" in fails(fit, [*given, "--server", "Z"], capsys)
+    message = fails(fit, [*given, "--noise", "constant"], capsys)
     assert (
         "the pool pool is of the model saturation with noise proportional: fit the trace with these"
         in message
     )
     Path("results/pool/population.nc").write_bytes(b"\x89HDF\r\n\x1a\nrubbish")
-    assert "population.nc: no population, or a damaged one" in fails(main, given, capsys)
+    assert "population.nc: no population, or a damaged one" in fails(fit, given, capsys)
     assert not Path("results/steps").exists()

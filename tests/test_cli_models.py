@@ -1,10 +1,9 @@
-"""The command: models on the same steps, what is printed and where, exit statuses, files written whole."""
+"""The command ``models``: models on the same steps, what is printed, files written whole."""
 
 from __future__ import annotations
 
 import csv
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ from typing import Any
 import pytest
 
 from bayes_sched.sampling import sample as sampling
-from bayes_sched.sampling.nuts import SamplerSettings
-from scripts.compare_models import main, parser
 from tests.conftest import recorded_record
-from tests.running import fails, full, interrupt, run_python
+from tests.running import fails, full, interrupt, printed_json, subcommand
 from tests.stub_sampling import unmixed_sample
 
-HEAVY = {"numpy", "pandas", "scipy", "xarray", "pymc", "nutpie", "arviz", "matplotlib", "rich"}
+main = subcommand("models")
 TWO = ["--models", "saturation,saturation:constant", "--draws", "300"]
 
 
@@ -32,58 +29,6 @@ def long_trace(write_lines: Callable[..., Path]) -> str:
     return write_lines(records, "long.jsonl").name
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "the following arguments are required: TRACE"),
-        (["none.jsonl"], "no such file: none.jsonl"),
-        (
-            ["trace.jsonl", "--models", "saturatoin"],
-            "--models saturatoin: no such model; give some of saturation",
-        ),
-        (["trace.jsonl", "--models", "saturation,saturation"], "--models saturation: given twice"),
-        (["trace.jsonl", "--models", ","], "',' names nothing"),
-        (["trace.jsonl", "--models", "my.py"], "--models my.py: no such model"),
-        (["trace.jsonl", "--draws", "20"], "'20' is not a whole number of at least 100"),
-        (["trace.jsonl", "--rows", "3"], "'3' is not a whole number of at least 20"),
-        (["trace.jsonl", "--figure", "x.pdf"], "--figure x.pdf: name a .png file"),
-        (["trace.jsonl", "--csv", "trace.jsonl", "--overwrite"], "trace.jsonl is one of the traces"),
-        (["trace.jsonl", "--csv", "taken.csv"], "taken.csv exists: name another file, or --overwrite"),
-        (
-            ["trace.jsonl", "--min-latency-ms", "9", "--max-latency-ms", "8"],
-            "--min-latency-ms 9 is not below",
-        ),
-    ],
-)
-def test_a_slip_is_answered_with_one_line(
-    arguments: list[str],
-    message: str,
-    in_an_empty_folder: None,
-    short_trace: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    Path("taken.csv").write_text("precious", encoding="utf-8")
-    assert message in fails(main, arguments, capsys)
-    assert Path("taken.csv").read_text(encoding="utf-8") == "precious"
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["trace.jsonl", "--models", "nonsense"]])
-def test_help_and_slips_load_no_heavy_library(arguments: list[str], short_trace: str) -> None:
-    code = (
-        "import sys, contextlib, scripts.compare_models as c\n"
-        "with contextlib.suppress(SystemExit): c.main(sys.argv[1:])\n"
-        "print('LOADED', *{name.split('.')[0] for name in sys.modules})"
-    )
-    done: subprocess.CompletedProcess[bytes] = run_python("-c", code, *arguments)
-    assert not set(done.stdout.decode().partition("LOADED")[2].split()) & HEAVY
-
-
-def test_sampling_defaults_are_those_of_the_library() -> None:
-    options, settings = parser().parse_args(["t.jsonl"]), SamplerSettings()
-    for name in ("draws", "tune", "chains", "seed"):
-        assert getattr(options, name) == getattr(settings, name)
-
-
 def test_the_models_are_ranked_on_the_same_steps_with_what_they_cost(
     stubbed_sampling: None, long_trace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,7 +40,7 @@ def test_the_models_are_ranked_on_the_same_steps_with_what_they_cost(
     assert max(map(len, lines)) <= 100
     assert "ESS/1,000 gradients" in printed.out
     assert "Steps of a trace are autocorrelated" in " ".join(lines)
-    assert "compare_models: 100 of 120 cleaned steps are compared on" in printed.err
+    assert "bayes-sched models: 100 of 120 cleaned steps are compared on" in printed.err
     assert "saturation_context:constant (2 of 2): leaving out each step" in printed.err
     with Path("t.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -111,7 +56,7 @@ def test_json_is_one_document_and_the_same_seed_gives_it_again(
     for seed in ("4", "4", "5"):
         one = ["--models", "saturation", "--rows", "30", "--draws", "200", "--chains", "2", "--json"]
         assert main([long_trace, *one, "--seed", seed]) in (0, 3)
-        documents.append(json.loads(capsys.readouterr().out))
+        documents.append(printed_json(capsys))
     first, again, other = documents
     assert first["models"] == again["models"] != other["models"]
     assert first["models"][0]["model"] == first["best"]
@@ -157,7 +102,7 @@ def test_a_fit_that_failed_its_gate_is_said_and_sets_the_exit_status(
     assert main([short_trace, *TWO]) == 3
     printed = capsys.readouterr()
     assert "saturation: the fit failed its convergence gate" in printed.out
-    assert "compare_models: not converged: saturation: R-hat" in printed.err
+    assert "bayes-sched models: not converged: saturation: R-hat" in printed.err
 
 
 def test_an_interrupt_and_a_full_disk_leave_existing_files_as_they_were(
@@ -170,15 +115,9 @@ def test_an_interrupt_and_a_full_disk_leave_existing_files_as_they_were(
     arguments = [short_trace, *TWO, "--csv", "t.csv", "--overwrite"]
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", full)
-        assert main(arguments) == 2
-    assert "t.csv: cannot write the file (No space left on device)" in capsys.readouterr().err
+        message = fails(main, arguments, capsys)
+    assert "t.csv: cannot write the file (No space left on device)" in message
     monkeypatch.setattr(sampling, "sample", interrupt)
     assert main(arguments) == 130
     assert Path("t.csv").read_text(encoding="utf-8") == "precious"
     assert sorted(path.name for path in Path().iterdir()) == ["t.csv", short_trace]
-
-
-def test_the_script_runs_by_its_path() -> None:
-    done = run_python(str(Path(__file__).resolve().parents[1] / "scripts" / "compare_models.py"), "--help")
-    assert done.returncode == 0
-    assert b"examples:" in done.stdout
