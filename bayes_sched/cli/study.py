@@ -37,7 +37,7 @@ from bayes_sched.studies.forecasts import ForecastCache
 from bayes_sched.studies.pooling import FewSteps, PoolStudy, Target
 from bayes_sched.studies.prediction import StudySettings, validate
 from bayes_sched.studies.predictor import try_out
-from bayes_sched.studies.runs import TableStudy, complete
+from bayes_sched.studies.runs import Findings, TableStudy, complete
 from bayes_sched.studies.sbc import CalibrationStudy, SimulatedFits
 from bayes_sched.studies.simulator import check_simulator
 from bayes_sched.studies.sla_servers import ServerStudy
@@ -127,7 +127,9 @@ def _simulated(options: argparse.Namespace, *, model: str, noise: str | None = N
     )
 
 
-def _completed(study: TableStudy, folder: StudyFolder, options: argparse.Namespace, call: Call) -> Document:
+def _completed(
+    study: TableStudy[Findings], folder: StudyFolder, options: argparse.Namespace, call: Call
+) -> Document:
     """Make the runs that are missing and write what all of them say."""
     resume = options.resume and folder.has_settings  # a part that has not begun begins
     with shown_progress(call) as show:
@@ -173,7 +175,7 @@ def _calibrate_promises(options: argparse.Namespace, call: Call) -> int:
     return DONE
 
 
-def make_servers(options: argparse.Namespace) -> TableStudy:
+def make_servers(options: argparse.Namespace) -> TableStudy[Findings]:
     """Return the study of promises to simulated servers."""
     return ServerStudy(
         _simulated(options, model="saturation"),
@@ -184,7 +186,7 @@ def make_servers(options: argparse.Namespace) -> TableStudy:
     )
 
 
-def make_traces(options: argparse.Namespace) -> TableStudy:
+def make_traces(options: argparse.Namespace) -> TableStudy[Findings]:
     """Return the study of promises on held-out steps."""
     return TraceStudy(
         servers_of([read_trace(name) for name in options.traces], pooled=False),

@@ -121,7 +121,7 @@ def _add_validate(parser: Parser) -> None:
 
 
 def _check_validate(options: argparse.Namespace, call: Call) -> None:
-    """Check the arguments, cheapest first; see that forecasts of another run are neither mixed in nor lost."""
+    """Check the arguments; forecasts of another run are neither mixed in nor lost."""
     _as_option("--splits", check_splits, options.splits)
     check_limits(options)
     _as_option("--models", check_competitors, options.models or ())
@@ -418,7 +418,8 @@ def _command(name: str, summary: str, add: Any = None, check: Any = None, **more
 STUDIES: tuple[Command, ...] = (
     _command(
         "validate",
-        "How well do models predict steps that they have not seen? Ours beside a baseline, a line and LightGBM.",
+        "How well do models predict steps that they have not seen? Ours beside a baseline, a line and "
+        "LightGBM.",
         _add_validate,
         _check_validate,
         epilog=f"""\
@@ -462,7 +463,8 @@ example:
     ),
     _command(
         "calibrate-promises",
-        "See how often promises of latency are kept: by simulated servers, and by steps held out of real traces.",
+        "See how often promises of latency are kept: by simulated servers, and by steps held out of real "
+        "traces.",
         _add_promises,
         _check_promises,
         epilog=f"""\
@@ -488,7 +490,8 @@ example:
     ),
     _command(
         "check-simulator",
-        "Hold the scheduler simulator against a real server: its decisions, and the times that clients measured.",
+        "Hold the scheduler simulator against a real server: its decisions, and the times that clients "
+        "measured.",
         _add_simulator,
         _check_simulator,
         epilog="""\
@@ -522,16 +525,17 @@ exit status: 0 done (fits: all converged); 2 bad input or usage; 3 a fit has not
         commands=(
             _command(
                 "sampling",
-                "Sample the same rows as the model file stands (the logarithms of its parameters, each of nutpie's "
-                "adaptations) and as the library does. Effective draws: smallest bulk ESS of all that the gate sees.",
+                "Sample the same rows as the model file stands (the logarithms of its parameters, each of "
+                "nutpie's adaptations) and as the library does. Effective draws: smallest bulk ESS of all "
+                "that the gate sees.",
                 _add_benchmark_sampling,
                 _check_benchmark,
                 inner=True,
             ),
             _command(
                 "fits",
-                "Fit each trace with the default settings, each in a process of its own: seconds from the cold "
-                "start to the finished report, and the process's peak memory.",
+                "Fit each trace with the default settings, each in a process of its own: seconds from the "
+                "cold start to the finished report, and the process's peak memory.",
                 _add_benchmark_fits,
                 _check_benchmark,
                 inner=True,

@@ -140,10 +140,11 @@ def _(result: Calibration, *, command: str = "") -> Document:
         those of the default settings.""",
         _table(table, digits=3, even=lambda even: "yes" if even else "NO"),
         Text(
-            f"{len(table)} quantities, {int((~table['even']).sum())} outside their 95 % band; the smallest p-value "
-            f"is {least:.3f}, times {len(table)}: {min(1.0, least * len(table)):.2f}. "
-            f"{result.num_simulations:,} simulations, {result.num_errors:,} not fitted for an error; {failed:,} of "
-            f"the fits failed the gate (their ranks count): {reasons}. {_seconds(result.seconds, 'simulation')}"
+            f"{len(table)} quantities, {int((~table['even']).sum())} outside their 95 % band; the smallest "
+            f"p-value is {least:.3f}, times {len(table)}: {min(1.0, least * len(table)):.2f}. "
+            f"{result.num_simulations:,} simulations, {result.num_errors:,} not fitted for an error; "
+            f"{failed:,} of the fits failed the gate (their ranks count): {reasons}. "
+            f"{_seconds(result.seconds, 'simulation')}"
         ),
         command=command,
         after="""`p_value`: how often even ranks would stray as far from an even distribution.
@@ -239,8 +240,8 @@ def _(result: ServerPromises, *, command: str = "") -> Document:
         Text("Given away (shares; negative: promised too much):"),
         _table(tables["given_away"]),
         Text(
-            f"{result.num_servers:,} servers, {result.num_errors} not fitted for an error; {result.num_passed:,} "
-            f"fits passed the gate, and all count. {_cpu(result.cpu_seconds)}"
+            f"{result.num_servers:,} servers, {result.num_errors} not fitted for an error; "
+            f"{result.num_passed:,} fits passed the gate, and all count. {_cpu(result.cpu_seconds)}"
         ),
         command=command,
         figures={
@@ -268,9 +269,9 @@ def _(result: TracePromises, *, command: str = "") -> Document:
         the stretches differ no more than by chance, all steps are taken as independent. So are those of a
         cell, always. The two splits share a trace and are not independent.""",
         Text(
-            f"Share of held-out steps beyond the limit promised for their (B, S) at {_promise(settings)} (wanted: at "
-            f"most {1.0 - settings['quantile']:.2g}; {interval} intervals). borne_out: of the steps whose promise the "
-            "fitted steps do not contradict:"
+            f"Share of held-out steps beyond the limit promised for their (B, S) at {_promise(settings)} "
+            f"(wanted: at most {1.0 - settings['quantile']:.2g}; {interval} intervals). borne_out: of the "
+            "steps whose promise the fitted steps do not contradict:"
         ),
         _table(tables["kept"]),
         Text(f"Predicted and realised shares of late steps, all traces together ({interval} intervals):"),
@@ -278,9 +279,9 @@ def _(result: TracePromises, *, command: str = "") -> Document:
         Text(f"Cells whose {interval} interval holds the prediction, by level:"),
         _table(result.agreement),
         Text(
-            f"{result.num_fits:,} fits of up to {settings['max_rows']:,} steps, {settings['chains']} chains of "
-            f"{settings['draws']} draws each; {result.num_passed:,} passed the gate, {len(result.errors)} failed "
-            f"with an error. {_cpu(result.cpu_seconds)}",
+            f"{result.num_fits:,} fits of up to {settings['max_rows']:,} steps, {settings['chains']} chains "
+            f"of {settings['draws']} draws each; {result.num_passed:,} passed the gate, "
+            f"{len(result.errors)} failed with an error. {_cpu(result.cpu_seconds)}",
             points=result.errors,
         ),
         command=command,
@@ -410,14 +411,15 @@ def _(result: SamplingSpeed, *, command: str = "") -> Document:
             Text(f"{result.trace}: {result.rows:,} of {result.rows_of:,} cleaned steps"),
             Table(result.table, columns),
             Text(
-                "ours over the best direct one: effective draws a gradient "
-                f"x {best['effective_per_1000_gradients']:,.1f}, a second x {best['effective_per_second']:,.1f}"
+                "ours over the best direct one: effective draws a gradient x "
+                f"{best['effective_per_1000_gradients']:,.1f}, a second x {best['effective_per_second']:,.1f}"
             ),
             Text(
-                f"The direct formulation's trajectories are cut at depth {depth} ({2**depth - 1:,} leapfrog steps). "
-                "The ESS of chains that fail the gate is not to be trusted.",
+                f"The direct formulation's trajectories are cut at depth {depth} ({2**depth - 1:,} leapfrog "
+                "steps). The ESS of chains that fail the gate is not to be trusted.",
                 points=(
-                    "* gradients of the warm-up and, of ours, all evaluations of the exploration counted as well",
+                    "* gradients of the warm-up and, of ours, all evaluations of the exploration counted as "
+                    "well",
                     "† wall time of warm-up, draws and, of ours, the exploration; without compiling",
                 ),
             ),
@@ -451,8 +453,8 @@ def _(result: FitSpeed, *, command: str = "") -> Document:
         Column("gate_passed", "gate", _gate),
     )
     note = (
-        "total: wall time of the whole command from its start; the stages are wall time too. ESS: smallest of all "
-        "parameters and coordinates; gradients: leapfrog steps after warm-up."
+        "total: wall time of the whole command from its start; the stages are wall time too. ESS: smallest "
+        "of all parameters and coordinates; gradients: leapfrog steps after warm-up."
     )
     spread = [
         Text(f"{trace}: P(a_1 > tau_S) from {least:.3f} to {most:.3f} over the seeds")
@@ -493,18 +495,20 @@ def _(result: PredictorTrial, *, command: str = "") -> Document:
         sections=(
             Text(
                 f"{result.name}, in a fresh process: import and load {fresh['all_wall_s']:.3f} s "
-                f"({fresh['all_cpu_s']:.3f} s of CPU), {fresh['all_wall_s'] / fresh['numpy_wall_s']:.2f} x the "
-                f"import of numpy alone ({fresh['numpy_wall_s']:.3f} s, {fresh['numpy_cpu_s']:.3f} s of CPU)"
+                f"({fresh['all_cpu_s']:.3f} s of CPU), {fresh['all_wall_s'] / fresh['numpy_wall_s']:.2f} x "
+                f"the import of numpy alone ({fresh['numpy_wall_s']:.3f} s, {fresh['numpy_cpu_s']:.3f} s of "
+                "CPU)"
             ),
             Table(result.speed, speed),
             *((Text(against),) if errors else ()),
             Text(
-                f"replay of {rows['num_steps'].iloc[0]:,} steps: alarm at {result.tolerance:.1%} off, false-alarm "
-                f"bound {result.false_alarm_rate:g} a step"
+                f"replay of {rows['num_steps'].iloc[0]:,} steps: alarm at {result.tolerance:.1%} off, "
+                f"false-alarm bound {result.false_alarm_rate:g} a step"
             ),
             Table(rows, replays),
             Text(
-                "Each alarm is cleared so that the next can come. Largest evidence: in the first half; an alarm is 1."
+                "Each alarm is cleared so that the next can come. Largest evidence: in the first half; an "
+                "alarm is 1."
             ),
         ),
         numbers=result.to_dict(),

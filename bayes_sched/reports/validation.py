@@ -46,8 +46,9 @@ _LEGEND = (
     "! a fit failed its convergence gate."
 )
 _SCORES = (
-    "Continuous ranked probability score in ms, the average pinball loss over one grid of levels for all models "
-    "(Gneiting and Raftery 2007); less is better. In brackets the share of held-out steps in the 90 % band."
+    "Continuous ranked probability score in ms, the average pinball loss over one grid of levels for all "
+    "models (Gneiting and Raftery 2007); less is better. In brackets the share of held-out steps in the 90 % "
+    "band."
 )
 _COLUMNS = {
     "crps_ms": "CRPS (ms)",
@@ -114,8 +115,9 @@ def _(result: Validation, *, command: str = "") -> Document:
                     *(Section(server, (_scores(result, server),)) for server in result.servers),
                     Details("What the splits hold out", (Text("", points=splits),)),
                     Text(
-                        f"At most {settings['max_train']:,} steps to learn from and {settings['max_test']:,} to "
-                        f"predict, thinned at random{chosen}; all models of a split meet the same steps.",
+                        f"At most {settings['max_train']:,} steps to learn from and "
+                        f"{settings['max_test']:,} to predict, thinned at random{chosen}; all models of a "
+                        "split meet the same steps.",
                         on="page",
                     ),
                     *_figures(result),

@@ -52,10 +52,10 @@ class Findings:
     tables: Mapping[str, pd.DataFrame]
 
 
-class TableStudy(Study[pd.DataFrame], Protocol):
+class TableStudy[Found: Findings](Study[pd.DataFrame], Protocol):
     """A study whose runs are rows of a table."""
 
-    def summary(self, runs: pd.DataFrame, folder: StudyFolder) -> Findings:
+    def summary(self, runs: pd.DataFrame, folder: StudyFolder) -> Found:
         """Return what the rows of all runs say; refuse where none could be made."""
         ...
 
@@ -72,14 +72,14 @@ def each_run[Run](
         yield number, run
 
 
-def complete(
-    study: TableStudy,
+def complete[Found: Findings](
+    study: TableStudy[Found],
     folder: StudyFolder,
     *,
     resume: bool = False,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
-) -> Findings:
+) -> Found:
     """Make the runs that are missing, keep each as it is finished, and summarise all."""
     folder.begin(resume=resume)
     for number, rows in each_run(study, first=num_done(folder), progress=progress):

@@ -144,8 +144,7 @@ def error_by_size(found: Validation, *, split: str) -> Figure:
 
 @styled
 def extrapolation_bands(found: Validation) -> Figure:
-    """Draw held-out steps with prefill of the largest budget against S, with each model's median and 90 %
-    band.
+    """Draw held-out steps with prefill of the largest budget against S, with each model's band.
 
     How to read it: dots are observed steps; right of the grey part no training step was as large. A model
     that extrapolates keeps its band on the dots there. Medians and bands are averages over the steps of
