@@ -20,13 +20,7 @@ from bayes_sched.reports.document import report
 from bayes_sched.reports.plots.validation import extrapolation_bands
 from bayes_sched.reports.terminal import terminal
 from bayes_sched.steps import regime, regime_masks
-from bayes_sched.studies.forecasts import (
-    Forecast,
-    ForecastCache,
-    Predict,
-    from_distribution,
-    from_quantiles,
-)
+from bayes_sched.studies.forecasts import Forecast, ForecastCache, Predict, from_distribution, from_quantiles
 from bayes_sched.studies.prediction import StudySettings, validate
 from bayes_sched.studies.splits import SPLITS, Server, cut, servers_of
 from tests.made_trace import made_trace

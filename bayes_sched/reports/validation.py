@@ -265,10 +265,7 @@ def _how_made(found: Validation, command: str) -> Section:
         "How it was made",
         (
             *((Text(command, "code", on="page"),) if command else ()),
-            Text(
-                f"Seed {settings['seed']}, random splits made {repeats}. Traces: {traces}",
-                on="page",
-            ),
+            Text(f"Seed {settings['seed']}, random splits made {repeats}. Traces: {traces}", on="page"),
             _fits(found.fits),
             Text(f"The same numbers: {links}.", "soft", on="page"),
         ),
