@@ -60,7 +60,7 @@ def test_few_steps_are_fitted_and_the_others_predicted() -> None:
     first, again = study.run(3), study.run(3)
     pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
     assert first["crps_ms"][0] > 1.2 * first["whole_crps_ms"][0]
-    (taken, _) = study._samplers["documented"].taken  # type: ignore[attr-defined]
+    (taken, _) = study.samplers["documented"].taken  # type: ignore[attr-defined]
     assert len(taken) == 50
     assert not taken.equals(steps.iloc[:50])
 
@@ -78,7 +78,7 @@ def test_consecutive_steps_follow_each_other_and_are_of_several_sizes() -> None:
     )
     for number in range(5):
         study.run(number)
-        taken = study._samplers["documented"].taken[-1]  # type: ignore[attr-defined]
+        taken = study.samplers["documented"].taken[-1]  # type: ignore[attr-defined]
         start = int(np.flatnonzero(steps["latency_ms"] == taken["latency_ms"][0])[0])
         np.testing.assert_array_equal(taken["latency_ms"], steps["latency_ms"][start : start + 40])
         assert len(taken["total_tokens"].unique()) > 1

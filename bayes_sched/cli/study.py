@@ -219,7 +219,7 @@ def _validate_pool(options: argparse.Namespace, call: Call) -> int:
 
 def _few_steps(name: str, steps: Any, fits: dict[str, FittedModel], options: argparse.Namespace) -> FewSteps:
     return FewSteps(
-        Target.of(name, steps, fits=fits),
+        target=Target.of(name, steps, fits=fits),
         num_steps=options.steps,
         max_test=options.max_test,
         is_consecutive=options.consecutive,

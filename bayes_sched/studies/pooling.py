@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -71,27 +72,30 @@ class Target:
         return cls(name=name, steps=steps, fit=fits[name], priors=priors)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FewSteps:
-    """Repeated fits of a few steps of one target; each prior's model is compiled once."""
+    """Repeated fits of a few steps of a target that predict others; each prior's model is compiled once.
 
-    def __init__(
-        self,
-        target: Target,
-        *,
-        num_steps: int,
-        max_test: int,
-        is_consecutive: bool = False,
-        settings: SamplerSettings,
-    ) -> None:
-        self.target, self.num_steps, self.max_test, self.settings = target, num_steps, max_test, settings
-        self.is_consecutive = is_consecutive
-        if len(target.steps) <= num_steps:
-            raise InputError(f"{target.name}: {len(target.steps):,} steps leave none to predict")
-        first, noise = target.steps.iloc[:num_steps], target.fit.metadata.noise
-        self._samplers = {
-            name: Sampler(target.fit.model, first, priors, noise=noise)
-            for name, priors in target.priors.items()
-        }
+    The few steps are a random choice, or follow each other from a random place; at most `max_test` others, a
+    random choice, are predicted. The seed of `settings` and the number of a run set everything random in it.
+    """
+
+    target: Target
+    num_steps: int
+    max_test: int
+    is_consecutive: bool = False
+    settings: SamplerSettings
+
+    def __post_init__(self) -> None:
+        if len(self.target.steps) <= self.num_steps:
+            raise InputError(f"{self.target.name}: {len(self.target.steps):,} steps leave none to predict")
+
+    @cached_property
+    def samplers(self) -> dict[str, Sampler]:
+        """By prior."""
+        fit, first = self.target.fit, self.target.steps.iloc[: self.num_steps]
+        noise = fit.metadata.noise
+        return {name: Sampler(fit.model, first, p, noise=noise) for name, p in self.target.priors.items()}
 
     def run(self, number: int) -> pd.DataFrame:
         """Draw a few steps, fit them under each prior, and predict the rest.
@@ -111,7 +115,7 @@ class FewSteps:
         seed = int(rng.integers(MOST_SEED))
         whole, _ = _scores(Evaluator(model, self.target.fit.posterior, max_draws=_MAX_DRAWS), test)
         rows = []
-        for prior, sampler in self._samplers.items():
+        for prior, sampler in self.samplers.items():
             start = time.perf_counter()
             sampler.take(train)
             samples = sampler.run(replace(self.settings, seed=seed))

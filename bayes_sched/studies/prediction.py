@@ -156,14 +156,12 @@ class Validation:
 
     def table(self, metric: str, *, server: str, regime: str = "all") -> pd.DataFrame:
         """Return a metric, averaged over the repeats, dims (model, split); NaN where there is none."""
-        splits, models = self.splits_of(server), self.models_of(server)
-        rows = [
-            [self.value(metric, server=server, split=s, model=m, regime=regime) for s in splits]
-            for m in models
-        ]
-        return pd.DataFrame(
-            rows, index=pd.Index(models, name="model"), columns=pd.Index(splits, name="split")
-        )
+        models = pd.Index(self.models_of(server), name="model")
+        columns = {
+            split: [self.value(metric, server=server, split=split, model=m, regime=regime) for m in models]
+            for split in self.splits_of(server)
+        }
+        return pd.DataFrame(columns, index=models).rename_axis(columns="split")
 
     def value(self, metric: str, *, server: str, split: str, model: str, regime: str = "all") -> float:
         """Return a metric averaged over the repeats; NaN where there is none."""
@@ -201,16 +199,9 @@ class Validation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        return {
-            "settings": dict(self.settings),
-            "servers": list(self.servers),
-            "splits": list(self.splits),
-            "models": list(self.models),
-            "text": self.text,
-            "notes": list(self.notes),
-            "fits": records(self.fits),
-            "scores": records(self.scores),
-        }
+        lists = {name: list(getattr(self, name)) for name in ("servers", "splits", "models")}
+        told = {"settings": dict(self.settings), **lists, "text": self.text, "notes": list(self.notes)}
+        return told | {"fits": records(self.fits), "scores": records(self.scores)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -245,23 +236,16 @@ class _Outcome:
 
     @property
     def key(self) -> dict[str, Any]:
-        heat = self.heat
-        key = {"server": heat.server.name, "split": heat.split.name, "repeat": heat.repeat}
-        return key | {"model": self.competitor.name}
+        names = {"server": self.heat.server.name, "split": self.heat.split.name}
+        return names | {"repeat": self.heat.repeat, "model": self.competitor.name}
 
     @property
     def fit(self) -> dict[str, Any]:
         """The row of the table of fits."""
-        cut = self.heat.cut
-        return self.key | {
-            "train_rows": len(cut.train),
-            "train_available": cut.num_train,
-            "test_rows": len(cut.test),
-            "test_available": cut.num_test,
-            **self.cost,
-            "converged": self.forecast.converged if self.forecast else None,
-            "error": self.error,
-        }
+        cut, converged = self.heat.cut, self.forecast.converged if self.forecast else None
+        rows = {"train_rows": len(cut.train), "train_available": cut.num_train}
+        rows |= {"test_rows": len(cut.test), "test_available": cut.num_test}
+        return self.key | rows | {**self.cost, "converged": converged, "error": self.error}
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -371,19 +355,13 @@ def validate(
 
 def _heats(server: Server, settings: StudySettings, notes: list[str]) -> Iterator[_Heat]:
     """Yield the splits that the server's steps allow, and note the others."""
+    limits = {name: getattr(settings, name) for name in ("max_train", "max_test", "rare_first")}
     for split in (SPLITS[name] for name in settings.splits):
         names = [zlib.crc32(text.encode()) for text in (server.name, split.name)]
         for repeat in range(settings.repeats if split.is_random else 1):
             rng = np.random.default_rng([settings.seed, *names, repeat])
             try:
-                made = cut(
-                    server.steps,
-                    split,
-                    rng=rng,
-                    max_train=settings.max_train,
-                    max_test=settings.max_test,
-                    rare_first=settings.rare_first,
-                )
+                made = cut(server.steps, split, rng=rng, **limits)
             except InputError as error:
                 notes.append(f"{server.name}: no split {split.name} ({error})")
                 break

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,88 +70,79 @@ def compare_sampling(
     max_depth: int,
     progress: Say,
 ) -> SamplingSpeed:
-    """Sample one trace in every way."""
-    noise = model.noises[0]
-    priors = Priors.from_parameters(all_parameters(model, noise))
-    ours = _ours(model, steps, priors, noise, replace(settings, tune=tune or _TUNE_OURS), progress)
-    direct = _direct(
-        model, steps, priors, noise, replace(settings, tune=tune or _TUNE_DIRECT), max_depth, progress
-    )
-    methods = [*direct, ours]
+    """Sample one trace in every way, with the model's first noise option and its documented priors.
+
+    The `steps` are chosen from `rows_of`. Tuning draws of each chain are by default 200 for each component of
+    ours, 1,000 of the direct ways, whose trajectories are at most 2**max_depth leapfrog steps: in these
+    coordinates many would be longer.
+    """
+    progress("the library's sampler")
+    ours = _ours(model, steps, replace(settings, tune=tune or _TUNE_OURS))
+    methods = [
+        *_direct(model, steps, replace(settings, tune=tune or _TUNE_DIRECT), max_depth, progress),
+        ours,
+    ]
     table = pd.DataFrame(methods).drop(columns="problems")
+    table = table.assign(
+        ours_per_gradient=ours["effective_per_1000_gradients"] / table["effective_per_1000_gradients"],
+        ours_per_second=ours["effective_per_second"] / table["effective_per_second"],
+    )
     return SamplingSpeed(
         trace=trace,
         rows=len(steps),
         rows_of=rows_of,
         direct_max_depth=max_depth,
         methods=methods,
-        table=table.assign(
-            ours_per_gradient=ours["effective_per_1000_gradients"] / table["effective_per_1000_gradients"],
-            ours_per_second=ours["effective_per_second"] / table["effective_per_second"],
-        ),
+        table=table,
         ratios=ratios_to_best(table),
     )
 
 
+def _noise_and_priors(model: LatencyModel) -> tuple[str, Priors]:
+    noise = model.noises[0]
+    return noise, Priors.from_parameters(all_parameters(model, noise))
+
+
 def _direct(
-    model: LatencyModel,
-    steps: pd.DataFrame,
-    priors: Priors,
-    noise: str,
-    settings: SamplerSettings,
-    max_depth: int,
-    progress: Say,
-) -> list[dict[str, Any]]:
+    model: LatencyModel, steps: pd.DataFrame, settings: SamplerSettings, max_depth: int, progress: Say
+) -> Iterator[dict[str, Any]]:
     """Sample the logarithms of a model's parameters, as PyMC does with its file as it stands.
 
     The acceptance probability is nutpie's own default.
     """
+    noise, priors = _noise_and_priors(model)
     compiled = nutpie.compile_pymc_model(model.build(steps, priors, noise=noise))
-    found = []
+    lengths = {name: getattr(settings, name) for name in ("draws", "tune", "chains", "cores", "seed")}
     for adaptation in ADAPTATIONS:
         progress(f"the model file as it stands, adaptation {adaptation}")
         start = time.perf_counter()
         tree = nutpie.sample(
             compiled,
-            draws=settings.draws,
-            tune=settings.tune,
-            chains=settings.chains,
-            cores=settings.cores,
-            seed=settings.seed,
+            **lengths,
             adaptation=adaptation,
             maxdepth=max_depth,
             save_warmup=True,
             progress_bar=False,
         )
         seconds = time.perf_counter() - start
-        posterior = tree["posterior"].to_dataset()[list(priors)]
         stats = tree["sample_stats"].to_dataset()
-        gate = convergence(xr.DataTree.from_dict({"posterior": posterior, "sample_stats": stats}))
-        found.append(
-            measured(
-                f"direct, {adaptation}",
-                gate,
-                gradients=gate.num_gradients,
-                more_gradients=int(tree["warmup_sample_stats"]["n_steps"].sum()),
-                seconds=seconds,
-                at_max_depth=float((stats["n_steps"] >= 2**max_depth - 1).mean()),
-            )
+        groups = {"posterior": tree["posterior"].to_dataset()[list(priors)], "sample_stats": stats}
+        gate = convergence(xr.DataTree.from_dict(groups))
+        yield measured(
+            f"direct, {adaptation}",
+            gate,
+            gradients=gate.num_gradients,
+            more_gradients=int(tree["warmup_sample_stats"]["n_steps"].sum()),
+            seconds=seconds,
+            at_max_depth=float((stats["n_steps"] >= 2**max_depth - 1).mean()),
         )
-    return found
 
 
-def _ours(
-    model: LatencyModel,
-    steps: pd.DataFrame,
-    priors: Priors,
-    noise: str,
-    settings: SamplerSettings,
-    progress: Say,
-) -> dict[str, Any]:
+def _ours(model: LatencyModel, steps: pd.DataFrame, settings: SamplerSettings) -> dict[str, Any]:
     """Sample as the library does: exploration and discarded draws count too, compiling does not."""
+    noise, priors = _noise_and_priors(model)
     sampler = Sampler(model, steps, priors, noise=noise)
     compiling_s, evaluations = sampler.clock.seconds["compile"], sampler.density.num_evaluations
-    progress("the library's sampler")
     start = time.perf_counter()
     samples = sampler.run(settings)
     seconds = time.perf_counter() - start
