@@ -61,6 +61,7 @@ __all__ = [
     "read_prior_overrides",
     "read_trace",
     "read_workload",
+    "report",
     "request_sla",
     "step_risk",
     "step_sla",
@@ -68,7 +69,6 @@ __all__ = [
     "steps_grid",
     "thin_steps",
     "validate",
-    "write_analysis",
     "write_report",
     "write_validation",
 ]
@@ -98,9 +98,9 @@ from .posterior.typical_load import TypicalLoad
 from .predictor.compile import compile_predictor
 from .predictor.monitor import MonitorSettings
 from .predictor.predictor import Predictor
-from .reports.fit import write_report
-from .reports.trace import write_analysis
+from .reports.kinds import report
 from .reports.validation import write_validation
+from .reports.write import write_report
 from .sampling.nuts import SamplerSettings
 from .sla.request import RequestSLA, request_sla
 from .sla.risk import Objective, step_risk

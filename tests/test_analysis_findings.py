@@ -32,19 +32,11 @@ def only(*, limits: Limits | None = None, **columns: Any) -> Finding:
     return finding
 
 
-def test_a_quiet_trace_has_no_finding_and_says_so() -> None:
-    analysis = analyze(made_trace())
-    assert analysis.findings == ()
-    assert (
-        "There is no step that scheduled for more than 10 ms, no sudden rise of the schedule time, no "
-        "lasting queue of more than 10 requests and no time with the KV cache 95% full." in analysis.text
-    )
-
-
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_busy_but_steady_server_has_no_finding(seed: int) -> None:
     """Noise of a third, and admissions that take three times as long to schedule, are no change."""
+    assert found() == ()
     rng = np.random.default_rng(seed)
     prefill = (rng.random(3000) < 0.3).astype(int)
     requests = np.clip(np.cumsum(rng.integers(-1, 2, 3000)) % 40, 1, 40)
@@ -64,12 +56,8 @@ def test_a_busy_but_steady_server_has_no_finding(seed: int) -> None:
 def test_a_slow_schedule_is_found_with_its_line_and_date() -> None:
     finding = only(schedule_ms=changed(0.5, slow=(99, 25.0)))
     assert (finding.kind, finding.value, finding.unit) == (SLOW_SCHEDULING, 25.0, "ms")
-    assert (finding.source, finding.first_line, finding.last_line, finding.num_steps) == (
-        "t0.jsonl",
-        100,
-        100,
-        1,
-    )
+    place = (finding.source, finding.first_line, finding.last_line, finding.num_steps)
+    assert place == ("t0.jsonl", 100, 100, 1)
     assert finding.start == finding.end == "2023-11-14 22:13:22.029 UTC"
     assert finding.start_s == pytest.approx(99 * 0.0205, abs=1e-6)
     assert finding.text == "scheduling took 25 ms (0 prefill, 8 decode requests, 8 tokens)"
@@ -113,22 +101,12 @@ def test_a_rise_that_the_load_explains_is_none() -> None:
     assert found(schedule_ms=changed(0.5, rise=(slice(300, None), 4.0)), **columns) == ()
 
 
-def test_a_rise_too_small_for_anybody_to_feel_is_none() -> None:
+def test_rises_too_small_to_feel_stray_steps_and_short_traces_show_no_rise_and_two_are_two() -> None:
     assert found(schedule_ms=changed(0.01, rise=(slice(300, None), 0.1))) == ()
-
-
-def test_some_stray_steps_are_no_rise() -> None:
-    stray = changed(0.5, stray=(slice(300, 600, 5), 8.0))
-    assert found(schedule_ms=stray) == ()
-
-
-def test_two_rises_are_two_findings() -> None:
-    steps = changed(0.5, a=(slice(200, 400), 1.5), b=(slice(400, None), 5.0))
-    assert [f.first_line for f in found(schedule_ms=steps)] == [201, 401]
-
-
-def test_a_short_trace_is_too_short_for_a_rise() -> None:
+    assert found(schedule_ms=changed(0.5, stray=(slice(300, 600, 5), 8.0))) == ()
     assert found(200, schedule_ms=changed(0.5, 200, rise=(slice(100, None), 5.0))) == ()
+    two = changed(0.5, a=(slice(200, 400), 1.5), b=(slice(400, None), 5.0))
+    assert [f.first_line for f in found(schedule_ms=two)] == [201, 401]
 
 
 def queue(*, until: int) -> np.ndarray[Any, Any]:
@@ -149,10 +127,8 @@ def test_a_queue_that_builds_up_is_found_from_its_beginning_to_its_end() -> None
     )
 
 
-def test_a_queue_that_is_still_there_says_so_and_calls_for_a_server() -> None:
-    analysis = analyze(made_trace(num_waiting_reqs=queue(until=600)))
-    assert analysis.findings[0].text.endswith("still waiting at the end of the trace")
-    assert "the server was offered more than it serves; add a replica, or admit less." in analysis.text
+def test_a_queue_that_is_still_there_says_so() -> None:
+    assert only(num_waiting_reqs=queue(until=600)).text.endswith("still waiting at the end of the trace")
 
 
 def test_a_queue_that_passes_at_once_or_stays_short_is_none() -> None:
@@ -162,14 +138,10 @@ def test_a_queue_that_passes_at_once_or_stays_short_is_none() -> None:
     assert only(num_waiting_reqs=changed(10), limits=Limits(long_queue=9)).kind == QUEUE_BUILD_UP
 
 
-def test_a_queue_of_few_but_long_steps_lasts() -> None:
+def test_a_queue_of_few_but_long_steps_lasts_and_one_that_swings_around_the_limit_is_one() -> None:
     waiting = changed(0, burst=(slice(100, 106), 50))
     assert only(num_waiting_reqs=waiting, timestamp=START + 0.25 * np.arange(600)).num_steps == 6
-
-
-def test_a_queue_that_swings_around_the_limit_is_one_finding() -> None:
-    waiting = np.where(np.arange(600) % 2, 12, 8)
-    assert only(num_waiting_reqs=waiting).num_steps == 300
+    assert only(num_waiting_reqs=np.where(np.arange(600) % 2, 12, 8)).num_steps == 300
 
 
 def test_a_full_kv_cache_is_found() -> None:
@@ -188,37 +160,12 @@ def test_findings_are_those_of_each_file_on_its_own() -> None:
     assert [(f.source, f.first_line) for f in slow] == [("t0.jsonl", 299), ("t1.jsonl", 1)]
 
 
-def test_moments_of_a_monotonic_clock_count_from_the_beginning_of_the_file() -> None:
-    finding = only(schedule_ms=changed(0.5, slow=(50, 25.0)), timestamp=5000 + np.arange(600) / 10)
+def test_moments_of_a_monotonic_clock_count_from_the_files_beginning_and_a_line_is_there_without() -> None:
+    slow = changed(0.5, slow=(50, 25.0))
+    finding = only(schedule_ms=slow, timestamp=5000 + np.arange(600) / 10)
     assert (finding.start, finding.start_s) == ("5.000 s", 5.0)
-
-
-def test_without_timestamps_a_finding_has_its_line() -> None:
-    finding = only(schedule_ms=changed(0.5, slow=(50, 25.0)), timestamp=...)
+    finding = only(schedule_ms=slow, timestamp=...)
     assert (finding.start, finding.start_s, finding.duration_s, finding.first_line) == ("", None, None, 51)
-
-
-def test_the_paragraph_names_what_was_found_and_what_to_do() -> None:
-    analysis = analyze(
-        made_trace(
-            num_waiting_reqs=queue(until=200),
-            kv_cache_usage=changed(0.99),
-            schedule_ms=changed(0.5, slow=(7, 25.0), rise=(slice(300, None), 4.0)),
-            step_ms=...,
-        )
-    )
-    for text in (
-        "1 step (0.17%) scheduled for more than 10 ms, 25 ms at t0.jsonl:8, 2023-11-14 22:13:20.143 UTC",
-        "look for garbage collection",
-        "rose suddenly once",
-        "A queue of more than 10 requests built up once, 30 requests at t0.jsonl:159",
-        "22:13:23.239 UTC: bursts, of which the longest drained within 1.89 s.",
-        "The KV cache was at least 95% full once, 99.0% at t0.jsonl:1",
-        "--gpu-memory-utilization",
-        "Scheduling takes 10.3% of the step time: worth watching.",
-    ):
-        assert text in analysis.text
-    assert "There is" not in analysis.text
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def trace(write_lines: Callable[..., Path]) -> str:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the figures out, which take the time."""
-    monkeypatch.setattr("bayes_sched.reports.trace.analysis_figures", lambda _: ())
+    monkeypatch.setattr("bayes_sched.reports.trace._figures", lambda _: ())
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def existing(trace: str, no_figures: None) -> Iterator[str]:
 def test_an_interrupt_costs_no_existing_report(
     existing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bayes_sched.cli.analyze.write_analysis", interrupt)
+    monkeypatch.setattr("bayes_sched.cli.results.write_report", interrupt)
     assert main([existing, "--report", "--overwrite"]) == 130
     assert capsys.readouterr().err.endswith("interrupted; existing results are as they were\n")
 
@@ -174,7 +174,7 @@ def test_a_full_disk_costs_no_existing_report(
     existing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    monkeypatch.setattr("bayes_sched.cli.analyze.write_analysis", full)
+    monkeypatch.setattr("bayes_sched.cli.results.write_report", full)
     message = fails(main, [existing, "--report", "--overwrite"], capsys)
     assert "results/trace-analysis: cannot write the result (No space left on device)" in message
 

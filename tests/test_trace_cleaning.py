@@ -1,3 +1,5 @@
+"""What a fit uses of a trace: steps that are work, and of many alike some."""
+
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayes_sched.errors import InputError
-from bayes_sched.trace.cleaning import clean_steps
+from bayes_sched.trace.cleaning import clean_steps, thin_steps
 from bayes_sched.trace.reader import read_trace
 
 
@@ -43,15 +45,12 @@ def test_each_rule_removes_what_the_one_before_left() -> None:
     )
 
 
-def test_a_clean_trace_stays_as_it_is() -> None:
+def test_a_clean_trace_stays_as_it_is_and_what_comes_in_is_not_changed() -> None:
     steps = make_steps([5, 6], [20.0, 30.0])
     cleaned = clean_steps(steps)
     pd.testing.assert_frame_equal(cleaned.steps, steps)
     assert cleaned.table["min_total_tokens"].isna().all()
     assert (cleaned.warnings, cleaned.text) == ((), "2 of 2 steps are used; removed: none.")
-
-
-def test_what_comes_in_is_not_changed() -> None:
     steps = make_steps([0, 6], [20.0, 30.0])
     before = steps.copy()
     clean_steps(steps)
@@ -69,12 +68,13 @@ def test_a_rare_tail_at_every_size_is_no_warning() -> None:
     assert clean_steps(make_steps(rng.integers(1, 512, 5000), latency_ms)).warnings == ()
 
 
-def test_a_rule_above_one_percent_warns_with_numbers_and_the_option() -> None:
+def test_a_rule_above_one_percent_warns_with_numbers_and_a_limit_that_keeps_them() -> None:
     steps = make_steps([*[10] * 97, 20, 10, 30], [*[20.0] * 97, 412.0, 350.0, 333.0])
     assert clean_steps(steps).warnings == (
         "3 of 100 steps (3.00%) have T above 300 ms and are removed (S from 10 to 30, median 20): "
-        "if they are real work, keep them with --max-latency-ms 420",
+        "if they are real work, keep them with max_latency_ms 420",
     )
+    assert clean_steps(steps, max_latency_ms=420).num_after == 100
 
 
 def test_a_rule_that_takes_the_large_steps_warns_though_they_are_few() -> None:
@@ -83,7 +83,7 @@ def test_a_rule_that_takes_the_large_steps_warns_though_they_are_few() -> None:
         "20 of 4,030 steps (0.50%) have T above 300 ms and are removed "
         "(S from 8,192 to 8,192, median 8,192); "
         "of the 30 steps with 8,192 or more tokens 20 go: "
-        "if they are real work, keep them with --max-latency-ms 500",
+        "if they are real work, keep them with max_latency_ms 500",
     )
 
 
@@ -92,13 +92,8 @@ def test_a_rule_that_takes_the_small_steps_warns_though_they_are_few() -> None:
     assert clean_steps(steps).warnings == (
         "20 of 4,020 steps (0.50%) have T below 1 ms and are removed (S from 1 to 1, median 1); "
         "of the 20 steps with 1 or fewer tokens 20 go: if they are real work, "
-        "keep them with --min-latency-ms 0.57",
+        "keep them with min_latency_ms 0.57",
     )
-
-
-def test_the_option_that_a_warning_names_keeps_the_steps() -> None:
-    steps = make_steps([*[10] * 97, 20, 10, 30], [*[20.0] * 97, 412.0, 350.0, 333.0])
-    assert clean_steps(steps, max_latency_ms=420).num_after == 100
 
 
 def test_many_idle_steps_are_told() -> None:
@@ -108,29 +103,21 @@ def test_many_idle_steps_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "message"),
+    ("name", "value"),
     [
-        (
-            {"min_latency_ms": -1.0},
-            "--min-latency-ms is -1.0: give a positive, finite number of milliseconds",
-        ),
-        ({"min_latency_ms": 0.0}, "--min-latency-ms is 0.0: give a positive, finite number of milliseconds"),
-        (
-            {"max_latency_ms": math.inf},
-            "--max-latency-ms is inf: give a positive, finite number of milliseconds",
-        ),
-        (
-            {"max_latency_ms": math.nan},
-            "--max-latency-ms is nan: give a positive, finite number of milliseconds",
-        ),
-        (
-            {"min_latency_ms": 50.0, "max_latency_ms": 50.0},
-            "--min-latency-ms 50 is not below --max-latency-ms 50: no step could stay",
-        ),
+        ("min_latency_ms", -1.0),
+        ("min_latency_ms", 0.0),
+        ("max_latency_ms", math.inf),
+        ("max_latency_ms", math.nan),
     ],
 )
-def test_limits_that_make_no_sense_are_refused(limits: dict[str, float], message: str) -> None:
-    assert refusal(make_steps([5], [20.0]), **limits) == message
+def test_limits_that_make_no_sense_are_refused(name: str, value: float) -> None:
+    steps = make_steps([5], [20.0])
+    message = f"{name} is {value}: give a positive, finite number of milliseconds"
+    assert refusal(steps, **{name: value}) == message
+    assert refusal(steps, min_latency_ms=50.0, max_latency_ms=50.0) == (
+        "min_latency_ms 50 is not below max_latency_ms 50: no step could stay"
+    )
 
 
 def test_nothing_left_is_refused_with_the_numbers() -> None:
@@ -138,15 +125,12 @@ def test_nothing_left_is_refused_with_the_numbers() -> None:
         "no step is left of 4: 1 idle: B, S or T not above 0; 2 T below 1 ms; "
         "1 T above 300 ms; "
         "the latencies run from 0.02 to 4000 ms: "
-        "check their unit, or move --min-latency-ms and --max-latency-ms"
+        "check their unit, or move min_latency_ms and max_latency_ms"
     )
 
 
-def test_an_empty_table_is_refused() -> None:
+def test_a_table_without_steps_or_columns_is_refused() -> None:
     assert refusal(make_steps([], [])) == "there are no steps to clean"
-
-
-def test_a_table_without_the_columns_is_refused() -> None:
     assert refusal(pd.DataFrame({"batch_size": [1]})) == (
         "the steps table lacks total_tokens, latency_ms: it needs batch_size, total_tokens, latency_ms"
     )
@@ -179,3 +163,69 @@ def test_the_real_gpu_traces_lose_their_idle_step_only(name: str, shared_traces:
     cleaned = clean_steps(read_trace(shared_traces / f"{name}.jsonl.gz").steps)
     assert cleaned.table["removed"].tolist() == [1, 0, 0]
     assert cleaned.warnings == ()
+
+
+# Thinning
+
+
+def steps_of(*counts: int) -> pd.DataFrame:
+    """Steps of as many (B, S) as there are counts, shuffled; `line` numbers them."""
+    batch_size = np.random.default_rng(0).permutation(np.repeat(np.arange(1, len(counts) + 1), counts))
+    steps = pd.DataFrame({"batch_size": batch_size, "total_tokens": 10 * batch_size})
+    return steps.assign(latency_ms=5.0, line=np.arange(len(steps)))
+
+
+def counts_of(steps: pd.DataFrame) -> list[int]:
+    return steps.groupby(["batch_size", "total_tokens"]).size().tolist()
+
+
+def test_few_steps_stay_whole_and_nothing_is_said() -> None:
+    steps = steps_of(5, 3)
+    thinned = thin_steps(steps, 8)
+    pd.testing.assert_frame_equal(thinned.steps, steps)
+    assert thinned.text is None
+
+
+def test_rare_combinations_stay_whole_crowded_ones_are_capped_and_the_order_stays() -> None:
+    thinned = thin_steps(steps_of(1000, 3, 500, 10), 53)
+    assert counts_of(thinned.steps) == [20, 3, 20, 10]
+    assert thinned.steps["line"].is_monotonic_increasing
+    assert list(thinned.steps.index) == list(range(len(thinned.steps)))
+
+
+def test_the_choice_is_repeatable_and_random_and_never_looks_at_the_latency() -> None:
+    steps = steps_of(1000, 500)
+    first, second, other = (thin_steps(steps, 100, seed=seed).steps for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(first, second)
+    assert set(first["line"]) != set(other["line"])
+    assert first["line"].mean() == pytest.approx(steps["line"].mean(), rel=0.3)
+    reversed_latency = steps.assign(latency_ms=np.arange(len(steps))[::-1])
+    assert first["line"].equals(thin_steps(reversed_latency, 100, seed=1).steps["line"])
+
+
+def test_more_combinations_than_rows_give_one_step_of_some() -> None:
+    thinned = thin_steps(steps_of(*[3] * 50), 20)
+    assert counts_of(thinned.steps) == [1] * 20
+    assert "one step of some" in str(thinned.text)
+
+
+def test_what_was_left_out_is_said_with_numbers_and_the_option() -> None:
+    text = str(thin_steps(steps_of(4000, 3), 1000).text)
+    assert "1,000 of 4,003 cleaned steps" in text
+    assert "max_rows 1000" in text
+    assert "at most 997 steps of each (B, S)" in text
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 400))
+def test_the_cap_is_the_largest_that_fits(counts: list[int], max_rows: int) -> None:
+    kept = np.array(counts_of(thin_steps(steps_of(*counts), max_rows).steps))
+    assert kept.sum() <= max_rows
+    if sum(counts) > max_rows and len(counts) <= max_rows:
+        cap = kept.max()
+        np.testing.assert_array_equal(kept, np.minimum(counts, cap))
+        assert np.minimum(counts, cap + 1).sum() > max_rows
+
+
+def test_no_rows_at_all_are_refused() -> None:
+    with pytest.raises(InputError, match="max_rows is 0"):
+        thin_steps(steps_of(3), 0)

@@ -1,12 +1,25 @@
+"""One line of a trace: three formats, and two ways to decode JSON that never disagree."""
+
 import contextlib
+import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayes_sched.trace.formats import FIELDS, LineError, Step, parse_line
+from bayes_sched.trace.formats import (
+    FIELDS,
+    LineError,
+    Record,
+    Step,
+    decode_carefully,
+    decode_quickly,
+    interpret,
+    parse_line,
+)
 from tests.conftest import as_bytes, documented_record, iteration_line, recorded_record
 
 
@@ -21,6 +34,15 @@ def refusal(line: bytes | str | dict[str, Any]) -> LineError:
     with pytest.raises(LineError) as caught:
         parse_line(as_bytes(line))
     return caught.value
+
+
+def told(line: bytes, read: Callable[[bytes], Record | Step | None]) -> Step | str | None:
+    """What is made of a line: a step, why it is none, or nothing."""
+    try:
+        found = read(line)
+        return interpret(found) if isinstance(found, Record) else found
+    except LineError as error:
+        return str(error)
 
 
 def test_a_documented_line_gives_every_field_it_holds() -> None:
@@ -42,11 +64,9 @@ def test_a_documented_line_gives_every_field_it_holds() -> None:
 
 
 def test_documented_context_lengths_give_context_tokens_and_prefill_pairs() -> None:
-    record = documented_record(
-        prefill=[4, 1], decode=2, prefill_context_lens=[10, 7], decode_context_lens=[100, 200]
-    )
-    assert row(record)["context_tokens"] == 317
-    assert row(record)["prefill_pairs"] == 4 * 10 + 10 + 1 * 7 + 1
+    contexts = {"prefill_context_lens": [10, 7], "decode_context_lens": [100, 200]}
+    told = row(documented_record(prefill=[4, 1], decode=2, **contexts))
+    assert (told["context_tokens"], told["prefill_pairs"]) == (317, 4 * 10 + 10 + 1 * 7 + 1)
 
 
 def test_a_recorded_line_gives_every_field_it_holds() -> None:
@@ -81,33 +101,35 @@ def test_an_iteration_line_with_engine_and_cache_usage_is_read() -> None:
     }
 
 
-def test_an_iteration_line_of_the_older_shape_is_read() -> None:
-    line = (
-        "(EngineCore_DP0 pid=2010410) INFO 12-22 21:44:40 [core.py:349] Iteration(515): 0 context requests, "
-        "0 context tokens, 20 generation requests, 20 generation tokens, iteration elapsed time: 10.99 ms"
-    )
-    assert (row(line)["batch_size"], row(line)["total_tokens"], row(line)["latency_ms"]) == (20, 20, 10.99)
+OLDER = (
+    "(EngineCore_DP0 pid=2010410) INFO 12-22 21:44:40 [core.py:349] Iteration(515): 0 context requests, "
+    "0 context tokens, 20 generation requests, 20 generation tokens, iteration elapsed time: 45.1 ms"
+)
 
 
 @pytest.mark.parametrize(
-    "tail",
-    ["", " (dummy)", ", encoder inputs: 3", ", GPU KV cache usage: 0.0%, encoder inputs: 3 (9 tokens)", "\r"],
+    "line",
+    [
+        OLDER,
+        "\x1b[0;36m(EngineCore_DP0 pid=1)\x1b[0;0m " + iteration_line(),
+        iteration_line(tail=""),
+        iteration_line(tail=", encoder inputs: 3"),
+        iteration_line(tail=", GPU KV cache usage: 0.0%, encoder inputs: 3 (9 tokens)\r"),
+    ],
 )
-def test_what_follows_the_time_of_an_iteration_line_does_not_harm(tail: str) -> None:
-    assert row(iteration_line(tail=tail))["latency_ms"] == 45.1
+def test_what_surrounds_an_iteration_does_not_harm(line: str) -> None:
+    assert (row(line)["batch_size"], row(line)["latency_ms"]) == (20, 45.1)
 
 
-def test_a_dummy_iteration_is_an_idle_step() -> None:
+def test_a_dummy_iteration_is_an_idle_step_as_is_a_record_without_requests() -> None:
     dummy = row(iteration_line(prefill=(0, 0), decode=1, tail=" (dummy), GPU KV cache usage: 1.0%"))
     assert (dummy["batch_size"], dummy["total_tokens"], dummy["kv_cache_usage"]) == (0, 0, 0.01)
+    for record in (recorded_record([], []), documented_record([], 0)):
+        assert (row(record)["batch_size"], row(record)["total_tokens"]) == (0, 0)
 
 
 def test_an_impossible_date_in_a_log_line_leaves_the_time_out() -> None:
     assert "timestamp" not in row(iteration_line().replace("11-22", "13-45"))
-
-
-def test_colour_codes_in_a_log_line_do_not_harm() -> None:
-    assert row("\x1b[0;36m(EngineCore_DP0 pid=1)\x1b[0;0m " + iteration_line())["total_tokens"] == 531
 
 
 @pytest.mark.parametrize("line", [b"", b"\r", b"  \t", b"\xef\xbb\xbf"])
@@ -115,49 +137,20 @@ def test_a_blank_line_is_nothing(line: bytes) -> None:
     assert parse_line(line) is None
 
 
-@pytest.mark.parametrize(
-    "decorate",
-    [
-        lambda line: b"\xef\xbb\xbf" + line,
-        lambda line: line + b"\r",
-        lambda line: line + b"\n",
-        lambda line: b"  " + line + b"\t",
-    ],
-    ids=["byte-order mark", "CRLF", "newline", "space around"],
-)
-def test_marks_and_space_around_a_line_do_not_harm(decorate: Any) -> None:
-    assert row(decorate(as_bytes(documented_record()))) == row(documented_record())
+@pytest.mark.parametrize(("before", "after"), [(b"\xef\xbb\xbf", b"\r"), (b"", b"\n"), (b"  ", b"\t")])
+def test_marks_and_space_around_a_line_do_not_harm(before: bytes, after: bytes) -> None:
+    assert row(before + as_bytes(documented_record()) + after) == row(documented_record())
 
 
-def test_unknown_fields_are_ignored() -> None:
-    assert row(documented_record(gpu_clock=[1, {"a": None}])) == row(documented_record())
+def test_unknown_fields_are_ignored_and_whole_floats_are_counts() -> None:
+    odd = documented_record(gpu_clock=[1, {"a": None}], num_waiting_reqs=5.0, total_scheduled_tokens=517.0)
+    assert row(odd) == row(documented_record())
 
 
 @pytest.mark.parametrize("value", [..., None, math.nan])
 def test_an_optional_field_may_be_absent_null_or_nan(value: object) -> None:
     fields = row(documented_record(kv_cache_usage=value, num_waiting_reqs=value, timestamp=value))
     assert not fields.keys() & {"kv_cache_usage", "num_waiting_reqs", "timestamp"}
-
-
-def test_chunk_lists_may_be_absent() -> None:
-    assert row(documented_record(prefill_chunk_sizes=..., decode_chunk_sizes=None))["batch_size"] == 4
-    assert "context_tokens" not in row(recorded_record(all_computed_tokens=...))
-
-
-def test_whole_floats_are_counts() -> None:
-    assert row(documented_record(num_waiting_reqs=3.0, total_scheduled_tokens=517.0))["total_tokens"] == 517
-
-
-def test_an_idle_step_is_read() -> None:
-    for record in (recorded_record([], []), documented_record([], 0)):
-        assert (row(record)["batch_size"], row(record)["total_tokens"]) == (0, 0)
-
-
-def test_chunks_that_miss_the_total_are_remarked_and_the_total_is_used() -> None:
-    step = parse_line(as_bytes(documented_record(total_scheduled_tokens=2048)))
-    assert step is not None
-    assert step.row[1] == 2048
-    assert step.remark == "chunk sizes do not sum to total_scheduled_tokens (which is used)"
 
 
 @pytest.mark.parametrize(
@@ -182,52 +175,41 @@ def test_a_latency_that_is_none_is_refused(value: object, reason: str) -> None:
         assert str(refusal(record(model_run_duration_ms=value))) == reason
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"num_decode_reqs": ...}, "missing field num_decode_reqs"),
-        ({"total_scheduled_tokens": ...}, "missing field total_scheduled_tokens"),
-        ({"num_prefill_reqs": ..., "num_decode_reqs": ...}, "missing field num_prefill_reqs or chunk_sizes"),
-        (
-            {"num_prefill_reqs": 3},
-            "prefill_chunk_sizes contradicts num_prefill_reqs (2 entries where 3 are due)",
-        ),
-        (
-            {"decode_chunk_sizes": [1]},
-            "decode_chunk_sizes contradicts num_decode_reqs (1 entries where 2 are due)",
-        ),
-        (
-            {"prefill_context_lens": [9]},
-            "prefill_context_lens contradicts num_prefill_reqs (1 entries where 2 are due)",
-        ),
-        ({"prefill_chunk_sizes": 512}, "prefill_chunk_sizes is a number, not a list (512)"),
-        ({"prefill_chunk_sizes": ["512", 3]}, "prefill_chunk_sizes holds something else than whole numbers"),
-        ({"prefill_chunk_sizes": [512, -3]}, "prefill_chunk_sizes holds a number outside 0 to 1e+09"),
-        ({"num_decode_reqs": 2.5}, "num_decode_reqs is not a whole number (2.5)"),
-        ({"total_scheduled_tokens": 1e308}, "total_scheduled_tokens is above 1e+09 (1e+308)"),
-        ({"num_waiting_reqs": -1}, "num_waiting_reqs is negative (-1)"),
-        ({"schedule_duration_ms": "0.5"}, 'schedule_duration_ms is a string ("0.5")'),
-        ({"timestamp": "2023-12-21"}, 'timestamp is a string ("2023-12-21")'),
-    ],
-)
-def test_a_documented_line_with_a_damaged_field_is_refused(changes: dict[str, Any], reason: str) -> None:
-    assert str(refusal(documented_record(**changes))) == reason
+DOCUMENTED: dict[str, dict[str, Any]] = {
+    "missing field num_decode_reqs": {"num_decode_reqs": ...},
+    "missing field total_scheduled_tokens": {"total_scheduled_tokens": ...},
+    "missing field num_prefill_reqs or chunk_sizes": {"num_prefill_reqs": ..., "num_decode_reqs": ...},
+    "prefill_chunk_sizes contradicts num_prefill_reqs (2 entries where 3 are due)": {"num_prefill_reqs": 3},
+    "decode_chunk_sizes contradicts num_decode_reqs (1 entries where 2 are due)": {"decode_chunk_sizes": [1]},
+    "prefill_context_lens contradicts num_prefill_reqs (1 entries where 2 are due)": {
+        "prefill_context_lens": [9]
+    },
+    "prefill_chunk_sizes is a number, not a list (512)": {"prefill_chunk_sizes": 512},
+    "prefill_chunk_sizes holds something else than whole numbers": {"prefill_chunk_sizes": ["512", 3]},
+    "prefill_chunk_sizes holds a number outside 0 to 1e+09": {"prefill_chunk_sizes": [512, -3]},
+    "num_decode_reqs is not a whole number (2.5)": {"num_decode_reqs": 2.5},
+    "total_scheduled_tokens is above 1e+09 (1e+308)": {"total_scheduled_tokens": 1e308},
+    "num_waiting_reqs is negative (-1)": {"num_waiting_reqs": -1},
+    'schedule_duration_ms is a string ("0.5")': {"schedule_duration_ms": "0.5"},
+    'timestamp is a string ("2023-12-21")': {"timestamp": "2023-12-21"},
+}
+RECORDED: dict[str, dict[str, Any]] = {
+    "chunk_sizes is null": {"chunk_sizes": None},
+    "chunk_sizes contradicts total_scheduled_tokens (sum 1024, total 7)": {"total_scheduled_tokens": 7},
+    "all_computed_tokens contradicts chunk_sizes (1 entries where 3 are due)": {"all_computed_tokens": [1]},
+    "missing field num_prefill_reqs or chunk_sizes": {"chunk_sizes": ...},
+}
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("record", "reason"),
     [
-        ({"chunk_sizes": None}, "chunk_sizes is null"),
-        ({"total_scheduled_tokens": 7}, "chunk_sizes contradicts total_scheduled_tokens (sum 1024, total 7)"),
-        (
-            {"all_computed_tokens": [1]},
-            "all_computed_tokens contradicts chunk_sizes (1 entries where 3 are due)",
-        ),
-        ({"chunk_sizes": ...}, "missing field num_prefill_reqs or chunk_sizes"),
+        *((documented_record(**changes), reason) for reason, changes in DOCUMENTED.items()),
+        *((recorded_record(**changes), reason) for reason, changes in RECORDED.items()),
     ],
 )
-def test_a_recorded_line_with_a_damaged_field_is_refused(changes: dict[str, Any], reason: str) -> None:
-    assert str(refusal(recorded_record(**changes))) == reason
+def test_a_line_with_a_damaged_field_is_refused(record: dict[str, Any], reason: str) -> None:
+    assert str(refusal(record)) == reason
 
 
 @pytest.mark.parametrize(
@@ -254,32 +236,8 @@ def test_a_line_that_is_no_step_is_refused_with_a_reason_fit_for_counting(line: 
 
 @given(st.binary(max_size=60).map(lambda tail: b"{" + tail) | st.binary(max_size=60))
 def test_any_bytes_are_a_step_a_blank_line_or_a_reason(line: bytes) -> None:
-    outcome: object
-    try:
-        outcome = parse_line(line)
-    except LineError as error:
-        outcome = error
-    if isinstance(outcome, LineError):
-        assert outcome.reason
-        assert str(outcome).isprintable()
-    else:
-        assert outcome is None or isinstance(outcome, Step)
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=5,
-)
-
-
-@settings(max_examples=50)
-@given(st.data())
-def test_any_value_in_any_field_gives_finite_numbers_or_a_reason(data: st.DataObject) -> None:
-    record = data.draw(st.sampled_from([documented_record(), recorded_record()]))
-    record[data.draw(st.sampled_from(sorted(record)))] = data.draw(JSON_VALUES)
-    with contextlib.suppress(LineError):
-        assert all(math.isfinite(value) and value >= 0 for value in row(record).values())
+    outcome = told(line, parse_line)
+    assert isinstance(outcome, Step | None) or (outcome and outcome.isprintable())
 
 
 @given(
@@ -294,8 +252,94 @@ def test_the_three_formats_tell_the_same_step(prefill: list[int], num_decode: in
         recorded_record(chunks, [9] * len(chunks), model_run_duration_ms=latency_ms),
         iteration_line((len(prefill), sum(prefill)), num_decode, latency_ms),
     )
-    expected = (len(chunks), sum(chunks), latency_ms, len(prefill), num_decode)
     for line in lines:
         step = parse_line(as_bytes(line))
         assert step is not None
-        assert step.row[:5] == expected
+        assert step.row[:5] == (len(chunks), sum(chunks), latency_ms, len(prefill), num_decode)
+
+
+# The quick way to decode JSON takes what is sound and agrees with the careful one
+
+
+CONTEXTS: dict[str, Any] = {"prefill_context_lens": [0, 7], "decode_context_lens": [100, 200]}
+SOUND: dict[str, dict[str, Any]] = {
+    "documented": documented_record(),
+    "documented, contexts": documented_record(**CONTEXTS),
+    "documented, idle": documented_record([], 0),
+    "documented, bare": documented_record(timestamp=..., kv_cache_usage=None, num_waiting_reqs=...),
+    "documented, whole milliseconds": documented_record(model_run_duration_ms=45),
+    "documented, no chunks": documented_record(prefill_chunk_sizes=...),
+    "recorded": recorded_record(),
+    "recorded, decode only": recorded_record([1, 1], [5, 6]),
+    "recorded, idle": recorded_record([], []),
+    "recorded, an empty chunk": recorded_record([1, 0, 9], [5, 6, 7]),
+}
+
+
+@pytest.mark.parametrize("record", SOUND.values(), ids=SOUND.keys())
+def test_a_sound_line_is_decoded_quickly_and_the_same(record: dict[str, Any]) -> None:
+    line = as_bytes(record)
+    assert isinstance(told(line, decode_quickly), Step)
+    assert told(line, decode_quickly) == told(line, decode_carefully)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            json.dumps(record, ensure_ascii=False).encode()
+            for record in (
+                documented_record(model_run_duration_ms=1e308),
+                documented_record(model_run_duration_ms=math.nan),
+                documented_record(kv_cache_usage=math.inf),
+                documented_record(num_waiting_reqs=-1),
+                documented_record(num_waiting_reqs=3.0),
+                documented_record(num_prefill_reqs=None),
+                documented_record(num_decode_reqs=...),
+                documented_record(num_decode_reqs=True),
+                documented_record(prefill_chunk_sizes=[512.0, 3]),
+                recorded_record(chunk_sizes=None),
+                {"hello": 1},
+                {**documented_record(), "note": "ü"},
+            )
+        ),
+        *(b"{", b'{"a":' * 100_000, b"{}x", as_bytes(documented_record()) + b"\0", b'{"batch_id": "\xff"}'),
+    ],
+)
+def test_whatever_is_unusual_or_damaged_is_left_to_the_careful_way(line: bytes) -> None:
+    assert decode_quickly(line) is None
+
+
+@given(st.floats(0, 1e9))
+def test_both_ways_read_the_same_number_from_the_same_digits(value: float) -> None:
+    line = as_bytes(documented_record(model_run_duration_ms=value))
+    quick = decode_quickly(line)
+    assert quick is not None
+    assert quick.model_run_duration_ms == decode_carefully(line).model_run_duration_ms == value
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 10**20),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(-1, 9) | st.floats(0, 3) | st.none(), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.floats(), max_size=2),
+)
+EXTRA = ["gpu_clock", *CONTEXTS, "all_computed_tokens"]
+
+
+@settings(max_examples=250)
+@given(st.data())
+def test_both_ways_agree_on_every_line_and_steps_hold_finite_numbers(data: st.DataObject) -> None:
+    record = dict(data.draw(st.sampled_from(list(SOUND.values()))))
+    for name in data.draw(st.lists(st.sampled_from([*sorted(record), *EXTRA]), max_size=2)):
+        record[name] = data.draw(VALUES)
+    line = as_bytes(record)
+    place = data.draw(st.integers(1, len(line)))
+    stray = data.draw(st.sampled_from([b"", b"", b" ", b"\0", b"0", b"\xc3", b",", b"."]))
+    line = line[:place] + stray + line[place:]
+    assert told(line, decode_quickly) in (None, told(line, decode_carefully))
+    with contextlib.suppress(LineError):
+        assert all(math.isfinite(value) and value >= 0 for value in row(line).values())

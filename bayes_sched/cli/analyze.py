@@ -7,8 +7,10 @@ import time
 
 from bayes_sched.cli.command import DONE, Call, print_json, write_whole
 from bayes_sched.cli.progress import shown_progress
-from bayes_sched.files import ANALYSIS, result_folder
-from bayes_sched.reports.trace import analysis_text, write_analysis
+from bayes_sched.cli.results import write_document
+from bayes_sched.reports import trace as _  # noqa: F401, it registers the report
+from bayes_sched.reports.document import report
+from bayes_sched.reports.terminal import terminal
 from bayes_sched.trace.analysis import analyze
 from bayes_sched.trace.findings import Limits
 from bayes_sched.trace.reader import read_trace
@@ -23,24 +25,22 @@ def run(options: argparse.Namespace, call: Call) -> int:
         trace = read_trace(options.traces, max_bad_share=options.max_bad_share)
         show("analysing", None)
         found = analyze(trace, limits=limits(options))
+        document = report(found, command=call.line(traces=options.traces))
         if options.csv is not None:
-            write_whole(options.csv, found.table.to_csv(index=False, lineterminator="\n"))
+            write_whole(options.csv, document.frames["statistics"].to_csv(index=False, lineterminator="\n"))
             paths["csv"] = str(options.csv)
         if options.report:
             show("writing the report", None)
-            with result_folder(options.folder, overwrite=options.overwrite, holds=ANALYSIS) as folder:
-                write_analysis(found, folder, command=call.line(traces=options.traces))
-            names = {"folder": "", "report": "report.html", "analysis": ANALYSIS}
-            paths |= {what: str(options.folder / name) for what, name in names.items()}
+            paths |= write_document(document, options)
     for warning in found.warnings:
         call.say(f"warning: {warning}")
     seconds = time.perf_counter() - start
     if options.json:
-        print_json({**found.to_dict(), "paths": paths, "seconds": round(seconds, 1)})
+        numbers = {name: value for name, value in document.numbers.items() if name != "command"}
+        print_json({**numbers, "paths": paths, "seconds": round(seconds, 1)})
         return DONE
-    print(analysis_text(found, num_findings=options.top))
-    saved = [f"Saved {path}" for name, path in paths.items() if name in {"csv", "report"}]
-    print("\n".join(["", *saved, f"Took {seconds:.1f} s"]))
+    saved = "".join(f"Saved {paths[name]}\n" for name in ("csv", "report") if name in paths)
+    print(f"{terminal(document)}\n\n{saved}Took {seconds:.1f} s")
     return DONE
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     """Errors are `InputError`, one line each; options are not abbreviated."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, formatter_class=_Formatter, allow_abbrev=False, **options)
+        super().__init__(*args, **options | {"formatter_class": _Formatter, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         """Raise what the command turns into a line and an exit status."""
@@ -47,6 +48,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} {DEFAULT}"
 
 
+_PARAMETERS = re.compile(r"\b(max_bad_share|max_rows|(?:min|max)_latency_ms)\b")
+
+
 @dataclass(frozen=True)
 class Call:
     """How a subcommand was called: ``bayes-sched sla ...``, or ``python scripts/sla.py ...``."""
@@ -58,8 +62,9 @@ class Call:
     arguments: tuple[str, ...]
 
     def say(self, text: str) -> None:
-        """Write one line to standard error."""
-        sys.stderr.write(f"{self.name}: {' '.join(text.split())}\n")
+        """Write one line to standard error; where the library names its parameters, it names options."""
+        words = _PARAMETERS.sub(lambda found: option_of(found[0]), text).split()
+        sys.stderr.write(f"{self.name}: {' '.join(words)}\n")
         sys.stderr.flush()
 
     def line(self, *, traces: Sequence[str] = (), without: Sequence[str] = ()) -> str:

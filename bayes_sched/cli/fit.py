@@ -43,10 +43,19 @@ def run(options: argparse.Namespace, call: Call) -> int:
         saved = "".join(f"Saved {paths[name]}\n" for name in ("posterior", "report") if name in paths)
         timings = result.fit.metadata.timings_s.items()
         stages = ", ".join(f"{name} {value:.1f} s" for name, value in timings)
-        print(f"{terminal(document)}\n\n{saved}Took {seconds:.1f} s ({stages})")
+        print(f"{terminal(document)}\n\n{bad_lines(trace)}{saved}Took {seconds:.1f} s ({stages})")
     for problem in result.fit.metadata.problems:
         call.say(f"not converged: {problem}")
     return DONE if result.fit.converged else NOT_CONVERGED
+
+
+def bad_lines(trace: Trace) -> str:
+    """Return which lines could not be used, a paragraph of its own if there are any."""
+    bad = trace.bad_lines
+    if not bad.num_bad:
+        return ""
+    head = f"{bad.num_bad:,} of {bad.num_lines:,} lines could not be used ({bad.reasons}); the first:"
+    return "\n".join([head, *(f"  - {line}" for line in bad.first), "", ""])
 
 
 class FitArguments(TypedDict):

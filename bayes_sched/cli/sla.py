@@ -8,7 +8,8 @@ import time
 from bayes_sched.cli.command import DONE, REFUSED, Call, print_json
 from bayes_sched.cli.fit_parsers import LIMITS
 from bayes_sched.cli.progress import shown_progress
-from bayes_sched.cli.questions import load_fit, say_cautions, token_budget, trust, write_document
+from bayes_sched.cli.questions import load_fit, say_cautions, token_budget, trust
+from bayes_sched.cli.results import write_document
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.reports import sla as _  # noqa: F401, it registers the report
 from bayes_sched.reports.document import report

@@ -15,8 +15,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.files import ANALYSIS, POPULATION, POSTERIOR, UNSEEN, fit_file, is_name, population_file
 from bayes_sched.model.priors import Prior, Priors, read_prior_overrides
 from bayes_sched.model.protocol import shipped_models
-from bayes_sched.trace.formats import result_name
-from bayes_sched.trace.opening import expand_paths
+from bayes_sched.trace.opening import check_followable, expand_paths, result_name
 
 FITTING = (
     *("model", "noise", "min_latency_ms", "max_latency_ms", "max_bad_share", "max_rows"),
@@ -263,6 +262,10 @@ def _add_watch(parser: Parser) -> None:
     add("--once", action="store_true", help="one line about the end of the log, and done")
 
 
+def _check_watch(options: argparse.Namespace, call: Call) -> None:
+    check_followable(options.trace, is_needed=options.once)
+
+
 def _add_models(parser: Parser) -> None:
     add_traces(parser)
     add = parser.add_argument
@@ -368,6 +371,7 @@ WATCH = Command(
     "truncated, deleted or not there yet. Ctrl-C ends it.",
     script="analyze_trace.py watch",
     add_options=_add_watch,
+    check=_check_watch,
     epilog=_ANALYZE_END,
 )
 ANALYZE_TRACE = Command(

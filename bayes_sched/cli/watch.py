@@ -7,18 +7,18 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from bayes_sched.cli.command import DONE, Call
-from bayes_sched.trace.watch import LiveWindow, LogFollower, check_followable
-
-if TYPE_CHECKING:
-    from rich.live import Live
+from bayes_sched.format import NONE
+from bayes_sched.trace.watch import LiveFigures, LiveWindow, LogFollower
 
 
 def run(options: argparse.Namespace, call: Call) -> int:
     """Follow the log until an interrupt, which is how it ends well."""
-    check_followable(options.trace, is_needed=options.once)
     with suppress(KeyboardInterrupt):
         watch(
             options.trace,
@@ -38,20 +38,10 @@ def watch(
     duration_s: float | None,
     say: Callable[[str], None],
 ) -> None:
-    """Follow a log until it is time to end, or for ever.
+    """Follow a log, checked before, for `duration_s`: one look for 0, for ever for None.
 
-    Parameters
-    ----------
-    path : str
-        Checked by `bayes_sched.analysis.following.check_followable`.
-    interval_s : float
-        Between two looks, s.
-    window_s : float
-        Time that the figures are of, s.
-    duration_s : float or None
-        End after so long, s; after one look for 0; None does not end.
-    say : callable
-        Told what becomes of the file, where there is no live line to show it.
+    There is a look every `interval_s`; the figures are those of `window_s`. `say` is told what becomes of the
+    file where there is no live line to show it.
     """
     window = LiveWindow(window_s)
     begin_s = next_s = time.monotonic()
@@ -59,7 +49,7 @@ def watch(
         while True:
             new = follower.look()
             window.add(new.rows, now_s=time.time())
-            _show(live, window, follower, new.events, say)
+            _show(live, _line(window, follower), new.events, say)
             next_s = max(next_s + interval_s, time.monotonic())
             if duration_s is not None and next_s - begin_s > duration_s:
                 return
@@ -69,38 +59,41 @@ def watch(
 def _display(*, is_lasting: bool) -> AbstractContextManager[Live | None]:
     if not (is_lasting and sys.stdout.isatty()):
         return nullcontext()
-    from rich.console import Console
-    from rich.live import Live
-
     return Live(console=Console(), auto_refresh=False)
 
 
-def _show(
-    live: Live | None,
-    window: LiveWindow,
-    follower: LogFollower,
-    events: list[str],
-    say: Callable[[str], None],
-) -> None:
+def _show(live: Live | None, line: str, events: list[str], say: Callable[[str], None]) -> None:
     if live is None:
         for event in events:
             say(event)
-        _print_line(window, follower)
+        sys.stdout.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')}  {line}\n")
+        sys.stdout.flush()
         return
-    from rich.text import Text
-
     for event in events:
         live.console.print(Text(f"{time.strftime('%H:%M:%S')} {event}", style="dim"))
-    live.update(Text(_line(window, follower)), refresh=True)
-
-
-def _print_line(window: LiveWindow, follower: LogFollower) -> None:
-    sys.stdout.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')}  {_line(window, follower)}\n")
-    sys.stdout.flush()
+    live.update(Text(line), refresh=True)
 
 
 def _line(window: LiveWindow, follower: LogFollower) -> str:
-    line = window.figures(now_s=time.time()).text
-    num_bad = sum(follower.bad.values())
+    num_bad = follower.bad.total()
+    bad = f"  {num_bad:,} bad line{'s' * (num_bad > 1)}" if num_bad else ""
     state = "" if follower.is_there else f"  waiting for {follower.path}"
-    return f"{line}{f'  {num_bad:,} bad line' + 's' * (num_bad > 1) if num_bad else ''}{state}"
+    return f"{figures_text(window.figures(now_s=time.time()))}{bad}{state}"
+
+
+def figures_text(figures: LiveFigures) -> str:
+    """Write what a server does as one line."""
+
+    def shown(value: float | None, template: str) -> str:
+        return NONE if value is None else template.format(value)
+
+    return "  ".join(
+        [
+            f"{figures.steps_per_s:,.1f} steps/s",
+            f"{figures.tokens_per_s:,.0f} tokens/s",
+            f"model run p50 {shown(figures.p50_ms, '{:,.1f}')} p99 {shown(figures.p99_ms, '{:,.1f}')} ms",
+            f"running {shown(figures.running, '{:,}')}",
+            f"waiting {shown(figures.waiting, '{:,}')}",
+            f"KV {shown(figures.kv_cache, '{:.1%}')}",
+        ]
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bayes_sched.reports.document import Details, Document, Figure, Item, Section, Table, Text
@@ -42,12 +43,10 @@ def _text(item: Text) -> str:
     shown = _LINK.sub(r"\1", item.text)
     for mark in ("**", "`"):
         shown = shown.replace(mark, "")
-    lines = [textwrap.fill(shown, WIDTH, break_on_hyphens=False)] if shown else []
-    return "\n".join([*lines, *map(_point, item.points)])
-
-
-def _point(text: str) -> str:
-    return textwrap.fill(text, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
+    fill = partial(textwrap.fill, width=WIDTH, break_on_hyphens=False)
+    lines = [fill(shown)] if shown else []
+    points = [fill(point, initial_indent="  - ", subsequent_indent="    ") for point in item.points]
+    return "\n".join(lines + points)
 
 
 def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]], is_text: Sequence[bool]) -> str:

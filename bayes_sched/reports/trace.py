@@ -1,374 +1,454 @@
-"""Writes the report of a trace's analysis into a folder."""
+"""What a trace shows, as a document: what an operator can act on, the numbers behind it, figures."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure as Drawing
 
-from bayes_sched.files import ANALYSIS, VERSION
-from bayes_sched.format import NONE, listed, number, percent, quantity, records
-from bayes_sched.reports.page import (
-    PageTable,
-    ReportFigure,
-    ReportPaths,
-    date,
-    mapping_page,
-    page_table,
-    render,
-    write_figures,
-    write_json,
-    write_tables,
+from bayes_sched.files import ANALYSIS
+from bayes_sched.format import NONE, count, listed, number, percent, quantity, records, sentence
+from bayes_sched.reports.document import (
+    Column,
+    Document,
+    Figure,
+    Item,
+    Section,
+    Table,
+    Text,
+    beware,
+    how_made,
+    labelled,
+    made,
+    report,
 )
-from bayes_sched.reports.plots.trace import (
-    queue_and_cache,
-    request_distributions,
-    schedule_against_model_run,
-    time_histogram,
-    times_over_time,
-    tokens_over_time,
+from bayes_sched.reports.plots import trace as plots
+from bayes_sched.trace.analysis import DECODE_ONLY, MIXED, PREFILL_ONLY, TraceAnalysis
+from bayes_sched.trace.findings import (
+    KV_CACHE_FULL,
+    NEEDS,
+    QUEUE_BUILD_UP,
+    SCHEDULE_RISE,
+    SLOW_SCHEDULING,
+    STILL_WAITING,
+    Finding,
 )
-from bayes_sched.reports.terminal import WIDTH, bad_lines_text, cut, text_table
-from bayes_sched.trace.analysis import TraceAnalysis
-from bayes_sched.trace.findings import Finding
-from bayes_sched.trace.statistics import MISSING_WORDS, label
-
-_NUMBERS = ("mean", "min", "p50", "p95", "p99", "max")
-
-
-def analysis_text(analysis: TraceAnalysis, *, num_findings: int) -> str:
-    """Return the paragraph, the tables and the findings.
-
-    Parameters
-    ----------
-    analysis : TraceAnalysis
-    num_findings : int
-        So many of each kind, the worst ones, are listed.
-    """
-    paragraph = textwrap.fill(" ".join(analysis.sentences), WIDTH, break_on_hyphens=False)
-    parts = [paragraph, _statistics(analysis), _regime_table(analysis), _slowest(analysis)]
-    parts += _findings(analysis, num_findings)
-    parts.append(bad_lines_text(analysis.bad_lines))
-    return "\n\n".join(filter(None, parts))
-
-
-def _statistics(analysis: TraceAnalysis) -> str:
-    rows = [
-        [label(row["title"], row["unit"]), *(quantity(row[name], row["unit"]) for name in _NUMBERS)]
-        for row in records(analysis.table)
-    ]
-    text = text_table(["of each batch", *_NUMBERS], rows, right=set(_NUMBERS))
-    notes = []
-    if analysis.is_step_summed:
-        notes.append("Step time: schedule plus model run; the trace holds no other.")
-    if analysis.missing:
-        notes.append(f"Missing in the trace: {listed([MISSING_WORDS[name] for name in analysis.missing])}.")
-    return "\n".join([text, *(f"  {note}" for note in notes)])
-
-
-def _regime_table(analysis: TraceAnalysis) -> str:
-    titles = ["kind of batch", "number", "share", "of time", "mean ms", "p50 ms", "p95 ms", "p99 ms"]
-    rows = [
-        [
-            str(row["regime"]),
-            f"{row['steps']:,}",
-            percent(row["share"], 1),
-            NONE if row["time_share"] is None else percent(row["time_share"], 1),
-            *(number(row[name]) for name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms")),
-        ]
-        for row in records(analysis.regimes)
-    ]
-    return text_table(titles, rows, right=set(titles[1:]))
-
-
-def _slowest(analysis: TraceAnalysis) -> str:
-    if analysis.slowest.empty:
-        return ""
-    rows = [
-        [
-            cut_left(f"{row['source']}:{row['line']}", 30),
-            row["moment"] or NONE,
-            number(row.get("schedule_ms")),
-            number(row["latency_ms"]),
-            number(row["times_typical"], 2),
-            f"{row['num_prefill_reqs']:.0f}+{row['num_decode_reqs']:.0f}",
-            f"{row['total_tokens']:,.0f}",
-        ]
-        for row in records(analysis.slowest)
-    ]
-    titles = ["slowest batches", "moment", "sched", "model ms", "x like", "reqs", "tokens"]
-    table = text_table(titles, rows, right=set(titles[2:]))
-    return f"{table}\n  x like: model run over the median of like batches; reqs: prefill+decode requests"
-
-
-def cut_left(text: str, width: int) -> str:
-    """Shorten a text at its beginning: of a path with a line number the end matters."""
-    return text if len(text) <= width else f"…{text[1 - width :]}"
-
-
-def _findings(analysis: TraceAnalysis, num: int) -> list[str]:
-    parts = []
-    for kind in dict.fromkeys(finding.kind for finding in analysis.findings):
-        found = [finding for finding in analysis.findings if finding.kind == kind]
-        worst = {id(finding) for finding in sorted(found, key=lambda f: -f.value)[:num]}
-        shown = [finding for finding in found if id(finding) in worst]
-        head = f"{kind[0].upper()}{kind[1:]}: {len(found):,}"
-        if len(shown) < len(found):
-            head += f", the worst {len(shown)} (--json and --report hold all)"
-        parts.append("\n".join([head, *map(_finding_lines, shown)]))
-    return parts
-
-
-def _finding_lines(finding: Finding) -> str:
-    place = f"  {finding.start or NONE}  {finding.source}:{finding.first_line}"
-    text = textwrap.fill(finding.text, WIDTH - 4, break_on_hyphens=False)
-    return f"{cut(place, WIDTH)}\n{textwrap.indent(text, '    ')}"
-
+from bayes_sched.trace.reader import BadLines
 
 MAX_SHOWN = 50
 """A page lists this many findings of a kind, the worst ones; the file holds all."""
+SMALL_SHARE, LARGE_SHARE = 0.05, 0.15
+"""Scheduling that takes less of a step is no matter; more is a bottleneck."""
+_RARE = 0.001
+_BURST_S = 10.0
+_LONG_MIXED = 2.0
+"""Mixed steps that take so many times as long as decode-only ones are felt by whoever waits for a token."""
+
+_MISSING = {
+    "timestamp": "timestamps",
+    "schedule_ms": "the schedule time",
+    "prefill_tokens": "chunk sizes",
+    "num_waiting_reqs": "the waiting queue",
+    "num_running_reqs": "the running requests",
+    "kv_cache_usage": "KV-cache use",
+    "context_tokens": "context lengths",
+}
+
+_SLOWEST = (
+    "By {} time. The column before the requests compares the model run with the median of like batches: "
+    "where it is near 1, the batch is only large."
+)
+_SUMMED = (
+    "The trace holds no step time: it is the sum of schedule and model run, as under synchronous scheduling."
+)
+_LIMITS = (
+    "Limits of the findings: scheduling above {:g} ms, a rise of the schedule time of like batches by {:g} "
+    "times, more than {} waiting requests and a KV cache at least {:g}% full, each for 20 batches or for a "
+    "second."
+)
+_STACKED = (
+    "Batches by the time {}, the kinds of batches on top of each other. Dotted lines: half, 95% and 99% of "
+    "all batches take no longer."
+)
+_FIGURES: tuple[tuple[str, str, str, Callable[[TraceAnalysis], Drawing]], ...] = (
+    (
+        "times_over_time",
+        "Time of batches over time",
+        "The lines are medians, of the batches that only decode and of those that prefill; the band holds "
+        "90% of all batches of each piece of time, the dots are its slowest batch; logarithmic axes. A "
+        "dashed vertical line is a sudden rise of the schedule time that the load does not explain.",
+        plots.times_over_time,
+    ),
+    (
+        "tokens_over_time",
+        "Tokens over time",
+        "What the server processed, prefilled tokens on top of decoded ones. A flat top is a server at its "
+        "limit, provided that requests were waiting.",
+        plots.tokens_over_time,
+    ),
+    (
+        "queue_and_cache",
+        "Queue and KV cache over time",
+        "Lines are means of each piece of time, the light band above reaches to the maximum. Shaded spans "
+        "are findings: a queue that built up, a KV cache near full (red line: the limit).",
+        plots.queue_and_cache,
+    ),
+    (
+        "request_distributions",
+        "Requests a batch",
+        "Each bar is the share of the batches that hold so many requests of the kind; the scale is "
+        "logarithmic, so that rare batches show.",
+        plots.request_distributions,
+    ),
+    (
+        "model_run_histogram",
+        "Model-run time",
+        _STACKED.format("the model ran"),
+        partial(plots.time_histogram, name="latency_ms"),
+    ),
+    (
+        "schedule_histogram",
+        "Schedule time",
+        _STACKED.format("their scheduling took"),
+        partial(plots.time_histogram, name="schedule_ms"),
+    ),
+    (
+        "schedule_against_model_run",
+        "Schedule time against model-run time",
+        "On the dashed lines scheduling takes 1%, 10% or 100% of the model run. What lies above the red line "
+        "took longer to schedule than the limit.",
+        plots.schedule_against_model_run,
+    ),
+)
 
 
-def findings_table(analysis: TraceAnalysis) -> pd.DataFrame:
-    """Return one row a finding, with the attributes of `bayes_sched.analysis.Finding`."""
-    columns = list(Finding.__dataclass_fields__)
-    return pd.DataFrame([finding.to_dict() for finding in analysis.findings], columns=columns)
-
-
-def slow_schedules(analysis: TraceAnalysis) -> pd.DataFrame:
-    """Return every batch whose scheduling took longer than the limit: its place, time and content."""
-    columns = [
-        *("source", "line", "timestamp", "time_s", "schedule_ms", "latency_ms", "num_prefill_reqs"),
-        *("num_decode_reqs", "total_tokens", "num_waiting_reqs"),
-    ]
-    shown = [name for name in columns if name in analysis.steps]
-    if "schedule_ms" not in analysis.steps:
-        return analysis.steps.iloc[:0][shown]
-    return analysis.steps.loc[analysis.steps["schedule_ms"] > analysis.limits.slow_schedule_ms, shown]
-
-
-def worst_first(findings: list[Finding], num: int) -> list[Finding]:
-    """Return the worst findings of a kind in the order of the trace."""
-    kept = {id(finding) for finding in sorted(findings, key=lambda f: -f.value)[:num]}
-    return [finding for finding in findings if id(finding) in kept]
-
-
-def statistics_page(analysis: TraceAnalysis) -> PageTable:
-    """Return the table of statistics."""
-    return page_table(
-        [
-            {
-                "quantity": label(row["title"], row["unit"]),
-                **{
-                    name: quantity(row[name], row["unit"])
-                    for name in ("mean", "min", "p50", "p95", "p99", "max")
-                },
-                "batches": row["steps"],
-            }
-            for row in records(analysis.table)
-        ]
+@report.register
+def _(result: TraceAnalysis, *, command: str = "") -> Document:
+    lead = " ".join(sentences(result))
+    num = len(result.findings)
+    found = Text(f"{num:,} finding{_s(num)}", "bad", on="page")
+    findings = pd.DataFrame(
+        [asdict(finding) for finding in result.findings], columns=list(Finding.__dataclass_fields__)
     )
-
-
-def regime_page(analysis: TraceAnalysis) -> PageTable:
-    """Return the table of the kinds of batches."""
-    return page_table(
-        [
-            {
-                "batches": row["regime"],
-                "number": row["steps"],
-                "share": percent(row["share"], 1),
-                "share of model-run time": percent(row["time_share"] or 0.0, 1),
-                "tokens": row["tokens"],
-                "mean (ms)": number(row["mean_ms"]),
-                "p50 (ms)": number(row["p50_ms"]),
-                "p95 (ms)": number(row["p95_ms"]),
-                "p99 (ms)": number(row["p99_ms"]),
-            }
-            for row in records(analysis.regimes)
-        ]
-    )
-
-
-def slowest_page(analysis: TraceAnalysis) -> PageTable:
-    """Return the table of the slowest batches."""
-    return page_table(
-        [
-            {
-                "file and line": f"{row['source']}:{row['line']}",
-                "moment": row["moment"] or "",
-                "kind": row["regime"],
-                **({"schedule (ms)": number(row["schedule_ms"])} if "schedule_ms" in row else {}),
-                "model run (ms)": number(row["latency_ms"]),
-                "times like batches": number(row["times_typical"], 2),
-                "prefill requests": int(row["num_prefill_reqs"]),
-                "decode requests": int(row["num_decode_reqs"]),
-                "tokens": int(row["total_tokens"]),
-            }
-            for row in records(analysis.slowest)
-        ]
-    )
-
-
-def finding_pages(analysis: TraceAnalysis) -> list[dict[str, object]]:
-    """Return for each kind of finding its title, how many there are, and the table of the worst."""
-    pages: list[dict[str, object]] = []
-    for kind in dict.fromkeys(finding.kind for finding in analysis.findings):
-        found = [finding for finding in analysis.findings if finding.kind == kind]
-        shown = worst_first(found, MAX_SHOWN)
-        rows = [
-            {
-                "moment": finding.start or "step",
-                "file and line": f"{finding.source}:{finding.first_line}",
-                "what": finding.text,
-            }
-            for finding in shown
-        ]
-        title = kind[0].upper() + kind[1:]
-        pages.append({"title": title, "num": len(found), "shown": len(shown), "table": page_table(rows)})
-    return pages
-
-
-def analysis_figures(analysis: TraceAnalysis) -> tuple[ReportFigure, ...]:
-    """Return the figures that the columns of the trace allow, in the order of the page; none is drawn yet.
-
-    Parameters
-    ----------
-    analysis : TraceAnalysis
-    """
-    has_schedule = "schedule_ms" in analysis.steps
-    has_level = any(
-        name in analysis.steps for name in ("num_waiting_reqs", "num_running_reqs", "kv_cache_usage")
-    )
-    figures = [
-        ReportFigure(
-            "times_over_time",
-            "Time of batches over time",
-            "The lines are medians, of the batches that only decode and of those that prefill; the band "
-            "holds 90% of all batches of each piece of time, the dots are its slowest batch; logarithmic "
-            "axes. A dashed vertical line is a sudden rise of the schedule time that the load does not "
-            "explain.",
-            lambda: times_over_time(analysis),
-        ),
-        ReportFigure(
-            "tokens_over_time",
-            "Tokens over time",
-            "What the server processed, prefilled tokens on top of decoded ones. A flat top is a server at "
-            "its limit, provided that requests were waiting.",
-            lambda: tokens_over_time(analysis),
-        ),
-        ReportFigure(
-            "queue_and_cache",
-            "Queue and KV cache over time",
-            "Lines are means of each piece of time, the light band above reaches to the maximum. Shaded "
-            "spans are findings: a queue that built up, a KV cache near full (red line: the limit).",
-            lambda: queue_and_cache(analysis),
-        ),
-        ReportFigure(
-            "request_distributions",
-            "Requests a batch",
-            "Each bar is the share of the batches that hold so many requests of the kind; the scale is "
-            "logarithmic, so that rare batches show.",
-            lambda: request_distributions(analysis),
-        ),
-        ReportFigure(
-            "model_run_histogram",
-            "Model-run time",
-            "Batches by the time the model ran, the kinds of batches on top of each other. Dotted lines: "
-            "half, 95% and 99% of all batches take no longer.",
-            lambda: time_histogram(analysis, "latency_ms"),
-        ),
-        ReportFigure(
-            "schedule_histogram",
-            "Schedule time",
-            "Batches by the time their scheduling took, the kinds of batches on top of each other. Dotted "
-            "lines: half, 95% and 99% of all batches take no longer.",
-            lambda: time_histogram(analysis, "schedule_ms"),
-        ),
-        ReportFigure(
-            "schedule_against_model_run",
-            "Schedule time against model-run time",
-            "On the dashed lines scheduling takes 1%, 10% or 100% of the model run. What lies above the red "
-            "line took longer to schedule than the limit.",
-            lambda: schedule_against_model_run(analysis),
-        ),
-    ]
-    left_out = set() if has_schedule else {"schedule_histogram", "schedule_against_model_run"}
-    left_out |= set() if has_level else {"queue_and_cache"}
-    return tuple(figure for figure in figures if figure.name not in left_out)
-
-
-def render_analysis(
-    analysis: TraceAnalysis,
-    figures: Mapping[ReportFigure, Path],
-    *,
-    command: str = "",
-    tables: Sequence[str] = (),
-) -> str:
-    """Return the page as one self-contained HTML document.
-
-    Parameters
-    ----------
-    analysis : TraceAnalysis
-    figures : mapping of ReportFigure to Path
-        Each figure and its PNG file, in the order of the page.
-    command : str
-        What it was made by; may be empty.
-    tables : sequence of str
-        Names of the CSV files that lie beside the page.
-    """
-    values = {
-        "analysis": analysis,
-        "command": command,
-        "version": VERSION,
-        "made_at": date(datetime.now(UTC).isoformat()),
-        "statistics": statistics_page(analysis),
-        "regimes": regime_page(analysis),
-        "slowest": slowest_page(analysis),
-        "findings": finding_pages(analysis),
-        "bad_lines": mapping_page(dict(analysis.bad_lines.counts), ("reason", "lines")),
-        "table_names": tables,
+    frames = {
+        "statistics": result.table,
+        "regimes": result.regimes,
+        "slowest": result.slowest,
+        "findings": findings,
+        "slow_schedules": result.slow_schedules,
+        "over_time": result.over_time,
     }
-    return render("analysis.html.j2", values, figures)
-
-
-def write_analysis(analysis: TraceAnalysis, folder: str | Path, *, command: str = "") -> ReportPaths:
-    """Write the report of a trace's analysis.
-
-    ``report.html`` needs no other file. Beside it lie the same numbers with full precision, ``analysis.json``
-    and ``tables/*.csv``, and the figures, ``figures/*.png`` and ``*.svg``.
-
-    Parameters
-    ----------
-    analysis : TraceAnalysis
-    folder : str or Path
-        Made if it does not exist. Files of the same names are overwritten, others left alone.
-    command : str
-        What it was made by, to be shown on the page.
-
-    Returns
-    -------
-    ReportPaths
-    """
-    folder = Path(folder)
-    tables = write_tables(
-        {
-            "statistics": analysis.table,
-            "regimes": analysis.regimes,
-            "slowest": analysis.slowest,
-            "findings": findings_table(analysis),
-            "slow_schedules": slow_schedules(analysis),
-            "over_time": analysis.over_time,
-        },
-        folder / "tables",
+    numbers = result.to_dict()
+    first = {name: numbers[name] for name in ("analysis_version", "name", "labels")}
+    start = f" from {result.start}" if result.start else ""
+    return Document(
+        title=f"Scheduler steps of a server: {result.name}",
+        name=f"Trace analysis: {result.name}",
+        subtitle=made(*labelled(result.labels), f"{result.num_steps:,} batches{start}"),
+        head=(found if num else Text("nothing stands out", "good", on="page"),),
+        sections=(
+            Text(lead, "lead"),
+            *beware(result.warnings),
+            Section("What to look at", (*_findings(findings, result.limits.num_slowest), *_slowest(result))),
+            _numbers(result),
+            Section("Figures", _figures(result)),
+            how_made(command, *_read(result), files=[ANALYSIS], frames=list(frames)),
+        ),
+        numbers={**first, "text": lead, **numbers, "command": command},
+        json_name=ANALYSIS,
+        frames=frames,
     )
-    figures = write_figures(analysis_figures(analysis), folder / "figures")
-    page, numbers = folder / "report.html", folder / ANALYSIS
-    shown = {figure: png for figure, (png, _) in figures.items()}
-    html = render_analysis(analysis, shown, command=command, tables=list(tables))
-    page.write_text(html, encoding="utf-8")
-    write_json({**analysis.to_dict(), "command": command}, numbers)
-    return ReportPaths(page, numbers, tables, {figure.name: paths for figure, paths in figures.items()})
+
+
+def _findings(findings: pd.DataFrame, num_shown: int) -> list[Section]:
+    """Return a section for each kind: on a page the `MAX_SHOWN` worst, on a terminal `num_shown`."""
+    sections = []
+    for kind in findings["kind"].unique():
+        found = findings[findings["kind"] == kind]
+        worst = found["value"].sort_values(ascending=False, kind="stable").index
+        listed_ones, few = (found.loc[worst[:most].sort_values()] for most in (MAX_SHOWN, num_shown))
+        listed_text = f"{len(found):,} in the trace"
+        if len(listed_ones) < len(found):
+            listed_text += f"; the worst {len(listed_ones)} are listed, all of them are in "
+            listed_text += "[findings.csv](tables/findings.csv)"
+        head = f"{sentence(kind)}: {len(found):,}"
+        if len(few) < len(found):
+            head += f", the worst {len(few)} (JSON and report hold all)"
+        points = [f"{f['start'] or NONE}  {f['source']}:{f['first_line']}: {f['text']}" for f in records(few)]
+        columns = (
+            Column("start", "moment", lambda start: start or "step"),
+            Column(("source", "first_line"), "file and line", _place),
+            Column("text", "what"),
+        )
+        items = (
+            Text(f"{listed_text}.", on="page"),
+            Table(listed_ones, columns, on="page"),
+            Text(f"{head}.", points=tuple(points), on="terminal"),
+        )
+        sections.append(Section(sentence(kind), items))
+    return sections
+
+
+def _place(source: str, line: int) -> str:
+    return f"{source}:{line}"
+
+
+def _slowest(result: TraceAnalysis) -> tuple[Item, ...]:
+    if result.slowest.empty:
+        return ()
+    columns = [
+        Column(("source", "line"), "file and line", _place, short=""),
+        Column(("source", "line"), "", _end_of_place, short="slowest batches"),
+        Column("moment", "moment"),
+        Column("regime", "kind", short=""),
+        Column("schedule_ms", "schedule (ms)", number, short="sched"),
+        Column("latency_ms", "model run (ms)", number, short="model ms"),
+        Column("times_typical", "times like batches", partial(number, digits=2), short="x like"),
+        Column("num_prefill_reqs", "prefill requests", count, short="prefill"),
+        Column("num_decode_reqs", "decode requests", count, short="decode"),
+        Column("total_tokens", "tokens", count),
+    ]
+    if "schedule_ms" not in result.slowest:
+        columns = [column for column in columns if column.source != "schedule_ms"]
+    by = _SLOWEST.format("step" if "step_ms" in result.slowest else "model-run")
+    legend = "x like: model run over the median of like batches; prefill, decode: requests"
+    table = Table(result.slowest, tuple(columns))
+    return (Section("Slowest batches", (Text(by, on="page"), table, Text(legend, on="terminal"))),)
+
+
+def _end_of_place(source: str, line: int, width: int = 30) -> str:
+    """Shorten at the beginning: of a path with a line number the end matters."""
+    text = _place(source, line)
+    return text if len(text) <= width else f"…{text[1 - width :]}"
+
+
+def _numbers(result: TraceAnalysis) -> Section:
+    statistics = (
+        Column(("title", "unit"), "quantity", _label, short="of each batch"),
+        *(Column((name, "unit"), name, quantity) for name in ("mean", "min", "p50", "p95", "p99", "max")),
+        Column("steps", "batches", short=""),
+    )
+    regimes = (
+        Column("regime", "batches", short="kind of batch"),
+        Column("steps", "number"),
+        Column("share", "share", partial(percent, digits=1)),
+        Column("time_share", "share of model-run time", lambda x: percent(x or 0.0, 1), short="of time"),
+        Column("tokens", "tokens", short=""),
+        *(Column(f"{q}_ms", f"{q} (ms)", number, short=f"{q} ms") for q in ("mean", "p50", "p95", "p99")),
+    )
+    missing = [_MISSING[name] for name in result.missing]
+    return Section(
+        "Numbers",
+        (
+            Table(result.table, statistics),
+            *([Text(_SUMMED, "soft")] if result.is_step_summed else []),
+            *([Text(f"Missing in the trace: {listed(missing)}.", on="terminal")] if missing else []),
+            Section("Kinds of batches", (Table(result.regimes, regimes),)),
+        ),
+    )
+
+
+def _label(title: str, unit: str) -> str:
+    """Name a quantity with its unit, where the title does not say it already."""
+    return title if unit == "share" or unit in title else f"{title} ({unit})"
+
+
+def _figures(result: TraceAnalysis) -> tuple[Figure, ...]:
+    """Return the figures that the columns of the trace allow."""
+    left_out = set()
+    if "schedule_ms" not in result.steps:
+        left_out |= {"schedule_histogram", "schedule_against_model_run"}
+    if not set(plots.LEVELS) & set(result.steps):
+        left_out.add("queue_and_cache")
+    return tuple(
+        Figure(name, title, caption, partial(draw, result))
+        for name, title, caption, draw in _FIGURES
+        if name not in left_out
+    )
+
+
+def _read(result: TraceAnalysis) -> tuple[Item, ...]:
+    """Say what was read, and from where on something is a finding."""
+    limits = result.limits
+    sources = (
+        Column("path", "file", lambda path: path.rpartition("/")[2]),
+        Column("format", "format"),
+        Column("num_lines", "lines"),
+        Column("num_steps", "steps"),
+        Column("sha256", "SHA-256"),
+    )
+    told = _LIMITS.format(
+        limits.slow_schedule_ms, limits.schedule_rise, limits.long_queue, 100 * limits.full_kv_cache
+    )
+    files = Table(pd.DataFrame([asdict(source) for source in result.sources]), sources, on="page")
+    return (Section("Traces", (files, *bad_line_items(result.bad_lines))), Text(told, "soft", on="page"))
+
+
+def bad_line_items(bad: BadLines) -> tuple[Item, ...]:
+    """Say which lines could not be used, by reason, and on a terminal the first few."""
+    if not bad.num_bad:
+        return (Text("Every line of the traces could be used.", on="page"),)
+    head = f"{bad.num_bad:,} of {bad.num_lines:,} lines could not be used; the first:"
+    counts = pd.DataFrame({"reason": list(bad.counts), "lines": list(bad.counts.values())})
+    return (
+        Text(head, points=tuple(map(str, bad.first)), on="terminal"),
+        Text("Lines that could not be used:", on="page"),
+        Table(counts),
+    )
+
+
+def sentences(result: TraceAnalysis) -> tuple[str, ...]:
+    """Return what was measured and what to do about it, in sentences that a busy operator can act on."""
+    rows = {row["quantity"]: row for row in records(result.table)}
+    said = (
+        _measured(result),
+        "The model runs for {p50} ms at the median, 1 batch in 100 for more than {p99} ms, the longest for "
+        "{max} ms.".format_map({name: number(rows["latency_ms"][name]) for name in ("p50", "p99", "max")}),
+        _regimes(result.regimes),
+        _scheduling(result.throughput["schedule_share"]),
+        *_found(result, rows),
+        _quiet(result),
+        _missing(result.missing),
+    )
+    return tuple(filter(None, said))
+
+
+def _measured(result: TraceAnalysis) -> str:
+    totals, labels = result.throughput, result.labels
+    what = f"{result.num_steps:,} batches"
+    what += f" of {labels['llm']}" if labels.get("llm") else ""
+    what += f" on {labels['gpu']}" if labels.get("gpu") else ""
+    if totals["elapsed_s"] and totals["tokens_per_s"] is not None:
+        what += f" in {_duration(totals['elapsed_s'])}" + (f" from {result.start}" if result.start else "")
+        what += (
+            f": {number(totals['steps_per_s'])} steps and {number(totals['tokens_per_s'])} tokens a second"
+        )
+        if totals["decode_tokens_per_s"] is not None:
+            what += f" ({number(totals['decode_tokens_per_s'])} of them decoded)"
+    elif totals["tokens_per_model_run_s"] is not None:
+        what += f": {number(totals['tokens_per_model_run_s'])} tokens for each second of model run"
+    idle = f"; {result.num_idle:,} idle step{_s(result.num_idle)} left out" if result.num_idle else ""
+    return f"Measured: {what}{idle}."
+
+
+def _duration(seconds: float) -> str:
+    """Write a time span as a person reads it: ``4 min 44 s``, ``2 h 5 min``."""
+    if seconds < 120:
+        return f"{number(seconds)} s"
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
+
+
+def _regimes(regimes: pd.DataFrame) -> str:
+    rows = {row["regime"]: row for row in records(regimes) if row["steps"]}
+    names = {DECODE_ONLY: "only decode", MIXED: "mix prefill and decode", PREFILL_ONLY: "only prefill"}
+    parts = [
+        f"{percent(row['share'], 1)} of the batches {names[regime]} (median {number(row['p50_ms'])} ms)"
+        for regime, row in rows.items()
+        if row["share"] >= _RARE or len(rows) == 1
+    ]
+    text = f"{listed(parts)}."
+    if DECODE_ONLY in rows and MIXED in rows and rows[DECODE_ONLY]["p50_ms"]:
+        times = rows[MIXED]["p50_ms"] / rows[DECODE_ONLY]["p50_ms"]
+        if times >= _LONG_MIXED:
+            text += (
+                f" A mixed batch makes those that decode wait {number(times, 2)} times as long for a token: "
+                "if that is felt, lower the token budget (--max-num-batched-tokens)."
+            )
+    return text
+
+
+def _scheduling(share: float | None) -> str:
+    if share is None:
+        return ""
+    verdict = "no bottleneck"
+    if share >= LARGE_SHARE:
+        verdict = "a bottleneck: give the engine's process a faster or less busy CPU core"
+    elif share >= SMALL_SHARE:
+        verdict = "worth watching"
+    return f"Scheduling takes {percent(share, 1)} of the step time: {verdict}."
+
+
+def _found(result: TraceAnalysis, rows: Mapping[str, Any]) -> list[str]:
+    of_kind = {kind: [f for f in result.findings if f.kind == kind] for kind in NEEDS}
+    limits, said = result.limits, list[str]()
+    if found := of_kind[SLOW_SCHEDULING]:
+        num = sum(f.num_steps for f in found)
+        said.append(
+            f"{num:,} step{_s(num)} ({percent(num / rows['schedule_ms']['steps'], 2)}) scheduled for more "
+            f"than {limits.slow_schedule_ms:g} ms, {_worst(found)}: such a pause is seldom the scheduler's "
+            "own; look for garbage collection and for other load on its CPU at these moments."
+        )
+    if found := of_kind[SCHEDULE_RISE]:
+        said.append(
+            f"The schedule time rose suddenly {_times(found)}, {_worst(found)}, by more than the load "
+            "explains: look for what else changed on that host then."
+        )
+    if found := of_kind[QUEUE_BUILD_UP]:
+        said.append(
+            f"A queue of more than {limits.long_queue:,} requests built up {_times(found)}, "
+            f"{_worst(found)}: {_overload(found)}."
+        )
+    if found := of_kind[KV_CACHE_FULL]:
+        said.append(
+            f"The KV cache was at least {percent(limits.full_kv_cache)} full {_times(found)}, "
+            f"{_worst(found)}: requests get preempted and computed again; lower --max-num-seqs, or give the "
+            "cache more memory (--gpu-memory-utilization)."
+        )
+    return said
+
+
+def _overload(found: list[Finding]) -> str:
+    """Tell bursts from lasting overload, by the longest queue."""
+    longest_s = max((finding.duration_s or math.inf) for finding in found)
+    if longest_s < _BURST_S and not any(finding.text.endswith(STILL_WAITING) for finding in found):
+        return f"bursts, of which the longest drained within {_duration(longest_s)}"
+    return "the server was offered more than it serves; add a replica, or admit less"
+
+
+def _times(found: list[Finding]) -> str:
+    return "once" if len(found) == 1 else f"{len(found):,} times"
+
+
+def _worst(found: list[Finding]) -> str:
+    worst = max(found, key=lambda f: f.value)
+    value = percent(worst.value, 1) if worst.unit == "share" else f"{worst.value:,.4g} {worst.unit}"
+    moment = f", {worst.peak}" if worst.peak else ""
+    moment += " into the file" if moment.endswith(" s") else ""
+    return f"{'' if len(found) == 1 else 'at worst '}{value} at {worst.source}:{worst.peak_line}{moment}"
+
+
+def _quiet(result: TraceAnalysis) -> str:
+    """Say what was looked for and not found."""
+    limits = result.limits
+    names = {
+        SLOW_SCHEDULING: f"step that scheduled for more than {limits.slow_schedule_ms:g} ms",
+        SCHEDULE_RISE: "sudden rise of the schedule time",
+        QUEUE_BUILD_UP: f"lasting queue of more than {limits.long_queue:,} requests",
+        KV_CACHE_FULL: f"time with the KV cache {percent(limits.full_kv_cache)} full",
+    }
+    told = {finding.kind for finding in result.findings} | set(_unseen(result.missing))
+    absent = [f"no {name}" for kind, name in names.items() if kind not in told]
+    return f"There is {listed(absent)}." if absent else ""
+
+
+def _unseen(missing: tuple[str, ...]) -> list[str]:
+    """Kinds of findings that the trace cannot show."""
+    return [kind for kind, columns in NEEDS.items() if set(columns) & set(missing)]
+
+
+def _missing(missing: tuple[str, ...]) -> str:
+    if not missing:
+        return ""
+    unseen = _unseen(missing)
+    consequence = f", so it cannot show {listed(unseen)}" if unseen else ""
+    return f"The trace does not hold {listed([_MISSING[name] for name in missing])}{consequence}."
+
+
+def _s(num: int) -> str:
+    return "" if num == 1 else "s"

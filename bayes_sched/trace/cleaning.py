@@ -1,4 +1,4 @@
-"""Chooses the steps of a fit where a trace holds more than are worth their time."""
+"""Chooses the steps of a fit: without those that are no work, and not more than are worth their time."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from numpy.typing import NDArray
 
-from bayes_sched.arrays import Bools
+from bayes_sched.arrays import Bools, Ints
 from bayes_sched.errors import InputError
 
 WARN_SHARE = 0.01
 """A rule that removes more than this share of the trace is reported."""
 MIN_SYSTEMATIC = 10
 """Fewer removed steps than this are no system, however large their S."""
+DEFAULT_MAX_ROWS = 20_000
+"""Rows of a fit unless told otherwise. A gradient costs about 35 ns a row, so that these take 0.7 ms and a
+fit about a minute; they already narrow every quantity that data identify far below what a decision needs."""
 
-_NEEDED = ("batch_size", "total_tokens", "latency_ms")
+_CELL = ["batch_size", "total_tokens"]
+_NEEDED = (*_CELL, "latency_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +55,6 @@ class Cleaned:
         return f"{self.num_after:,} of {self.num_before:,} steps are used; removed: {removed or 'none'}."
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    title: str
-    option: str
-    removed: Bools
-    """Steps that this rule removes, dims (step,) over all steps before cleaning."""
-
-
 def clean_steps(
     steps: pd.DataFrame, *, min_latency_ms: float = 1.0, max_latency_ms: float = 300.0
 ) -> Cleaned:
@@ -87,56 +81,54 @@ def clean_steps(
     missing = [name for name in _NEEDED if name not in steps]
     if missing:
         raise InputError(f"the steps table lacks {', '.join(missing)}: it needs {', '.join(_NEEDED)}")
-    rules = _apply_rules(steps, min_latency_ms, max_latency_ms)
-    keep = ~np.logical_or.reduce([rule.removed for rule in rules])
-    table = _account(steps, rules)
-    num_after = int(keep.sum())
-    if not num_after:
-        raise InputError(_nothing_left(steps, table))
-    return Cleaned(
-        steps=steps[keep].reset_index(drop=True),
-        table=table,
-        warnings=tuple(text for rule in rules if (text := _warning(steps, rule, rules))),
-        num_before=len(steps),
-        num_after=num_after,
-    )
-
-
-def _check_limits(min_latency_ms: float, max_latency_ms: float) -> None:
-    for option, value in (("--min-latency-ms", min_latency_ms), ("--max-latency-ms", max_latency_ms)):
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{option} is {value}: give a positive, finite number of milliseconds")
-    if min_latency_ms >= max_latency_ms:
-        raise InputError(
-            f"--min-latency-ms {min_latency_ms:g} is not below --max-latency-ms {max_latency_ms:g}: "
-            "no step could stay"
-        )
-
-
-def _apply_rules(steps: pd.DataFrame, min_latency_ms: float, max_latency_ms: float) -> tuple[_Rule, ...]:
     batch_size, total_tokens, latency_ms = (steps[name].to_numpy(dtype=float) for name in _NEEDED)
     is_idle = ~((batch_size > 0) & (total_tokens > 0) & (latency_ms > 0) & np.isfinite(latency_ms))
     is_short = ~is_idle & (latency_ms < min_latency_ms)
     is_long = ~is_idle & (latency_ms > max_latency_ms)
-    return (
-        _Rule("idle: B, S or T not above 0", "", is_idle),
-        _Rule(f"T below {min_latency_ms:g} ms", "--min-latency-ms", is_short),
-        _Rule(f"T above {max_latency_ms:g} ms", "--max-latency-ms", is_long),
+    rules = {
+        "idle: B, S or T not above 0": is_idle,
+        f"T below {min_latency_ms:g} ms": is_short,
+        f"T above {max_latency_ms:g} ms": is_long,
+    }
+    keep = ~(is_idle | is_short | is_long)
+    table = _account(steps, rules)
+    if not keep.any():
+        raise InputError(_nothing_left(steps, table))
+    _, short, long = rules
+    warnings = (
+        _idle_warning(is_idle),
+        _warning(steps, short, is_short, ~is_idle, is_long=False),
+        _warning(steps, long, is_long, ~is_idle, is_long=True),
+    )
+    return Cleaned(
+        steps=steps[keep].reset_index(drop=True),
+        table=table,
+        warnings=tuple(filter(None, warnings)),
+        num_before=len(steps),
+        num_after=int(keep.sum()),
     )
 
 
-def _account(steps: pd.DataFrame, rules: tuple[_Rule, ...]) -> pd.DataFrame:
-    tokens = [steps["total_tokens"][rule.removed] for rule in rules]
-    counts = [len(removed) for removed in tokens]
+def _check_limits(min_latency_ms: float, max_latency_ms: float) -> None:
+    for name, value in (("min_latency_ms", min_latency_ms), ("max_latency_ms", max_latency_ms)):
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} is {value}: give a positive, finite number of milliseconds")
+    if min_latency_ms >= max_latency_ms:
+        raise InputError(
+            f"min_latency_ms {min_latency_ms:g} is not below max_latency_ms {max_latency_ms:g}: "
+            "no step could stay"
+        )
+
+
+def _account(steps: pd.DataFrame, rules: dict[str, Bools]) -> pd.DataFrame:
+    tokens = [steps["total_tokens"][removed] for removed in rules.values()]
     return pd.DataFrame(
         {
-            "rule": [rule.title for rule in rules],
-            "removed": counts,
-            "share": [count / max(len(steps), 1) for count in counts],
-            "min_total_tokens": [float(removed.min()) if len(removed) else math.nan for removed in tokens],
-            "median_total_tokens": [
-                float(removed.median()) if len(removed) else math.nan for removed in tokens
-            ],
+            "rule": list(rules),
+            "removed": [len(removed) for removed in tokens],
+            "share": [len(removed) / max(len(steps), 1) for removed in tokens],
+            "min_total_tokens": [float(removed.min()) for removed in tokens],
+            "median_total_tokens": [float(removed.median()) for removed in tokens],
         }
     )
 
@@ -144,40 +136,37 @@ def _account(steps: pd.DataFrame, rules: tuple[_Rule, ...]) -> pd.DataFrame:
 def _nothing_left(steps: pd.DataFrame, table: pd.DataFrame) -> str:
     if not len(steps):
         return "there are no steps to clean"
-    removed = "; ".join(
-        f"{count:,} {rule}" for rule, count in zip(table["rule"], table["removed"], strict=True) if count
-    )
+    rules = zip(table["rule"], table["removed"], strict=True)
+    removed = "; ".join(f"{count:,} {rule}" for rule, count in rules if count)
     latency_ms = steps["latency_ms"]
     return (
         f"no step is left of {len(steps):,}: {removed}; the latencies run from {latency_ms.min():.4g} to "
-        f"{latency_ms.max():.4g} ms: check their unit, or move --min-latency-ms and --max-latency-ms"
+        f"{latency_ms.max():.4g} ms: check their unit, or move min_latency_ms and max_latency_ms"
     )
 
 
-def _warning(steps: pd.DataFrame, rule: _Rule, rules: tuple[_Rule, ...]) -> str:
-    num_removed = int(rule.removed.sum())
-    share = num_removed / len(steps)
-    if not rule.option:
-        text = (
-            f"{num_removed:,} of {len(steps):,} steps ({share:.2%}) are idle (B, S or T not above 0): removed"
-        )
-        return text if share > WARN_SHARE else ""
-    is_long = rule.option == "--max-latency-ms"
-    is_work = ~rules[0].removed
-    where = _mostly_removed(steps["total_tokens"].to_numpy()[is_work], rule.removed[is_work], above=is_long)
+def _idle_warning(is_idle: Bools) -> str:
+    text = f"{is_idle.sum():,} of {len(is_idle):,} steps ({is_idle.mean():.2%}) are idle"
+    return f"{text} (B, S or T not above 0): removed" if is_idle.mean() > WARN_SHARE else ""
+
+
+def _warning(steps: pd.DataFrame, rule: str, removed: Bools, is_work: Bools, *, is_long: bool) -> str:
+    """Say that a limit removes many steps, or those of a range of S."""
+    share = int(removed.sum()) / len(steps)
+    where = _mostly_removed(steps["total_tokens"].to_numpy()[is_work], removed[is_work], above=is_long)
     if not where and share <= WARN_SHARE:
         return ""
-    removed = steps[rule.removed]
-    tokens = removed["total_tokens"]
-    limit_ms = _round_outward(float(removed["latency_ms"].quantile(0.99 if is_long else 0.01)), up=is_long)
+    gone = steps[removed]
+    tokens = gone["total_tokens"]
+    limit_ms = _round_outward(float(gone["latency_ms"].quantile(0.99 if is_long else 0.01)), up=is_long)
     return (
-        f"{num_removed:,} of {len(steps):,} steps ({share:.2%}) have {rule.title} and are removed "
+        f"{len(gone):,} of {len(steps):,} steps ({share:.2%}) have {rule} and are removed "
         f"(S from {tokens.min():,} to {tokens.max():,}, median {tokens.median():,.0f}){where}: "
-        f"if they are real work, keep them with {rule.option} {limit_ms:g}"
+        f"if they are real work, keep them with {'max' if is_long else 'min'}_latency_ms {limit_ms:g}"
     )
 
 
-def _mostly_removed(total_tokens: npt.NDArray[np.int64], removed: Bools, *, above: bool) -> str:
+def _mostly_removed(total_tokens: Ints, removed: Bools, *, above: bool) -> str:
     """Find the widest range of S, from its upper or lower end on, in which more than half of the steps go."""
     order = np.argsort(-total_tokens if above else total_tokens, kind="stable")
     tokens, num_removed = total_tokens[order], np.cumsum(removed[order])
@@ -200,13 +189,6 @@ def _round_outward(value: float, *, up: bool) -> float:
     if not up and nearest > value:
         nearest -= unit
     return float(f"{nearest:.2g}")
-
-
-DEFAULT_MAX_ROWS = 20_000
-"""Rows of a fit unless told otherwise. A gradient costs about 35 ns a row, so that these take 0.7 ms and a
-fit about a minute; they already narrow every quantity that data identify far below what a decision needs."""
-
-_CELL = ["batch_size", "total_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +234,7 @@ def thin_steps(steps: pd.DataFrame, max_rows: int, *, seed: int = 0) -> Thinned:
         If `max_rows` is less than 1.
     """
     if max_rows < 1:
-        raise InputError(f"--max-rows is {max_rows:,}: give at least 1")
+        raise InputError(f"max_rows is {max_rows:,}: give at least 1")
     if len(steps) <= max_rows:
         return Thinned(steps.reset_index(drop=True))
     rng = np.random.default_rng(seed)
@@ -267,7 +249,7 @@ def thin_steps(steps: pd.DataFrame, max_rows: int, *, seed: int = 0) -> Thinned:
     return Thinned(steps.iloc[kept].reset_index(drop=True), _text(len(steps), len(kept), cap, max_rows))
 
 
-def _cap(counts: NDArray[np.int64], max_rows: int) -> int:
+def _cap(counts: Ints, max_rows: int) -> int:
     """Return the most rows a cell may keep such that all cells together keep at most `max_rows`."""
     low, high = 0, int(counts.max())  # `low` fits, `high` does not
     while high - low > 1:
@@ -282,7 +264,7 @@ def _text(num_before: int, num_kept: int, cap: int, max_rows: int) -> str:
         how = f"at most {cap:,} steps of each (B, S), chosen at random; rarer combinations are whole"
     else:
         how = f"one step of {'each' if cap else 'some of the'} (B, S), chosen at random"
-    return f"{num_kept:,} of {num_before:,} cleaned steps are used for the fit (--max-rows {max_rows}): {how}"
+    return f"{num_kept:,} of {num_before:,} cleaned steps are used for the fit (max_rows {max_rows}): {how}"
 
 
 def choose_rows(steps: pd.DataFrame, rows: int, *, seed: int) -> pd.DataFrame:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -39,19 +38,19 @@ class Limits:
     num_slowest: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 < self.slow_schedule_ms < math.inf:
-            raise InputError(
-                f"slow_schedule_ms is {self.slow_schedule_ms}: give a positive number of milliseconds"
-            )
-        if not 1 < self.schedule_rise < math.inf:
-            raise InputError(f"schedule_rise is {self.schedule_rise}: give a factor above 1")
-        if self.long_queue < 1:
-            raise InputError(f"long_queue is {self.long_queue}: give at least 1 waiting request")
-        if not 0 < self.full_kv_cache <= 1:
-            raise InputError(f"full_kv_cache is {self.full_kv_cache}: give a share above 0 and at most 1")
-        if self.num_slowest < 0:
-            raise InputError(f"num_slowest is {self.num_slowest}: give a number of steps")
+        for name, is_sound, asked in (
+            ("slow_schedule_ms", 0 < self.slow_schedule_ms < math.inf, "a positive number of milliseconds"),
+            ("schedule_rise", 1 < self.schedule_rise < math.inf, "a factor above 1"),
+            ("long_queue", self.long_queue >= 1, "at least 1 waiting request"),
+            ("full_kv_cache", 0 < self.full_kv_cache <= 1, "a share above 0 and at most 1"),
+            ("num_slowest", self.num_slowest >= 0, "a number of steps"),
+        ):
+            if not is_sound:
+                raise InputError(f"{name} is {getattr(self, name)}: give {asked}")
 
+
+STILL_WAITING = "still waiting at the end of the trace"
+"""The end of the text of a queue that never drained."""
 
 SLOW_SCHEDULING = "slow scheduling"
 SCHEDULE_RISE = "schedule time rose"
@@ -117,9 +116,25 @@ class Finding:
     unit: str
     text: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as plain values, ready for JSON."""
-        return asdict(self)
+
+def find_all(steps: pd.DataFrame, clocks: tuple[Clock, ...], limits: Limits) -> tuple[Finding, ...]:
+    """Look for everything that the columns allow, kind by kind in the order of `NEEDS`.
+
+    The steps are those that are not idle, in the order of the files, with ``time_s``; the clocks are those of
+    the files, in the order of the categories of ``source``.
+    """
+    codes = steps["source"].cat.codes.to_numpy()
+    files = [
+        _File(steps[codes == code] if len(clocks) > 1 else steps, clock, str(name))
+        for code, (name, clock) in enumerate(zip(steps["source"].cat.categories, clocks, strict=True))
+    ]
+    return tuple(
+        finding
+        for kind, search in _SEARCHES.items()
+        if set(NEEDS[kind]) <= set(steps)
+        for file in files
+        for finding in search(file, limits)
+    )
 
 
 class _File:
@@ -129,99 +144,59 @@ class _File:
         self.steps = steps
         self.clock = clock
         self.name = name
-        self._lines = steps["line"].to_numpy(int)
+        self.lines = steps["line"].to_numpy(int)
         self._time_s = steps["time_s"].to_numpy(float)
         self._stamps = steps["timestamp"].to_numpy(float) if "timestamp" in steps else self._time_s * np.nan
 
-    def finding(self, kind: str, span: Episode, *, value: float, unit: str, text: str) -> Finding:
+    def finding(self, kind: str, span: Episode, value: float, unit: str, text: str) -> Finding:
         first, last = span.start, span.stop - 1
-        start_s, end_s = float(self._time_s[first]), float(self._time_s[last])
+        start, end, peak = (self.clock.moment(float(self._stamps[at])) for at in (first, last, span.peak))
         return Finding(
             kind=kind,
             source=self.name,
-            first_line=self.line(first),
-            last_line=self.line(last),
-            peak_line=self.line(span.peak),
+            first_line=int(self.lines[first]),
+            last_line=int(self.lines[last]),
+            peak_line=int(self.lines[span.peak]),
             num_steps=span.num_above,
-            start=self.clock.moment(float(self._stamps[first])),
-            end=self.clock.moment(float(self._stamps[last])),
-            peak=self.clock.moment(float(self._stamps[span.peak])),
-            start_s=_known(start_s),
-            duration_s=_known(end_s - start_s),
+            start=start,
+            end=end,
+            peak=peak,
+            start_s=_known(float(self._time_s[first])),
+            duration_s=self.duration_s(span),
             value=value,
             unit=unit,
             text=text,
         )
 
-    def line(self, step: int) -> int:
-        """Return the 1-based line of a step."""
-        return int(self._lines[step])
+    def duration_s(self, span: Episode) -> float | None:
+        return _known(float(self._time_s[span.stop - 1] - self._time_s[span.start]))
 
     def is_lasting(self, span: Episode) -> bool:
         """Tell whether something lasted long enough to count."""
-        lasted_s = float(self._time_s[span.stop - 1] - self._time_s[span.start])
-        return span.num_above >= MIN_EPISODE_STEPS or lasted_s >= MIN_EPISODE_S
-
-    def batch(self, step: int) -> str:
-        """Say what one step scheduled."""
-        columns = ("num_prefill_reqs", "num_decode_reqs", "total_tokens")
-        num_prefill, num_decode, tokens = (self.steps[name].to_numpy()[step] for name in columns)
-        return f"{num_prefill:.0f} prefill, {num_decode:.0f} decode requests, {tokens:,.0f} tokens"
+        return span.num_above >= MIN_EPISODE_STEPS or (self.duration_s(span) or 0.0) >= MIN_EPISODE_S
 
 
 def _known(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def find_all(steps: pd.DataFrame, clocks: tuple[Clock, ...], limits: Limits) -> tuple[Finding, ...]:
-    """Look for everything that the columns allow.
-
-    Parameters
-    ----------
-    steps : DataFrame
-        Steps that are not idle, in the order of the files, with ``time_s``.
-    clocks : tuple of Clock
-        Of the files, in the order of the categories of ``source``.
-    limits : Limits
-
-    Returns
-    -------
-    tuple of Finding
-        Kind by kind in the order of `NEEDS`, each in the order of the files and lines.
-    """
-    searches: dict[str, Callable[[_File, Limits], Iterator[Finding]]] = {
-        SLOW_SCHEDULING: _slow_scheduling,
-        SCHEDULE_RISE: _schedule_rises,
-        QUEUE_BUILD_UP: _queue_build_ups,
-        KV_CACHE_FULL: _full_caches,
-    }
-    codes = steps["source"].cat.codes.to_numpy()
-    files = [
-        _File(steps[codes == code] if len(clocks) > 1 else steps, clock, str(name))
-        for code, (name, clock) in enumerate(zip(steps["source"].cat.categories, clocks, strict=True))
-    ]
-    return tuple(
-        finding
-        for kind, search in searches.items()
-        if set(NEEDS[kind]) <= set(steps)
-        for file in files
-        for finding in search(file, limits)
-    )
-
-
 def _slow_scheduling(file: _File, limits: Limits) -> Iterator[Finding]:
     schedule_ms = file.steps["schedule_ms"].to_numpy(float)
     for span in episodes(schedule_ms, above=limits.slow_schedule_ms, join=JOINED_STEPS):
         worst = float(schedule_ms[span.peak])
-        text = f"scheduling took {worst:,.4g} ms"
         if span.num_above > 1:
             text = (
                 f"{span.num_above:,} steps of {span.stop - span.start:,} scheduled for more than "
-                f"{limits.slow_schedule_ms:g} ms, at most {worst:,.4g} ms in line {file.line(span.peak):,}"
+                f"{limits.slow_schedule_ms:g} ms, at most {worst:,.4g} ms in line {file.lines[span.peak]:,}"
             )
-        if span.num_above == 1:
-            text += f" ({file.batch(span.peak)})"
-        yield file.finding(SLOW_SCHEDULING, span, value=worst, unit="ms", text=text)
+        else:
+            columns = ("num_prefill_reqs", "num_decode_reqs", "total_tokens")
+            num_prefill, num_decode, tokens = (file.steps[name].to_numpy()[span.peak] for name in columns)
+            text = (
+                f"scheduling took {worst:,.4g} ms ({num_prefill:.0f} prefill, {num_decode:.0f} decode "
+                f"requests, {tokens:,.0f} tokens)"
+            )
+        yield file.finding(SLOW_SCHEDULING, span, worst, "ms", text)
 
 
 def _schedule_rises(file: _File, limits: Limits) -> Iterator[Finding]:
@@ -232,7 +207,7 @@ def _schedule_rises(file: _File, limits: Limits) -> Iterator[Finding]:
             f"{rise.requests_after:,.0f})"
         )
         span = Episode(rise.step, rise.step + 1, rise.step, 1)
-        yield file.finding(SCHEDULE_RISE, span, value=rise.factor, unit="times", text=text)
+        yield file.finding(SCHEDULE_RISE, span, rise.factor, "times", text)
 
 
 def _queue_build_ups(file: _File, limits: Limits) -> Iterator[Finding]:
@@ -244,15 +219,14 @@ def _queue_build_ups(file: _File, limits: Limits) -> Iterator[Finding]:
             continue
         # A build-up begins with the last step that still had a short queue.
         begun = span._replace(start=max(int(quiet[span.start]), 0))
-        peak = waiting[span.peak]
-        drained = "still waiting at the end of the trace" if span.stop == len(waiting) else "then drained"
-        found = file.finding(QUEUE_BUILD_UP, begun, value=float(peak), unit="requests", text="")
-        lasted = "" if found.duration_s is None else f" ({found.duration_s:,.3g} s)"
-        yield replace(
-            found,
-            text=f"waiting requests grew from {waiting[begun.start]:,.0f} to {peak:,.0f} in line "
-            f"{found.peak_line:,} and stayed many for {begun.stop - begun.start:,} steps{lasted}, {drained}",
+        grown = f"from {waiting[begun.start]:,.0f} to {waiting[span.peak]:,.0f}"
+        lasted = "" if (seconds := file.duration_s(begun)) is None else f" ({seconds:,.3g} s)"
+        text = (
+            f"waiting requests grew {grown} in line {file.lines[span.peak]:,} and stayed many for "
+            f"{begun.stop - begun.start:,} steps{lasted}, "
+            f"{STILL_WAITING if span.stop == len(waiting) else 'then drained'}"
         )
+        yield file.finding(QUEUE_BUILD_UP, begun, float(waiting[span.peak]), "requests", text)
 
 
 def _full_caches(file: _File, limits: Limits) -> Iterator[Finding]:
@@ -267,4 +241,12 @@ def _full_caches(file: _File, limits: Limits) -> Iterator[Finding]:
             f"KV cache {peak:.1%} full at most, at least {limits.full_kv_cache:.0%} in {span.num_above:,} of "
             f"{span.stop - span.start:,} steps"
         )
-        yield file.finding(KV_CACHE_FULL, span, value=peak, unit="share", text=text)
+        yield file.finding(KV_CACHE_FULL, span, peak, "share", text)
+
+
+_SEARCHES: dict[str, Callable[[_File, Limits], Iterator[Finding]]] = {
+    SLOW_SCHEDULING: _slow_scheduling,
+    SCHEDULE_RISE: _schedule_rises,
+    QUEUE_BUILD_UP: _queue_build_ups,
+    KV_CACHE_FULL: _full_caches,
+}

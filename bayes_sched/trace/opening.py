@@ -1,20 +1,27 @@
-"""Paths, patterns and standard input to lines of bytes: decompressed, hashed, damage noted and not raised."""
+"""Paths, patterns and standard input to lines of bytes, whatever their compression.
+
+Damage is noted, not raised. Commands check their arguments with this module, so it loads no heavy library.
+"""
 
 import glob
 import hashlib
+import json
+import os
+import re
+import stat
 import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import zstandard
 
 from bayes_sched.errors import InputError
-from bayes_sched.trace.formats import EXPECTED, foreign_kind
 
 STDIN = "-"
 MAX_LINE_BYTES = 4 * 2**20
@@ -22,44 +29,24 @@ MAX_LINE_BYTES = 4 * 2**20
 
 type Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
+EXPECTED = (
+    "expected one JSON object a line with num_prefill_reqs, num_decode_reqs, total_scheduled_tokens and "
+    "model_run_duration_ms (or chunk_sizes in place of the two counts), or a vLLM log written under "
+    "--enable-logging-iteration-details"
+)
+
 _CHUNK_BYTES = 8 * 2**10  # small: a hostile zstd chunk may grow thirty-thousandfold
 _HEAD_BYTES = 4096
-
-
-class _Decoder(Protocol):
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-_COMPRESSIONS: dict[bytes, tuple[str, Callable[[], _Decoder]]] = {
-    b"\x1f\x8b": ("gzip", lambda: zlib.decompressobj(wbits=31)),
-    b"\x28\xb5\x2f\xfd": ("zstd", lambda: zstandard.ZstdDecompressor().decompressobj()),
-}
+_ENDINGS = re.compile(r"(\.(gz|zst|zstd|jsonl|ndjson|json|log|txt))+$", re.IGNORECASE)
+_MAX_NAME = 80
 
 
 def expand_paths(paths: Paths) -> tuple[list[str], list[str]]:
-    """List the files that are meant, patterns expanded and sorted.
+    """Return the files that are meant, each once, patterns expanded and sorted, and a warning for each twin.
 
-    Parameters
-    ----------
-    paths : str, path, or sequence of them
-        ``-`` is standard input. A name with ``*``, ``?`` or ``[`` that is no file is a pattern; side-cars
-        (``*.meta.json``) and directories do not match it.
-
-    Returns
-    -------
-    files : list of str
-        Every file once.
-    warnings : list of str
-        One sentence for each file that was named more than once.
-
-    Raises
-    ------
-    InputError
-        If there is no path, a directory, a missing file, or a pattern without a match.
+    A name with ``*``, ``?`` or ``[`` that is no file is a pattern; side-cars (``*.meta.json``) and
+    directories do not match it. :class:`InputError` if there is no path, a directory, a missing file, or no
+    match.
     """
     given = [paths] if isinstance(paths, str | PathLike) else list(paths)
     if not given:
@@ -90,32 +77,81 @@ def _expand(name: str) -> list[str]:
         return [name]
     if not glob.has_magic(name):
         raise InputError(f"no such file: {name}")
-    found = sorted(match for match in glob.glob(name, recursive=True) if _is_trace_name(match))
+    matches = sorted(glob.glob(name, recursive=True))
+    found = [match for match in matches if not match.endswith(".meta.json") and not Path(match).is_dir()]
     if not found:
         raise InputError(f"no file matches the pattern {name}")
     return found
 
 
-def _is_trace_name(name: str) -> bool:
-    return not name.endswith(".meta.json") and not Path(name).is_dir()
+def result_name(paths: Sequence[str]) -> str:
+    """Name the result of reading some files: letters, digits, ``.``, ``_`` and ``-``, fit for a folder.
+
+    Of several files it is the beginning that their names share up to a separator, or the first name and how
+    many more there are.
+    """
+    stems = ["stdin" if path == STDIN else _ENDINGS.sub("", Path(path).name) for path in paths]
+    name = stems[0]
+    if len(stems) > 1:
+        name = _shared_start(stems) or f"{stems[0]}-and-{len(stems) - 1}-more"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:_MAX_NAME].strip("-._") or "trace"
+
+
+def _shared_start(stems: Sequence[str]) -> str:
+    """Return the beginning that all names share, up to a separator; empty if it is too short to help."""
+    shared = os.path.commonprefix([f"{stem}-" for stem in stems])  # noqa: RUF071 - characters are meant
+    start = shared[: max(map(shared.rfind, "-_. ")) + 1].rstrip("-_. ")
+    return start if len(start) > 2 else ""
+
+
+class _Decoder(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+COMPRESSIONS: dict[bytes, tuple[str, Callable[[], _Decoder]]] = {
+    b"\x1f\x8b": ("gzip", lambda: zlib.decompressobj(wbits=31)),
+    b"\x28\xb5\x2f\xfd": ("zstd", lambda: zstandard.ZstdDecompressor().decompressobj()),
+}
+"""By the first bytes of a file."""
+
+
+def check_followable(path: str, *, is_needed: bool = False) -> None:
+    """Check that a path is, or unless it `is_needed` may become, a log of plain text that can be followed."""
+    if path == "-" or "\0" in path:
+        raise InputError(f"watch follows a file by its name; {path!r} is none")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except FileNotFoundError:
+        if is_needed:
+            raise InputError(f"no such file: {path}") from None
+        return
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory: name the log in it") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    kind = "compressed" if head.startswith(tuple(COMPRESSIONS)) else foreign_kind(head)
+    if kind is not None:
+        raise InputError(
+            f"{path} is {kind}: watch follows a plain-text log that is being written; for a finished trace "
+            "use analyze"
+        )
 
 
 class TraceStream:
-    """The lines of one file or of standard input.
-
-    Attributes
-    ----------
-    head : bytes
-        The first decompressed bytes, for a word on what the file looks like.
-    damage : str
-        How the compressed data were damaged; empty while they are sound.
-    """
+    """The lines of one file or of standard input."""
 
     def __init__(self, path: str, *, label: str) -> None:
         self.path = path
         self.label = label
         self.head = b""
+        """The first decompressed bytes, which tell what a file without a step looks like."""
         self.damage = ""
+        """How the compressed data were damaged; empty while they are sound."""
         self._digest = hashlib.sha256()
 
     @property
@@ -126,16 +162,13 @@ class TraceStream:
     def lines(self) -> Iterator[tuple[bytes, bool]]:
         r"""Yield each line without its ``\n``, and whether it had one.
 
-        A line above `MAX_LINE_BYTES` comes cut, longer than that limit still.
-
-        Raises
-        ------
-        InputError
-            If the file cannot be opened or read, or its first bytes tell that it is no trace.
+        A line above `MAX_LINE_BYTES` comes cut, longer than that limit still. :class:`InputError` if the file
+        cannot be opened or read, or its first bytes tell that it is no trace.
         """
         pieces: list[bytes] = []
         num_collected = 0
-        for chunk in self._checked(self._plain()):
+        for chunk in self._plain():
+            self._look_at(chunk)
             *ended, rest = chunk.split(b"\n")
             for line in ended:
                 yield (b"".join([*pieces, line]) if pieces else line), True
@@ -146,20 +179,17 @@ class TraceStream:
         if pieces:
             yield b"".join(pieces), False
 
-    def _checked(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            if len(self.head) < _HEAD_BYTES:
-                is_first = not self.head
-                self.head = (self.head + chunk)[:_HEAD_BYTES]
-                kind = foreign_kind(self.head) if is_first else None
-                if kind is not None:
-                    raise InputError(f"{self.label} is no trace: it is {kind}; {EXPECTED}")
-            yield chunk
+    def _look_at(self, chunk: bytes) -> None:
+        kind = None if self.head else foreign_kind(chunk)
+        if kind is not None:
+            raise InputError(f"{self.label} is no trace: it is {kind}; {EXPECTED}")
+        if len(self.head) < _HEAD_BYTES:
+            self.head = (self.head + chunk)[:_HEAD_BYTES]
 
     def _plain(self) -> Iterator[bytes]:
         raw = self._raw()
         first = next(raw, b"")
-        for magic, (name, make_decoder) in _COMPRESSIONS.items():
+        for magic, (name, make_decoder) in COMPRESSIONS.items():
             if first.startswith(magic):
                 yield from self._decompressed(first, raw, name=name, make_decoder=make_decoder)
                 return
@@ -191,17 +221,75 @@ class TraceStream:
 
     def _raw(self) -> Iterator[bytes]:
         try:
-            if self.path == STDIN:
-                yield from self._blocks(sys.stdin.buffer)
-            else:
-                with open(self.path, "rb") as file:
-                    yield from self._blocks(file)
-        except PermissionError:
-            raise InputError(f"cannot read {self.label}: permission denied") from None
+            with nullcontext(sys.stdin.buffer) if self.path == STDIN else open(self.path, "rb") as file:
+                while block := file.read(_CHUNK_BYTES):
+                    self._digest.update(block)
+                    yield block
         except OSError as error:
-            raise InputError(f"cannot read {self.label}: {error.strerror or error}") from None
+            reason = "permission denied" if isinstance(error, PermissionError) else error.strerror or error
+            raise InputError(f"cannot read {self.label}: {reason}") from None
 
-    def _blocks(self, file: BinaryIO) -> Iterator[bytes]:
-        while block := file.read(_CHUNK_BYTES):
-            self._digest.update(block)
-            yield block
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"%PDF-", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive (or an Excel or NumPy file, which are ZIP archives): unpack it first"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 or netCDF file, a saved fit perhaps"),
+    (b"CDF", "a netCDF file"),
+    (b"PAR1", "a Parquet table"),
+    (b"SQLite format 3\0", "an SQLite database"),
+    (b"\x7fELF", "a program"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"BZh", "bzip2 data: unpack it with bunzip2 first"),
+    (b"\xfd7zXZ\0", "xz data: unpack it with unxz first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
+    (b"\x04\x22\x4d\x18", "LZ4 data: unpack it first"),
+    (b"\x1f\x8b", "data compressed twice: unpack it once first"),
+    (b"\x28\xb5\x2f\xfd", "data compressed twice: unpack it once first"),
+    (b"\xff\xfe", "UTF-16 text: save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text: save it as UTF-8"),
+)
+
+
+def foreign_kind(head: bytes) -> str | None:
+    """Name what is no trace by its first bytes; None if nothing speaks against one."""
+    if head[257:262] == b"ustar":
+        return "a tar archive: unpack it first"
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+
+
+def likely_kind(head: bytes) -> str:
+    """Guess from its first bytes what a file without a single step is: ``a CSV table``."""
+    num_control = sum(byte < 9 or 13 < byte < 27 or 27 < byte < 32 for byte in head)
+    if num_control > len(head) / 100:
+        return "binary data"
+    text = head.decode(errors="replace").removeprefix("\ufeff").strip()
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        return "an empty file"
+    if text[:200].lower().startswith(("<!doctype html", "<html")):
+        return "an HTML page"
+    if text.startswith("["):
+        return "a JSON array: write its objects one a line, for example with jq -c '.[]'"
+    if text.startswith("{"):
+        return _likely_json(lines)
+    return _likely_table(lines)
+
+
+def _likely_json(lines: list[str]) -> str:
+    try:
+        fields = ", ".join(json.loads(lines[0]))
+    except ValueError:
+        return "JSON over several lines: write one object a line, for example with jq -c ."
+    return f"JSON lines of another kind, with the fields {fields[:80]}" if fields else "empty JSON objects"
+
+
+def _likely_table(lines: list[str]) -> str:
+    for separator, name in ((",", "a CSV table"), ("\t", "a table with tabs"), (";", "a CSV table")):
+        counts = [line.count(separator) for line in lines[:3]]
+        if counts[0] > 0 and len(set(counts)) == 1 and (len(counts) > 1 or counts[0] > 1):
+            return name
+    start = "".join(c if c.isprintable() else "?" for c in lines[0][:40])
+    return f"plain text that begins with {start!r}"

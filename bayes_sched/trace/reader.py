@@ -11,28 +11,35 @@ from pathlib import Path
 from struct import Struct
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.trace.formats import (
-    CUT_REASONS,
+from bayes_sched.trace.formats import CUT_REASONS, FIELDS, TORN, VLLM_LOG, LineError, parse_line
+from bayes_sched.trace.opening import (
     EXPECTED,
-    FIELDS,
-    VLLM_LOG,
-    LineError,
+    MAX_LINE_BYTES,
+    STDIN,
+    Paths,
+    TraceStream,
+    expand_paths,
     likely_kind,
-    parse_line,
     result_name,
 )
-from bayes_sched.trace.opening import MAX_LINE_BYTES, STDIN, Paths, TraceStream, expand_paths
 from bayes_sched.trace.sidecar import read_labels
 
 NUM_SHOWN = 5
-"""This many bad lines are kept with their place."""
+"""This many bad lines are kept with their place, and this many reasons are told."""
 
-TORN = "torn last line"
-"""Every writer that is killed leaves one: it counts, and never stops the reading."""
+WAIT_ONLY = (
+    "the times of vLLM's own iteration lines are only the wait for the result: near the model run in "
+    "synchronous mode, too small (down to 0) under asynchronous scheduling"
+)
+
+_TOO_LONG = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
+_FLOAT_FIELDS = {"latency_ms", "schedule_ms", "kv_cache_usage", "prefill_pairs", "timestamp", "step_ms"}
+_WIDTH = len(FIELDS) + 1
+_pack = Struct(f"{_WIDTH}d").pack  # numbers of a step as bytes: a third of the time of an array's extend
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +57,16 @@ class BadLine:
 
 @dataclass(frozen=True, slots=True)
 class BadLines:
-    """All unusable lines of a trace.
-
-    Attributes
-    ----------
-    counts : Mapping of str to int
-        Number of bad lines by reason, most frequent first.
-    first : tuple of BadLine
-        The first `NUM_SHOWN`, in the order of the files and lines.
-    num_lines : int
-        Lines looked at, good and bad: without blank ones and the noise of a log.
-    num_tolerated : int
-        Bad lines at the end of a file, where a writer or a copy was cut short.
-    """
+    """All unusable lines of a trace."""
 
     counts: Mapping[str, int]
+    """Number of bad lines by reason, most frequent first."""
     first: tuple[BadLine, ...]
+    """The first `NUM_SHOWN`, in the order of the files and lines."""
     num_lines: int
+    """Lines looked at, good and bad: without blank ones and the noise of a log."""
     num_tolerated: int = 0
+    """Bad lines at the end of a file, where a writer or a copy was cut short."""
 
     @property
     def num_bad(self) -> int:
@@ -94,225 +93,20 @@ class BadLines:
         return f"{shares}: {self.reasons}; first {self.first[0]}."
 
 
-@dataclass(slots=True)
-class BadLineTally:
-    """Counts bad lines while files are read."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: list[BadLine] = field(default_factory=list)
-    num_tolerated: int = 0
-
-    def add(self, bad: BadLine, *, is_tolerated: bool = False) -> None:
-        """Count one bad line."""
-        self.counts[bad.reason] += 1
-        self.num_tolerated += is_tolerated
-        if len(self.first) < NUM_SHOWN:
-            self.first.append(bad)
-
-    def merge(self, other: BadLineTally) -> None:
-        """Add the bad lines of another tally; the first few stay in the order of files and lines."""
-        self.counts += other.counts
-        self.num_tolerated += other.num_tolerated
-        joined = [*self.first, *other.first]
-        order = {source: rank for rank, source in enumerate(dict.fromkeys(bad.source for bad in joined))}
-        joined.sort(key=lambda bad: (order[bad.source], bad.line))
-        self.first = joined[:NUM_SHOWN]
-
-    def freeze(self, *, num_lines: int) -> BadLines:
-        """Give the result over `num_lines` lines looked at."""
-        return BadLines(
-            counts=dict(self.counts.most_common()),
-            first=tuple(self.first),
-            num_lines=num_lines,
-            num_tolerated=self.num_tolerated,
-        )
-
-
-def check_usable(files: Sequence[TraceFile], bad_lines: BadLines, *, max_bad_share: float) -> None:
-    """Refuse files without a step, and traces of which too many lines are bad.
-
-    Parameters
-    ----------
-    files : sequence of TraceFile
-        All read to the end.
-    bad_lines : BadLines
-        The bad lines of all of them.
-    max_bad_share : float
-        Share of bad lines that is still accepted, in [0, 1].
-
-    Raises
-    ------
-    InputError
-        With the numbers, the first bad line, and what to do.
-    """
-    is_any_usable = any(file.num_steps for file in files)
-    for file in files:
-        if not file.num_steps and not (is_any_usable and _is_harmlessly_empty(file)):
-            raise InputError(_nothing_usable(file))
-    if bad_lines.share > max_bad_share:
-        raise InputError(
-            f"{bad_lines.num_bad:,} of {bad_lines.num_lines:,} lines ({bad_lines.share:.2%}) are unusable, "
-            f"more than the {max_bad_share:.4g} allowed: {bad_lines.reasons}; first {bad_lines.first[0]}; "
-            "repair the trace, or use its other lines with "
-            f"--max-bad-share {_rounded_up(bad_lines.share):.4g}"
-        )
-
-
-def _rounded_up(share: float) -> float:
-    return min(1.0, math.ceil(round(share * 100, 9)) / 100)  # 0.07 * 100 is a little more than 7
-
-
-def _is_harmlessly_empty(file: TraceFile) -> bool:
-    """Tell whether a server never served: it leaves an empty file or one torn line beside those of others."""
-    return sum(file.bad.counts.values()) == file.bad.num_tolerated and file.num_looked_at <= 1
-
-
-def _nothing_usable(file: TraceFile) -> str:
-    bad_lines = file.bad.freeze(num_lines=file.num_looked_at)
-    damage, head = file.stream.damage, file.stream.head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not file.num_looked_at:
-        return f"{file.label} is empty: there is nothing to read"
-    if damage and bad_lines.num_lines == 1:
-        return f"{file.label} holds no complete step: its {damage}"
-    if head.startswith(b"{") and bad_lines.num_bad == bad_lines.num_tolerated:
-        return f"{file.label} holds no complete step: {bad_lines.first[0]}"
-    if file.holds_damaged_steps:
-        return (
-            f"{file.label} holds no usable step, {bad_lines.num_bad:,} of {bad_lines.num_lines:,} lines are "
-            f"bad: {bad_lines.reasons}; first {bad_lines.first[0]}; {EXPECTED}"
-        )
-    return f"{file.label} is no trace: it looks like {likely_kind(file.stream.head)}; {EXPECTED}"
-
-
-_TOO_LONG = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
-_WIDTH = len(FIELDS) + 1
-_pack = Struct(f"{_WIDTH}d").pack  # numbers of a step as bytes: a third of the time of an array's extend
-
-
-class TraceFile:
-    """Reads one file: its steps, its bad lines, and what else there is to say about it.
-
-    Attributes
-    ----------
-    path, label : str
-        As given, and as shown to people.
-    stream : TraceStream
-        Where the lines come from: digest, damage, first bytes.
-    bad : BadLineTally
-        Lines that could not be used.
-    formats, remarks : Counter of str
-        Steps by format, and by what was odd about them though they are used.
-    num_lines : int
-        All lines.
-    num_looked_at : int
-        Lines that are not blank and no noise of a log.
-    holds_damaged_steps : bool
-        Some bad line is recognisably meant to be a step.
-    """
-
-    def __init__(self, path: str, *, label: str) -> None:
-        self.path = path
-        self.label = label
-        self.stream = TraceStream(path, label=label)
-        self.bad = BadLineTally()
-        self.formats: Counter[str] = Counter()
-        self.remarks: Counter[str] = Counter()
-        self.num_lines = 0
-        self.num_looked_at = 0
-        self.holds_damaged_steps = False
-        self._noise = BadLineTally()
-        self._numbers = bytearray()
-
-    @property
-    def num_steps(self) -> int:
-        """Number of steps read."""
-        return len(self._numbers) // (8 * _WIDTH)
-
-    @property
-    def numbers(self) -> npt.NDArray[np.float64]:
-        """`FIELDS` and the line number of each step, dims (step, field); NaN: not in the line."""
-        if not self._numbers:
-            return np.empty((0, _WIDTH))
-        return np.frombuffer(self._numbers).reshape(-1, _WIDTH)
-
-    def read(self) -> None:
-        """Read the file to its end.
-
-        Raises
-        ------
-        InputError
-            If it cannot be read, or its first bytes tell that it is no trace.
-        """
-        for line, is_ended in self.stream.lines():
-            self.num_lines += 1
-            try:
-                if len(line) > MAX_LINE_BYTES:
-                    raise LineError(_TOO_LONG, is_step=False)
-                step = parse_line(line)
-            except LineError as error:
-                self._refuse(error, is_ended=is_ended)
-                continue
-            if step is not None:
-                self._take(*step)
-        self.num_looked_at += self.num_steps
-        if self.formats[VLLM_LOG]:
-            self.num_looked_at -= sum(self._noise.counts.values())
-        else:
-            self.bad.merge(self._noise)
-        damage = self.stream.damage
-        if damage and not self.bad.counts[damage]:  # the end of the data happens to be the end of a line
-            self.num_looked_at += 1
-            self.bad.add(BadLine(self.label, self.num_lines + 1, damage), is_tolerated=True)
-
-    def _take(self, kind: str, row: tuple[float, ...], remark: str) -> None:
-        self.formats[kind] += 1
-        if remark:
-            self.remarks[remark] += 1
-        self._numbers += _pack(*row, self.num_lines)
-
-    def _refuse(self, error: LineError, *, is_ended: bool) -> None:
-        self.num_looked_at += 1
-        reason, detail = error.reason, error.detail
-        cut = "" if is_ended else self.stream.damage or (TORN if reason in CUT_REASONS else "")
-        if cut:
-            reason, detail = cut, reason
-        elif error.is_step:
-            self.holds_damaged_steps = True
-        tally = self._noise if error.is_noise else self.bad
-        tally.add(BadLine(self.label, self.num_lines, reason, detail), is_tolerated=bool(cut))
-
-
-WAIT_ONLY = (
-    "the times of vLLM's own iteration lines are only the wait for the result: near the model run in "
-    "synchronous mode, too small (down to 0) under asynchronous scheduling"
-)
-
-_FLOAT_FIELDS = {"latency_ms", "schedule_ms", "kv_cache_usage", "prefill_pairs", "timestamp", "step_ms"}
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file of a trace.
-
-    Attributes
-    ----------
-    path : str
-        As given; ``-`` is standard input.
-    format : str
-        ``documented``, ``recorded`` or ``vllm-log``; joined by ``+`` where a file mixes them.
-    sha256 : str
-        Digest of the file's raw bytes.
-    num_lines : int
-        All lines of the file, whatever they hold.
-    num_steps : int
-        Rows of the steps table that come from it.
-    """
+    """One file of a trace."""
 
     path: str
+    """As given; ``-`` is standard input."""
     format: str
+    """``documented``, ``recorded`` or ``vllm-log``; joined by ``+`` where a file mixes them."""
     sha256: str
+    """Digest of the file's raw bytes."""
     num_lines: int
+    """All lines of the file, whatever they hold."""
     num_steps: int
+    """Rows of the steps table that come from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +158,7 @@ class Trace:
 def read_trace(paths: Paths, *, max_bad_share: float = 0.05) -> Trace:
     """Read the step trace of a vLLM scheduler.
 
-    The format of each line is recognised by what it holds (see `bayes_sched.trace.formats`), compression
+    The format of each line is recognised by what it holds (see :mod:`bayes_sched.trace.formats`), compression
     (gzip, zstd) by its first bytes. Lines that cannot be used are counted and left out.
 
     Parameters
@@ -385,50 +179,167 @@ def read_trace(paths: Paths, *, max_bad_share: float = 0.05) -> Trace:
         If a path cannot be read, a file is no trace, too many lines are bad, or no step is left.
     """
     if not 0 <= max_bad_share <= 1:
-        raise InputError(f"--max-bad-share is {max_bad_share}: give a share between 0 and 1")
+        raise InputError(f"max_bad_share is {max_bad_share}: give a share between 0 and 1")
     names, path_warnings = expand_paths(paths)
-    files = [TraceFile(name, label=label) for name, label in zip(names, _labels(names), strict=True)]
+    files = [_File(name, label) for name, label in zip(names, _labels(names), strict=True)]
+    bad = _Tally()
     for file in files:
         file.read()
-    bad_lines = _joined_bad_lines(files)
-    check_usable(files, bad_lines, max_bad_share=max_bad_share)
-    sidecar_labels, sidecar_warnings = read_labels(names)
+        bad.merge(file.bad)
+    bad_lines = bad.freeze(num_lines=sum(file.num_looked_at for file in files))
+    _check_usable(files, bad_lines, max_bad_share)
+    labels, sidecar_warnings = read_labels(names)
     digests = [file.stream.sha256 for file in files]
     return Trace(
         steps=_steps_table(files),
-        sources=tuple(_source(file) for file in files),
+        sources=tuple(
+            Source(f.path, "+".join(sorted(f.formats)) or "empty", digest, f.num_lines, f.num_steps)
+            for f, digest in zip(files, digests, strict=True)
+        ),
         bad_lines=bad_lines,
         sha256=digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest(),
         name=result_name(names),
-        warnings=(*path_warnings, *_reading_warnings(files), *sidecar_warnings),
-        labels=sidecar_labels,
+        warnings=(*path_warnings, *_warnings(files), *sidecar_warnings),
+        labels=labels,
     )
 
 
 def _labels(paths: Sequence[str]) -> list[str]:
-    """Names of the files for people: without folders where that tells them apart."""
+    """Name the files for people: without folders where that tells them apart."""
     names = ["standard input" if path == STDIN else Path(path).name for path in paths]
     return [path if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
 
 
-def _source(file: TraceFile) -> Source:
-    return Source(
-        path=file.path,
-        format="+".join(sorted(file.formats)) or "empty",
-        sha256=file.stream.sha256,
-        num_lines=file.num_lines,
-        num_steps=file.num_steps,
-    )
+@dataclass(slots=True)
+class _Tally:
+    """Counts bad lines while files are read."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: list[BadLine] = field(default_factory=list)
+    num_tolerated: int = 0
+
+    def add(self, bad: BadLine, *, is_tolerated: bool = False) -> None:
+        self.counts[bad.reason] += 1
+        self.num_tolerated += is_tolerated
+        if len(self.first) < NUM_SHOWN:
+            self.first.append(bad)
+
+    def merge(self, other: _Tally) -> None:
+        """Add another tally; the first few stay in the order of files and lines."""
+        self.counts += other.counts
+        self.num_tolerated += other.num_tolerated
+        joined = [*self.first, *other.first]
+        order = {source: rank for rank, source in enumerate(dict.fromkeys(bad.source for bad in joined))}
+        self.first = sorted(joined, key=lambda bad: (order[bad.source], bad.line))[:NUM_SHOWN]
+
+    def freeze(self, *, num_lines: int) -> BadLines:
+        counts = dict(self.counts.most_common())
+        return BadLines(counts, tuple(self.first), num_lines, self.num_tolerated)
 
 
-def _joined_bad_lines(files: Sequence[TraceFile]) -> BadLines:
-    joined = BadLineTally()
+class _File:
+    """Reads one file: its steps, its bad lines, and what else there is to say about it."""
+
+    def __init__(self, path: str, label: str) -> None:
+        self.path = path
+        self.label = label
+        self.stream = TraceStream(path, label=label)
+        self.bad = _Tally()
+        self.formats: Counter[str] = Counter()
+        self.remarks: Counter[str] = Counter()
+        """What was odd about steps that are used."""
+        self.num_lines = 0
+        self.num_looked_at = 0
+        """Lines that are not blank and no noise of a log."""
+        self.holds_damaged_steps = False
+        """Some bad line is recognisably meant to be a step."""
+        self._noise = _Tally()
+        self._numbers = bytearray()
+
+    @property
+    def num_steps(self) -> int:
+        return len(self._numbers) // (8 * _WIDTH)
+
+    @property
+    def numbers(self) -> Floats:
+        """`FIELDS` and the line number of each step, dims (step, field); NaN: not in the line."""
+        return np.frombuffer(self._numbers).reshape(-1, _WIDTH) if self._numbers else np.empty((0, _WIDTH))
+
+    def read(self) -> None:
+        """Read the file to its end; :class:`InputError` if it cannot be read, or begins as no trace does."""
+        for line, is_ended in self.stream.lines():
+            self.num_lines += 1
+            try:
+                if len(line) > MAX_LINE_BYTES:
+                    raise LineError(_TOO_LONG, is_step=False)
+                step = parse_line(line)
+            except LineError as error:
+                self._refuse(error, is_ended=is_ended)
+                continue
+            if step is not None:
+                kind, row, remark = step
+                self.formats[kind] += 1
+                if remark:
+                    self.remarks[remark] += 1
+                self._numbers += _pack(*row, self.num_lines)
+        self.num_looked_at += self.num_steps
+        if self.formats[VLLM_LOG]:
+            self.num_looked_at -= sum(self._noise.counts.values())
+        else:
+            self.bad.merge(self._noise)
+        damage = self.stream.damage
+        if damage and not self.bad.counts[damage]:  # the end of the data happens to be the end of a line
+            self.num_looked_at += 1
+            self.bad.add(BadLine(self.label, self.num_lines + 1, damage), is_tolerated=True)
+
+    def _refuse(self, error: LineError, *, is_ended: bool) -> None:
+        self.num_looked_at += 1
+        reason, detail = error.reason, error.detail
+        cut = "" if is_ended else self.stream.damage or (TORN if reason in CUT_REASONS else "")
+        if cut:
+            reason, detail = cut, reason
+        elif error.is_step:
+            self.holds_damaged_steps = True
+        tally = self._noise if error.is_noise else self.bad
+        tally.add(BadLine(self.label, self.num_lines, reason, detail), is_tolerated=bool(cut))
+
+
+def _check_usable(files: Sequence[_File], bad_lines: BadLines, max_bad_share: float) -> None:
+    """Refuse files without a step, and traces of which too many lines are bad, with what to do."""
+    is_any_usable = any(file.num_steps for file in files)
     for file in files:
-        joined.merge(file.bad)
-    return joined.freeze(num_lines=sum(file.num_looked_at for file in files))
+        # A server that never served leaves an empty file or one torn line beside those of others.
+        is_harmless = file.bad.counts.total() == file.bad.num_tolerated and file.num_looked_at <= 1
+        if not file.num_steps and not (is_any_usable and is_harmless):
+            raise InputError(_nothing_usable(file))
+    share = bad_lines.share
+    if share > max_bad_share:
+        accepted = min(1.0, math.ceil(round(share * 100, 9)) / 100)  # 0.07 * 100 is a little more than 7
+        raise InputError(
+            f"{bad_lines.num_bad:,} of {bad_lines.num_lines:,} lines ({share:.2%}) are unusable, more than "
+            f"the {max_bad_share:.4g} allowed: {bad_lines.reasons}; first {bad_lines.first[0]}; "
+            f"repair the trace, or use its other lines with max_bad_share {accepted:.4g}"
+        )
 
 
-def _reading_warnings(files: Sequence[TraceFile]) -> list[str]:
+def _nothing_usable(file: _File) -> str:
+    bad_lines = file.bad.freeze(num_lines=file.num_looked_at)
+    damage, head = file.stream.damage, file.stream.head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not file.num_looked_at:
+        return f"{file.label} is empty: there is nothing to read"
+    if damage and bad_lines.num_lines == 1:
+        return f"{file.label} holds no complete step: its {damage}"
+    if head.startswith(b"{") and bad_lines.num_bad == bad_lines.num_tolerated:
+        return f"{file.label} holds no complete step: {bad_lines.first[0]}"
+    if file.holds_damaged_steps:
+        return (
+            f"{file.label} holds no usable step, {bad_lines.num_bad:,} of {bad_lines.num_lines:,} lines are "
+            f"bad: {bad_lines.reasons}; first {bad_lines.first[0]}; {EXPECTED}"
+        )
+    return f"{file.label} is no trace: it looks like {likely_kind(file.stream.head)}; {EXPECTED}"
+
+
+def _warnings(files: Sequence[_File]) -> list[str]:
     warnings = [f"{file.label} holds no step and is left out" for file in files if not file.num_steps]
     for file in files:
         if file.stream.damage:
@@ -447,7 +358,7 @@ def _reading_warnings(files: Sequence[TraceFile]) -> list[str]:
     return warnings
 
 
-def _steps_table(files: Sequence[TraceFile]) -> pd.DataFrame:
+def _steps_table(files: Sequence[_File]) -> pd.DataFrame:
     numbers = files[0].numbers if len(files) == 1 else np.concatenate([file.numbers for file in files])
     columns: dict[str, object] = {}
     for index, name in enumerate(FIELDS):

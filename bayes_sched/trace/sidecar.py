@@ -16,17 +16,8 @@ SCHEDULER = ("max_num_batched_tokens", "max_num_seqs", "kv_cache_block_size", "n
 def read_labels(paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Read the labels of some traces from the side-cars that lie beside them.
 
-    Parameters
-    ----------
-    paths : sequence of str
-        The traces, as given; ``-`` has no side-car.
-
-    Returns
-    -------
-    labels : dict of str to str
-        ``gpu`` and ``llm`` where a side-car tells them and no two contradict each other.
-    warnings : list of str
-        One sentence for each side-car that cannot be read, and for each contradiction.
+    Returns ``gpu`` and ``llm`` where a side-car tells them and no two contradict each other, and one sentence
+    for each side-car that cannot be read and for each contradiction. Standard input (``-``) has no side-car.
     """
     contents, warnings = _contents(paths)
     labels: dict[str, str] = {}
@@ -43,18 +34,7 @@ def read_labels(paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def read_scheduler(paths: Sequence[str]) -> dict[str, int]:
-    """Read a scheduler's settings from the side-cars of some traces.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        The traces, as given; ``-`` has no side-car.
-
-    Returns
-    -------
-    dict of str to int
-        By :data:`SCHEDULER`; those that side-cars tell and no two contradict each other on.
-    """
+    """Read the settings in :data:`SCHEDULER` that side-cars of some traces tell and no two contradict."""
     contents, _ = _contents(paths)
     found = {}
     for name in SCHEDULER:
@@ -83,8 +63,6 @@ def _contents(paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
 def _sidecar(path: str) -> Path | None:
     trace = Path(path)
     unpacked = trace.with_suffix("") if trace.suffix.lower() in {".gz", ".zst"} else trace
-    candidates = (trace, unpacked, unpacked.with_suffix(""))
-    beside = [
-        candidate.with_name(candidate.name + ".meta.json") for candidate in candidates if candidate.name
-    ]
+    logs = [log for log in (trace, unpacked, unpacked.with_suffix("")) if log.name]
+    beside = [log.with_name(f"{log.name}.meta.json") for log in logs]
     return next((file for file in beside if path != "-" and file.is_file()), None)

@@ -1,4 +1,12 @@
-"""A trace in equal pieces of its time, for figures and for whoever draws their own."""
+"""The steps of a trace along its time: which clock wrote them, what lasts, what rises, equal pieces.
+
+===============  ==================================================================================
+``unix``         seconds, or thousandths, millionths, billionths of them, since 1970
+``log``          the dates of a vLLM log, which lack the year
+``monotonic``    a clock of its own beginning; also where files of one trace have different clocks
+``none``         no timestamps
+===============  ==================================================================================
+"""
 
 from __future__ import annotations
 
@@ -10,11 +18,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bayes_sched.arrays import Floats
-from bayes_sched.trace.formats import VLLM_LOG
+from bayes_sched.arrays import Bools, Floats
+from bayes_sched.trace.formats import VLLM_LOG, YEAR_2001_S, YEAR_2100_S
 
 type Kind = Literal["unix", "log", "monotonic", "none"]
-_YEAR_2001, _YEAR_2100 = 978_307_200.0, 4_102_444_800.0
 _UNITS = (1.0, 1e3, 1e6, 1e9)
 _FELL_BACK_S = 1.0
 """A clock that goes back by more began anew, with another start of the server say."""
@@ -22,21 +29,13 @@ _FELL_BACK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The clock of one file.
-
-    Attributes
-    ----------
-    kind : str
-        See the table of the module.
-    per_second : float
-        Units of the timestamps in a second.
-    first : float
-        First timestamp of the file, in its own units; NaN without any.
-    """
+    """The clock of one file."""
 
     kind: Kind
     per_second: float
+    """Units of the timestamps in a second."""
     first: float
+    """First timestamp of the file, in its own units; NaN without any."""
 
     def moment(self, timestamp: float) -> str:
         """Write a timestamp of the file as a person reads it; empty where there is none."""
@@ -52,30 +51,20 @@ class Clock:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Timeline:
-    """All steps of a trace on one axis.
-
-    Attributes
-    ----------
-    clocks : tuple of Clock
-        Of the files, in their order.
-    kind : str
-        The kind that all clocks share; ``monotonic`` where they differ; ``none`` if any file has none.
-    time_s : ndarray, dims (step,)
-        Seconds since the beginning of the trace; NaN where a step has no timestamp.
-    elapsed_s : float
-        Seconds during which some file was being written; NaN without timestamps.
-    start : str
-        The first moment, empty where the axis has no date.
-    unix_start_s : float
-        The same as Unix time, s; NaN where the axis is not Unix time.
-    """
+    """All steps of a trace on one axis."""
 
     clocks: tuple[Clock, ...]
+    """Of the files, in their order."""
     kind: Kind
+    """That all clocks share; ``monotonic`` where they differ; ``none`` if any file has none."""
     time_s: Floats
+    """Seconds since the beginning of the trace, dims (step,); NaN where a step has no timestamp."""
     elapsed_s: float
+    """Seconds during which some file was being written; NaN without timestamps."""
     start: str
+    """The first moment, empty where the axis has no date."""
     unix_start_s: float
+    """The same as Unix time, s; NaN where the axis is not Unix time."""
 
 
 def timeline(steps: pd.DataFrame, formats: list[str]) -> Timeline:
@@ -83,43 +72,31 @@ def timeline(steps: pd.DataFrame, formats: list[str]) -> Timeline:
 
     Unix time, and the clock of a log, order all files on their own. Files of monotonic clocks share the axis
     where they overlap, as those of the ranks of one server do; otherwise one follows the other without a gap.
-
-    Parameters
-    ----------
-    steps : DataFrame
-        ``source`` (categorical) and, where there is one, ``timestamp``.
-    formats : list of str
-        Format of each file, in the order of the categories of ``source``.
+    `formats` are those of the files, in the order of the categories of ``source``.
     """
     codes = steps["source"].cat.codes.to_numpy()
     stamps = steps["timestamp"].to_numpy(float) if "timestamp" in steps else np.full(len(steps), np.nan)
     files = [np.flatnonzero(codes == code) for code in range(len(formats))]
     clocks = tuple(_clock(stamps[rows], name) for rows, name in zip(files, formats, strict=True))
     used = {clock.kind for clock, rows in zip(clocks, files, strict=True) if len(rows)}
-    if not used or "none" in used:
-        return Timeline(clocks, "none", np.full(len(steps), np.nan), np.nan, "", np.nan)
-    seconds = stamps / np.array([clock.per_second for clock in clocks])[codes]
-    kind: Kind = used.pop() if len(used) == 1 else "monotonic"
-    spans = [span for rows in files for span in _spans(rows, seconds)]
-    groups = _overlapping(spans)
     time_s = np.full(len(steps), np.nan)
-    if kind in {"unix", "log"}:
-        origin = float(np.nanmin(seconds))
-        time_s = seconds - origin
-    else:
+    if not used or "none" in used:
+        return Timeline(clocks, "none", time_s, np.nan, "", np.nan)
+    seconds = stamps / np.array([clock.per_second for clock in clocks])[codes]
+    groups = _overlapping([span for rows in files for span in _spans(rows, seconds)])
+    spans_s = [(min(s.first for s in group), max(s.last for s in group)) for group in groups]
+    elapsed_s = sum(last - first for first, last in spans_s)
+    kind: Kind = used.pop() if len(used) == 1 else "monotonic"
+    if kind == "monotonic":
         end = 0.0
-        for group in groups:
-            begin = min(span.first for span in group)
+        for group, (first, last) in zip(groups, spans_s, strict=True):
             for span in group:
-                time_s[span.rows] = seconds[span.rows] - begin + end
-            end += max(span.last for span in group) - begin
-    elapsed_s = sum(max(s.last for s in group) - min(s.first for s in group) for group in groups)
-    start, unix_start_s = "", np.nan
-    if kind in {"unix", "log"}:
-        unit = next(clock for clock in clocks if clock.kind == kind)
-        start = Clock(kind, 1.0, unit.first).moment(origin)
-        unix_start_s = origin if kind == "unix" else np.nan
-    return Timeline(clocks, kind, time_s, elapsed_s, start, unix_start_s)
+                time_s[span.rows] = seconds[span.rows] - first + end
+            end += last - first
+        return Timeline(clocks, kind, time_s, elapsed_s, "", np.nan)
+    origin = float(np.nanmin(seconds))
+    start = Clock(kind, 1.0, origin).moment(origin)
+    return Timeline(clocks, kind, seconds - origin, elapsed_s, start, origin if kind == "unix" else np.nan)
 
 
 def _clock(stamps: Floats, format_name: str) -> Clock:
@@ -130,12 +107,12 @@ def _clock(stamps: Floats, format_name: str) -> Clock:
     if VLLM_LOG in format_name.split("+"):
         return Clock("log" if format_name == VLLM_LOG else "monotonic", 1.0, first)
     for unit in _UNITS:
-        if _YEAR_2001 <= middle / unit <= _YEAR_2100:
+        if YEAR_2001_S <= middle / unit <= YEAR_2100_S:
             return Clock("unix", unit, first)
     return Clock("monotonic", 1.0, first)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Span:
     """Steps of one file between two restarts of its clock."""
 
@@ -157,12 +134,9 @@ def _overlapping(spans: list[_Span]) -> list[list[_Span]]:
     """Group spans that overlap; the groups stand in the order in which their first file was given."""
     groups: list[list[_Span]] = []
     for span in spans:
-        touching = [
-            group for group in groups if any(span.first < o.last and o.first < span.last for o in group)
-        ]
-        merged = [*(member for group in touching for member in group), span]
-        groups = [group for group in groups if not any(group is other for other in touching)]
-        groups.append(merged)
+        near = [group for group in groups if any(span.first < o.last and o.first < span.last for o in group)]
+        groups = [group for group in groups if group not in near]
+        groups.append([*(member for group in near for member in group), span])
     return groups
 
 
@@ -175,28 +149,12 @@ class Episode(NamedTuple):
     num_above: int
 
 
-def episodes(
-    values: NDArray[np.float64], *, above: float, below: float | None = None, join: int = 0
-) -> list[Episode]:
-    """Find the stretches in which a value is too high.
+def episodes(values: Floats, *, above: float, below: float | None = None, join: int = 0) -> list[Episode]:
+    """Find the stretches in which a value is too high, in their order; NaN is neither high nor low.
 
     A stretch begins with a value greater than `above`. It ends before the first value less than `below`, so
     that a value which swings around the limit is one stretch and not many; without `below`, it ends with the
     last value above the limit that has another one at most `join` steps before it.
-
-    Parameters
-    ----------
-    values : ndarray, dims (step,)
-        NaN is neither above nor below.
-    above, below : float
-        `below` is at most `above`.
-    join : int
-        Steps.
-
-    Returns
-    -------
-    list of Episode
-        In the order of the steps.
     """
     over = values > above
     hits = np.flatnonzero(over)
@@ -208,19 +166,14 @@ def episodes(
         stops = hits[np.concatenate([breaks - 1, [len(hits) - 1]])] + 1
     else:
         starts, stops = _between(over, values < below)
-    counts = np.concatenate([[0], np.cumsum(over)])
+    pairs = zip(starts.tolist(), stops.tolist(), strict=True)
     return [
-        Episode(
-            int(start),
-            int(stop),
-            int(start + np.nanargmax(values[start:stop])),
-            int(counts[stop] - counts[start]),
-        )
-        for start, stop in zip(starts, stops, strict=True)
+        Episode(start, stop, start + int(np.nanargmax(values[start:stop])), int(over[start:stop].sum()))
+        for start, stop in pairs
     ]
 
 
-def _between(over: NDArray[np.bool_], under: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _between(over: Bools, under: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the starts and stops of the stretches from one that is over to the next that is under."""
     decides = over | under
     latest = np.maximum.accumulate(np.where(decides, np.arange(len(over)), -1))
@@ -251,20 +204,7 @@ class Rise(NamedTuple):
 
 
 def schedule_rises(steps: pd.DataFrame, *, factor: float) -> list[Rise]:
-    """Find the sudden rises of the schedule time in the steps of one file.
-
-    Parameters
-    ----------
-    steps : DataFrame
-        ``schedule_ms``, ``latency_ms``, ``batch_size``, ``num_prefill_reqs``, in the order of the file.
-    factor : float
-        Smallest rise, above 1.
-
-    Returns
-    -------
-    list of Rise
-        In the order of the steps, which are counted from 0.
-    """
+    """Find sudden rises of the schedule time by a factor above 1 in the steps of one file, in their order."""
     schedule_ms = steps["schedule_ms"].to_numpy(float)
     rows = np.flatnonzero(schedule_ms > 0)
     num_blocks = len(rows) // BLOCK_STEPS
@@ -353,20 +293,12 @@ _LEVELS = ("num_waiting_reqs", "num_running_reqs", "kv_cache_usage")
 def over_time(steps: pd.DataFrame) -> pd.DataFrame:
     """Sum up the steps in equal pieces of time, or of the number of steps where the trace tells no time.
 
-    Parameters
-    ----------
-    steps : DataFrame
-        As `bayes_sched.analysis.statistics.prepared` gives them, with ``time_s`` (s; NaN without timestamps).
-
-    Returns
-    -------
-    DataFrame
-        One row a piece that holds steps, at most `MAX_BINS`: ``from`` and ``to`` (s since the beginning of
-        the trace, or numbers of steps), ``steps``, ``tokens`` and, where the trace holds them,
-        ``prefill_tokens`` (sums); of the schedule time and the model run (``schedule_ms``, ``latency_ms``)
-        ``NAME_p5``, ``NAME_p50``, ``NAME_p95``, ``NAME_max``, and the medians of the steps that only decode,
-        ``NAME_decode``, and of those that prefill, ``NAME_prefill`` (NaN where there are none); of the
-        waiting and running requests and the KV-cache use ``NAME_mean``, ``NAME_max``.
+    One row a piece that holds steps, at most `MAX_BINS`: ``from`` and ``to`` (s since the beginning of the
+    trace, or numbers of steps), ``steps``, ``tokens`` and, where the trace holds them, ``prefill_tokens``
+    (sums); of the schedule time and the model run (``schedule_ms``, ``latency_ms``) ``NAME_p5``,
+    ``NAME_p50``, ``NAME_p95``, ``NAME_max``, and the medians of the steps that only decode, ``NAME_decode``,
+    and of those that prefill, ``NAME_prefill`` (NaN where there are none); of the waiting and running
+    requests and the KV-cache use ``NAME_mean``, ``NAME_max``.
     """
     place = axis_of(steps).to_numpy(float)
     known = np.isfinite(place)

@@ -1,10 +1,9 @@
-"""Follows a log that another process writes: every line once, whatever becomes of the file meanwhile."""
+"""Follows a log that another process writes, every line once, and says what its server does at the moment."""
 
 from __future__ import annotations
 
 import math
 import os
-import stat
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,29 +12,22 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from bayes_sched.errors import InputError
-from bayes_sched.trace.formats import FIELDS, LineError, foreign_kind, parse_line
+from bayes_sched.trace.formats import FIELDS, TORN, YEAR_2001_S, YEAR_2100_S, LineError, parse_line
 from bayes_sched.trace.opening import MAX_LINE_BYTES
 
-_UNIX_FROM_S = 978_307_200.0
-_UNIX_TO_S = 4_102_444_800.0
+TAIL_BYTES = 256 * 2**10
+"""Of a log that exists at the beginning, only so much of its end is read."""
+_BLOCK_BYTES = 256 * 2**10
+_MARK_BYTES = 4096
+"""So many of the last bytes read tell a file that was written anew from one that grew."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveFigures:
     """What a server does at a moment; None where its log does not tell, or nothing happened in the window.
 
-    Attributes
-    ----------
-    num_steps : int
-        Batches in the window.
-    steps_per_s, tokens_per_s : float
-        Over the window.
-    p50_ms, p99_ms : float or None
-        Of the model-run time in the window.
-    running, waiting : int or None
-        Requests, at the last batch.
-    kv_cache : float or None
-        Share of the KV cache in use, at the last batch.
+    Rates and quantiles of the model-run time are those of the window; running and waiting requests and the
+    share of the KV cache in use are those at the last batch.
     """
 
     num_steps: int
@@ -46,24 +38,6 @@ class LiveFigures:
     running: int | None
     waiting: int | None
     kv_cache: float | None
-
-    @property
-    def text(self) -> str:
-        """One line of the figures."""
-
-        def shown(value: float | None, template: str) -> str:
-            return template.format(value) if value is not None else "–"
-
-        return "  ".join(
-            [
-                f"{self.steps_per_s:,.1f} steps/s",
-                f"{self.tokens_per_s:,.0f} tokens/s",
-                f"model run p50 {shown(self.p50_ms, '{:,.1f}')} p99 {shown(self.p99_ms, '{:,.1f}')} ms",
-                f"running {shown(self.running, '{:,}')}",
-                f"waiting {shown(self.waiting, '{:,}')}",
-                f"KV {shown(self.kv_cache, '{:.1%}')}",
-            ]
-        )
 
 
 class LiveWindow:
@@ -82,15 +56,7 @@ class LiveWindow:
         self._covered_from: float | None = None
 
     def add(self, rows: Sequence[dict[str, float]], *, now_s: float) -> None:
-        """Take the new steps of a look at the log.
-
-        Parameters
-        ----------
-        rows : sequence of dict
-            As `bayes_sched.analysis.following.LogFollower.look` gives them.
-        now_s : float
-            Unix time of the look, s.
-        """
+        """Take the new steps of a :meth:`LogFollower.look` at a moment (Unix time, s)."""
         if self._covered_from is None:
             self._covered_from = now_s
         for row in rows:
@@ -104,7 +70,7 @@ class LiveWindow:
         stamp = row.get("timestamp")
         if stamp is None:
             return now_s
-        if not _UNIX_FROM_S <= stamp <= _UNIX_TO_S:
+        if not YEAR_2001_S <= stamp <= YEAR_2100_S:
             if self._offset_s is None:
                 self._offset_s = now_s - latest.get("timestamp", stamp)
             stamp += self._offset_s
@@ -139,64 +105,14 @@ class LiveWindow:
         return None if value is None else int(value)
 
 
-TAIL_BYTES = 256 * 2**10
-"""Of a log that exists at the beginning, only so much of its end is read."""
-_BLOCK_BYTES = 256 * 2**10
-_MARK_BYTES = 4096
-"""So many of the last bytes read tell a file that was written anew from one that grew."""
-
-_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
-
-
-def check_followable(path: str, *, is_needed: bool = False) -> None:
-    """Check that a path is, or may become, a log that can be followed.
-
-    Parameters
-    ----------
-    path : str
-        Need not exist, unless `is_needed`.
-
-    Raises
-    ------
-    InputError
-        It is standard input, a directory, no plain text, cannot be read, or does not exist though needed.
-    """
-    if path == "-" or "\0" in path:
-        raise InputError(f"watch follows a file by its name; {path!r} is none")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(512) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
-    except FileNotFoundError:
-        if is_needed:
-            raise InputError(f"no such file: {path}") from None
-        return
-    except IsADirectoryError:
-        raise InputError(f"{path} is a directory: name the log in it") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    kind = "compressed" if head.startswith(_COMPRESSED) else foreign_kind(head)
-    if kind is not None:
-        raise InputError(
-            f"{path} is {kind}: watch follows a plain-text log that is being written; for a finished trace "
-            "use analyze"
-        )
-
-
 @dataclass(slots=True)
 class NewSteps:
-    """What a look at the log brought.
-
-    Attributes
-    ----------
-    rows : list of dict
-        The steps with requests and tokens, in order; keys as the columns of a steps table, without those that
-        the line does not hold.
-    events : list of str
-        What became of the file: rotated, truncated, gone, there again.
-    """
+    """What a look at the log brought."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
+    """The steps that are not idle, by column of a steps table, without those that the line does not hold."""
     events: list[str] = field(default_factory=list)
+    """What became of the file: rotated, truncated, gone, there again."""
 
 
 class LogFollower:
@@ -204,26 +120,18 @@ class LogFollower:
 
     A last line without its end waits for it. The file behind the name may be replaced (what the old one still
     holds is read first), truncated, rewritten or removed, and need not exist yet.
-
-    Attributes
-    ----------
-    num_steps, num_idle : int
-        Steps read so far, and those among them without a scheduled token.
-    bad : Counter of str
-        Lines that could not be used, by reason.
-    num_bytes : int
-        Bytes read so far.
-    is_there : bool
-        The file existed at the last look.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.num_steps = 0
         self.num_idle = 0
+        """Steps among them without a scheduled token."""
         self.bad: Counter[str] = Counter()
+        """Lines that could not be used, by reason."""
         self.num_bytes = 0
         self.is_there = False
+        """The file existed at the last look."""
         self._file: BinaryIO | None = None
         self._rest = b""
         self._mark = b""
@@ -243,17 +151,7 @@ class LogFollower:
             self._file = None
 
     def look(self) -> NewSteps:
-        """Read what is new.
-
-        Returns
-        -------
-        NewSteps
-
-        Raises
-        ------
-        InputError
-            If the file exists and cannot be read.
-        """
+        """Read what is new; :class:`InputError` if the file exists and cannot be read."""
         new = NewSteps()
         try:
             self._open_if_replaced(new)
@@ -310,7 +208,7 @@ class LogFollower:
 
     def _drop_rest(self) -> None:
         if self._rest and not self._skips_line:
-            self.bad["torn last line"] += 1
+            self.bad[TORN] += 1
         self._rest, self._skips_line = b"", False
 
     def _read(self, new: NewSteps) -> None:

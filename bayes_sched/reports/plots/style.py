@@ -1,4 +1,4 @@
-"""The observed steps as figures draw them: thinned, grouped, limited."""
+"""What all figures share: colours and style, axes, legends, files; observed steps, and where none are."""
 
 from __future__ import annotations
 
@@ -24,18 +24,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bayes_sched.steps import POSSIBLE, sample_steps
 
-BLUE = "#0072B2"
-ORANGE = "#E69F00"
-GREEN = "#009E73"
-VERMILLION = "#D55E00"
-SKY = "#56B4E9"
-PURPLE = "#CC79A7"
-YELLOW = "#F0E442"
-INK = "#222222"
-GREY = "#8C8C8C"
-VEIL = "#F4F4F4"
-HATCH = "#C4C4C4"
-BAND = "#DDDDDD"
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
+INK, GREY, HATCH, BAND, VEIL = "#222222", "#8C8C8C", "#C4C4C4", "#DDDDDD", "#F4F4F4"
 
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, INK, YELLOW)
 """Colours of things that are told apart only by colour, such as chains."""
@@ -43,7 +34,17 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, INK, YELLOW)
 WIDTH_IN = 4.8
 """Width of every figure, inches."""
 DPI = 144
+MAX_POINTS = 3000
+"""More points than this add ink and no information; a random sample of them is drawn."""
+ORDER: Final = ("total_tokens", "batch_size")
+"""Dims of a surface as matplotlib takes them: tokens upwards, requests to the right."""
+X_LABEL: Final = "requests in the step, B"
+Y_LABEL: Final = "tokens in the step, S"
+
 _TITLE_CHARACTERS = 58
+_PATTERN = "////"
+_MAX_DOTS = 1500
+_SEED = 20240501
 
 type AxesGrid = np.ndarray[tuple[int, int], np.dtype[np.object_]]
 
@@ -111,53 +112,42 @@ def new_figure(
 
 def log_axis(axis: Axis, *, sparse: bool = False) -> None:
     """Give an axis a logarithmic scale with plain numbers at 1, 2, 5 (or at 1 alone) of each decade."""
+
+    def plain(value: float, _: object) -> str:
+        exponent = math.log10(value) if value > 0.0 else 0.0
+        return f"{value:g}" if -4.5 < exponent < 4.5 else f"$10^{{{exponent:.0f}}}$"
+
     axes = axis.axes
-    if axis is axes.xaxis:
-        axes.set_xscale("log")
-    else:
-        axes.set_yscale("log")
-    axis.set_major_locator(
-        LogLocator(subs=(1.0,), numticks=5) if sparse else LogLocator(subs=(1.0, 2.0, 5.0))
-    )
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+    major = LogLocator(subs=(1.0,), numticks=5) if sparse else LogLocator(subs=(1.0, 2.0, 5.0))
+    axis.set_major_locator(major)
+    axis.set_major_formatter(FuncFormatter(plain))
     axis.set_minor_locator(NullLocator())
 
 
-def _plain(value: float) -> str:
-    exponent = math.log10(value) if value > 0.0 else 0.0
-    return f"{value:g}" if -4.5 < exponent < 4.5 else f"$10^{{{exponent:.0f}}}$"
+def log_axes(ax: Axes) -> None:
+    """Give both axes logarithmic scales."""
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis)
 
 
 def hatch_extrapolation(axes: Axes, x: Any, where: Any, *, label: str | None = None) -> None:
-    """Hatch the parts of an axis (`x`, `where`: dims (x,)) in which the trace holds no steps."""
+    """Hatch the parts of an axis (`x`, `where`: dims (x,)) in which the trace holds no steps.
+
+    They reach to the first point that holds some: one marked point alone has no width.
+    """
+    marked = np.asarray(where, bool)
+    wide = (marked | np.append(False, marked[:-1]) | np.append(marked[1:], False)).tolist()
     lower, upper = axes.get_ylim()
-    axes.fill_between(
-        x,
-        lower,
-        upper,
-        where=_widened(np.asarray(where, bool)).tolist(),
-        facecolor=VEIL,
-        hatch="////",
-        linewidth=0.0,
-        zorder=0.5,
-        label=label,
-    )
+    look: Any = {"facecolor": VEIL, "hatch": _PATTERN, "linewidth": 0.0, "zorder": 0.5}
+    axes.fill_between(x, lower, upper, where=wide, label=label, **look)
     axes.set_ylim(lower, upper)
-
-
-def _widened(where: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Let a marked range reach the first unmarked point: one marked point alone has no width."""
-    wide = where.copy()
-    wide[1:] |= where[:-1]
-    wide[:-1] |= where[1:]
-    return wide if where.any() else where
 
 
 def label_outer(grid: AxesGrid, *, xlabel: str, ylabel: str) -> None:
     """Label the lowest visible axes of each column and the leftmost of each row."""
     for column in grid.T:
-        lowest = [ax for ax in column if ax.get_visible()][-1:]
-        for ax in lowest:
+        for ax in [ax for ax in column if ax.get_visible()][-1:]:
             ax.set_xlabel(xlabel)
             ax.tick_params(labelbottom=True)
     for row in grid:
@@ -188,21 +178,6 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Pa
     return png, svg
 
 
-ORDER: Final = ("total_tokens", "batch_size")
-"""Dims of a surface as matplotlib takes them: tokens upwards, requests to the right."""
-X_LABEL: Final = "requests in the step, B"
-Y_LABEL: Final = "tokens in the step, S"
-
-_HATCH = "////"
-_MAX_DOTS = 1500
-
-
-def log_axes(ax: Axes) -> None:
-    """Give both axes logarithmic scales."""
-    log_axis(ax.xaxis)
-    log_axis(ax.yaxis)
-
-
 def has_area(ax: Axes, surface: xr.DataArray, *, whose: str = "the trace holds") -> bool:
     """Return whether a surface has two sizes in each direction; if not, the axes say why they are empty."""
     if min(surface.shape) < 2:
@@ -212,59 +187,31 @@ def has_area(ax: Axes, surface: xr.DataArray, *, whose: str = "the trace holds")
 
 
 def draw_veil(ax: Axes, fine: xr.Dataset, is_extrapolation: xr.DataArray) -> None:
-    """Hatch where data hold no such steps.
-
-    Parameters
-    ----------
-    ax : Axes
-    fine : Dataset, dims (batch_size, total_tokens)
-        A fine grid made by :func:`bayes_sched.steps.steps_grid`.
-    is_extrapolation : DataArray of bool, dims (batch_size, total_tokens)
-        Where no such steps were seen.
-    """
+    """Hatch where data hold no such steps; both on a fine grid, dims (batch_size, total_tokens)."""
     hidden = is_extrapolation.astype(float).where(fine[POSSIBLE]).transpose(*ORDER)
     if min(hidden.shape) < 2 or not bool((hidden > 0.5).any()):
         return
-    veil = ax.contourf(
-        hidden["batch_size"],
-        hidden["total_tokens"],
-        hidden,
-        levels=[0.5, 1.5],
-        colors=[VEIL],
-        alpha=0.6,
-        hatches=[_HATCH],
-    )
-    veil.set_linewidth(0.0)
+    look: Any = {"levels": [0.5, 1.5], "colors": [VEIL], "alpha": 0.6, "hatches": [_PATTERN]}
+    ax.contourf(hidden["batch_size"], hidden["total_tokens"], hidden, **look).set_linewidth(0.0)
 
 
 def veil_handle(label: str = "no such steps in the trace") -> Patch:
     """Return the veil's entry in a legend."""
-    return Patch(facecolor=VEIL, hatch=_HATCH, linewidth=0.0, label=label)
+    return Patch(facecolor=VEIL, hatch=_PATTERN, linewidth=0.0, label=label)
 
 
 def draw_seen(ax: Axes, steps: pd.DataFrame) -> None:
     """Dot the combinations of `batch_size` and `total_tokens` that `steps` holds."""
     cells = sample_steps(steps[["batch_size", "total_tokens"]].drop_duplicates(), _MAX_DOTS)
-    ax.scatter(
-        cells["batch_size"],
-        cells["total_tokens"],
-        s=1.5,
-        color="black",
-        alpha=0.6,
-        linewidths=0,
-        rasterized=True,
-    )
+    look: Any = {"s": 1.5, "color": "black", "alpha": 0.6, "linewidths": 0, "rasterized": True}
+    ax.scatter(cells["batch_size"], cells["total_tokens"], **look)
 
 
 def draw_points(axes: Axes, x: Any, y: Any, *, label: str | None = None, size: float = 5.0) -> None:
     """Draw observed steps as small translucent dots; a picture inside an SVG, which stays small so."""
-    axes.scatter(
-        x, y, s=size, color=INK, alpha=_alpha(len(x)), linewidths=0, rasterized=True, zorder=1.5, label=label
-    )
-
-
-def _alpha(num_points: int) -> float:
-    return float(np.clip(150.0 / max(num_points, 1), 0.15, 0.6))
+    alpha = float(np.clip(150.0 / max(len(x), 1), 0.15, 0.6))
+    look: Any = {"color": INK, "linewidths": 0, "rasterized": True, "zorder": 1.5}
+    axes.scatter(x, y, s=size, alpha=alpha, label=label, **look)
 
 
 def limit_above(axes: Axes, values: Any, top: float, *, unit: str = "ms") -> None:
@@ -272,10 +219,5 @@ def limit_above(axes: Axes, values: Any, top: float, *, unit: str = "ms") -> Non
     axes.set_ylim(0.0, top)
     above = int((np.asarray(values) > top).sum())
     if above:
-        axes.annotate(
-            f"{above:,} step{'s' if above > 1 else ''} above {top:.3g} {unit}",
-            (0.02, 0.98),
-            xycoords="axes fraction",
-            va="top",
-            fontsize=7.0,
-        )
+        text = f"{above:,} step{'s' if above > 1 else ''} above {top:.3g} {unit}"
+        axes.annotate(text, (0.02, 0.98), xycoords="axes fraction", va="top", fontsize=7.0)

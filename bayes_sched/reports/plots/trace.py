@@ -1,13 +1,15 @@
-"""Schedule and model-run time of a trace: over time, and one against the other."""
+"""Figures of a trace: times, tokens, queue and cache over its time, and how they are distributed."""
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, StrMethodFormatter
@@ -16,6 +18,7 @@ from bayes_sched.arrays import Floats
 from bayes_sched.format import number
 from bayes_sched.reports.plots.style import (
     BLUE,
+    GREEN,
     GREY,
     INK,
     ORANGE,
@@ -29,10 +32,14 @@ from bayes_sched.reports.plots.style import (
     styled,
 )
 from bayes_sched.steps import MAX_POINTS
-from bayes_sched.trace.analysis import TraceAnalysis
+from bayes_sched.trace.analysis import QUANTILES, REGIMES, TraceAnalysis
 from bayes_sched.trace.findings import KV_CACHE_FULL, QUEUE_BUILD_UP, SCHEDULE_RISE
-from bayes_sched.trace.statistics import REGIMES
 from bayes_sched.trace.time_series import axis_of
+
+LEVELS = ("num_waiting_reqs", "num_running_reqs", "kv_cache_usage")
+"""Columns of `queue_and_cache`; one of them is enough."""
+TIME_LABELS = {"schedule_ms": "schedule time (ms)", "latency_ms": "model-run time (ms)"}
+REGIME_COLOURS = dict(zip(REGIMES, (BLUE, ORANGE, GREEN), strict=True))
 
 _UNITS = ((7200.0, 3600.0, "hours"), (300.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
@@ -44,6 +51,10 @@ _TICKS_S = (
 )
 """Distances that ticks of dates may have."""
 _MAX_TICKS = 4.5
+_NUM_BINS = 60
+_TITLES = {"schedule_ms": "How long scheduling takes", "latency_ms": "How long the model runs"}
+_SUMS = ("steps", "tokens", "prefill_tokens")
+_SHARES = (0.01, 0.1, 1.0)
 
 
 class TraceAxis:
@@ -94,293 +105,45 @@ class TraceAxis:
         pieces = self.analysis.over_time
         left, right = pieces["from"].to_numpy(float), pieces["to"].to_numpy(float)
         is_gap = np.append(left[1:] - right[:-1] > 1e-6 * max(self.reach, 1e-9), False)
-        x = np.column_stack([left, right, np.where(is_gap, right, np.nan)]).ravel()
-        keep = np.isfinite(x)
-        lines = [_flat(pieces[name], is_gap)[keep] for name in names]
-        return self.place(x[keep]), lines
+        keep = np.repeat(True, 3 * len(pieces))
+        keep[2::3] = is_gap
+        values = [np.repeat(pieces[name].to_numpy(float), 3) for name in names]
+        for line in values:
+            line[2::3] = np.nan
+        return self.place(np.column_stack([left, right, right]).ravel()[keep]), [v[keep] for v in values]
 
     def pieces_text(self) -> str:
         """Say how much each piece of the lines stands for."""
         num = len(self.analysis.over_time)
         batches = round(float(self.analysis.over_time["steps"].sum()) / num)
-        return f"each line is made of {num:,} piece{'s' * (num > 1)} of about {batches:,} batches"
+        return f"each line is made of {num:,} piece{_s(num)} of about {batches:,} batches"
 
 
-def _flat(values: pd.Series, is_gap: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Floats:
-    y = values.to_numpy(float)
-    return np.column_stack([y, y, np.full(len(y), np.nan)]).ravel()
+def _s(num: int) -> str:
+    return "s" * (num > 1)
 
 
-_NUM_BINS = 60
-_TITLES = {"schedule_ms": "How long scheduling takes", "latency_ms": "How long the model runs"}
-
-
-@styled
-def request_distributions(analysis: TraceAnalysis) -> Figure:
-    """Draw how many prefill and how many decode requests the batches hold.
-
-    How to read it: each bar is the share of the batches with so many requests of that kind, on a logarithmic
-    scale, so that rare batches show.
-
-    Parameters
-    ----------
-    analysis : TraceAnalysis
-
-    Returns
-    -------
-    Figure
-    """
-    figure, axes = new_figure("Requests a batch", height_in=4.2, rows=2)
-    kinds = (("num_prefill_reqs", "prefill", ORANGE), ("num_decode_reqs", "decode", BLUE))
-    for ax, (name, kind, colour) in zip(axes[:, 0], kinds, strict=True):
-        values = analysis.steps[name].to_numpy(float)
-        width = max(1, int(np.ceil((values.max() + 1) / _NUM_BINS)))
-        edges = np.arange(0, values.max() + 1 + width, width) - 0.5
-        counts, _ = np.histogram(values, edges)
-        ax.bar(edges[:-1], counts / len(values), width=0.9 * width, align="edge", color=colour)
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-        ax.set_ylim(0.5 / len(values), 2.0)
-        ax.set_xlabel(f"{kind} requests a batch" + (f", in bars of {width}" if width > 1 else ""))
-        ax.set_ylabel("share of batches")
-        ax.grid(visible=False, axis="x")
-        ax.locator_params(axis="x", integer=True)
-    return figure
-
-
-@styled
-def time_histogram(analysis: TraceAnalysis, name: str) -> Figure:
-    """Draw the histogram of the schedule or the model-run time, kind by kind of batch.
-
-    How to read it: the bars of the kinds stand on top of each other; the lines mark the time that half, 95%
-    and 99% of all batches keep.
-
-    Parameters
-    ----------
-    analysis : TraceAnalysis
-    name : str
-        ``schedule_ms`` (if the trace holds it) or ``latency_ms``.
-
-    Returns
-    -------
-    Figure
-    """
-    figure, axes = new_figure(_TITLES[name], height_in=3.2)
-    ax = axes[0, 0]
-    steps = analysis.steps[analysis.steps[name] > 0]
-    values = steps[name].to_numpy(float)
-    edges = _log_edges(values)
-    below = np.zeros(len(edges) - 1)
-    for regime in REGIMES:
-        chosen = values[(steps["regime"] == regime).to_numpy()]
-        if not len(chosen):
-            continue
-        counts = np.histogram(chosen, edges)[0] + below
-        ax.stairs(counts, edges, baseline=below, fill=True, color=REGIME_COLOURS[regime], label=regime)
-        below = counts
-    log_axis(ax.xaxis, sparse=np.log10(edges[-1] / edges[0]) > 3.0)
-    ax.set_ylim(0.0, 1.18 * float(below.max()))
-    _mark_quantiles(ax, values)
-    ax.set_xlabel(f"{TIME_LABELS[name]}, logarithmic bars")
-    ax.set_ylabel("batches")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
-    not_drawn = len(analysis.steps) - len(steps)
-    if not_drawn:
-        ax.set_title(f"{not_drawn:,} batches without a time above 0 are left out", fontsize=8.0)
-    figure_legend(figure, ax, columns=3)
-    return figure
-
-
-def _log_edges(values: Floats) -> Floats:
-    low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 1.0)
-    if high <= 1.001 * low:
-        low, high = 0.9 * low, 1.1 * high
-    edges: Floats = np.geomspace(low, high, _NUM_BINS + 1)
-    edges[0], edges[-1] = low, high  # a rounded edge would lose the extreme batch
-    return edges
-
-
-def _mark_quantiles(ax: Axes, values: Floats) -> None:
-    if not len(values):
-        return
-    top = ax.get_ylim()[1]
-    for level, height in ((0.5, 0.99), (0.95, 0.93), (0.99, 0.87)):
-        at = float(np.quantile(values, level))
-        ax.axvline(at, color=INK, linewidth=0.8, linestyle=":")
-        ax.annotate(
-            f"{level:.0%}: {number(at)}", (at, height * top), (2, 0), textcoords="offset points",
-            fontsize=7.0, va="top",
-        )  # fmt: skip
-
-
-LEVELS = ("num_waiting_reqs", "num_running_reqs", "kv_cache_usage")
-"""Columns of `queue_and_cache`; one of them is enough."""
-
-
-@styled
-def tokens_over_time(analysis: TraceAnalysis) -> Figure:
-    """Draw the tokens a second, prefilled and decoded ones on top of each other, over the time of the trace.
-
-    How to read it: the height of both areas together is what the server processed. Without timestamps it is
-    the tokens a batch.
-
-    Parameters
-    ----------
-    analysis : TraceAnalysis
-
-    Returns
-    -------
-    Figure
-    """
-    figure, axes = new_figure("Tokens over time", height_in=2.9)
-    ax, place = axes[0, 0], TraceAxis(analysis)
-    pieces = _without_gaps(analysis.over_time)
-    width = pieces["to"] - pieces["from"]
-    if analysis.clock == "none":
-        divisor, unit = pieces["steps"].clip(lower=1), "tokens a batch"
-    else:
-        divisor, unit = width.where(width > 0), "tokens a second"
-    total = (pieces["tokens"] / divisor).to_numpy(float)
-    edges = place.place(np.append(pieces["from"], pieces["to"].iloc[-1]))
-    if "prefill_tokens" in pieces:
-        prefill = (pieces["prefill_tokens"] / divisor).to_numpy(float)
-        ax.stairs(total - prefill, edges, fill=True, color=BLUE, label="decoded")
-        ax.stairs(total, edges, baseline=total - prefill, fill=True, color=ORANGE, label="prefilled")
-    else:
-        ax.stairs(total, edges, fill=True, color=BLUE, label="prefilled and decoded")
-    num = len(pieces)
-    ax.set_title(f"mean of each of {num:,} equal piece{'s' * (num > 1)}", fontsize=8.0)
-    ax.set_ylabel(unit)
-    ax.set_ylim(bottom=0.0)
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    place.label(ax)
-    figure_legend(figure, ax, columns=2)
-    return figure
-
-
-def _without_gaps(pieces: pd.DataFrame) -> pd.DataFrame:
-    """Insert the pieces in which nothing was scheduled: there the server processed no token."""
-    width = float((pieces["to"] - pieces["from"]).max())
-    begin = float(pieces["from"].iloc[0])
-    if width <= 0:
-        return pieces
-    number = ((pieces["from"] - begin) / width).round().astype(int)
-    sums = pieces.set_index(number)[[name for name in _SUMS if name in pieces]]
-    filled = sums.reindex(range(int(number.max()) + 1), fill_value=0)
-    left = begin + width * filled.index.to_numpy(float)
-    return filled.assign(**{"from": left, "to": left + width}).reset_index(drop=True)
-
-
-_SUMS = ("steps", "tokens", "prefill_tokens")
-
-
-@styled
-def queue_and_cache(analysis: TraceAnalysis) -> Figure:
-    """Draw the waiting and running requests and the use of the KV cache over the time of the trace.
-
-    How to read it: the lines are means, the top of the light band is the maximum. Shaded spans are findings:
-    a queue that built up, a KV cache near full.
-
-    Parameters
-    ----------
-    analysis : TraceAnalysis
-        Of a trace that holds at least one of `LEVELS`.
-
-    Returns
-    -------
-    Figure
-    """
-    has_requests = any(name in analysis.steps for name in LEVELS[:2])
-    has_cache = LEVELS[2] in analysis.steps
-    rows = has_requests + has_cache
-    figure, axes = new_figure(
-        " and ".join(["Waiting queue"] * has_requests + ["KV cache"] * has_cache) + " over time",
-        height_in=1.3 + 1.6 * rows,
-        rows=rows,
-        sharex=True,
-    )
-    place = TraceAxis(analysis)
-    if has_requests:
-        _draw_requests(axes[0, 0], analysis, place)
-    if has_cache:
-        _draw_cache(axes[-1, 0], analysis, place)
-    axes[0, 0].set_title(place.pieces_text(), fontsize=8.0)
-    place.label(axes[-1, 0])
-    figure_legend(figure, axes[0, 0] if has_requests else axes[-1, 0], columns=2)
-    return figure
-
-
-def _draw_requests(ax: Axes, analysis: TraceAnalysis, place: TraceAxis) -> None:
-    for name, label, colour in (
-        ("num_running_reqs", "running", BLUE),
-        ("num_waiting_reqs", "waiting", VERMILLION),
-    ):
-        if name in analysis.steps:
-            _draw_level(ax, place, name, label, colour)
-    _shade(ax, analysis, place, QUEUE_BUILD_UP)
-    ax.set_ylabel("requests")
-    ax.set_ylim(0.0, 1.08 * max(1.0, ax.get_ylim()[1]))
-    ax.locator_params(axis="y", integer=True)
-
-
-def _draw_cache(ax: Axes, analysis: TraceAnalysis, place: TraceAxis) -> None:
-    _draw_level(ax, place, "kv_cache_usage", "KV cache", PURPLE)
-    full = analysis.limits.full_kv_cache
-    highest = float(analysis.steps["kv_cache_usage"].max())
-    if highest > 0.5 * full:
-        ax.axhline(full, color=VERMILLION, linewidth=1.0)
-    _shade(ax, analysis, place, KV_CACHE_FULL)
-    ax.set_ylabel("KV cache in use")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-    ax.set_ylim(0.0, max(highest * 1.15, 1e-3))
-
-
-def _draw_level(ax: Axes, place: TraceAxis, name: str, label: str, colour: str) -> None:
-    x, (mean, highest) = place.stairs([f"{name}_mean", f"{name}_max"])
-    ax.fill_between(x, mean, highest, color=colour, alpha=0.25, linewidth=0, label="up to the maximum")
-    ax.plot(x, mean, color=colour, linewidth=1.2, label=f"{label}, mean")
-
-
-def _shade(ax: Axes, analysis: TraceAnalysis, place: TraceAxis, kind: str) -> None:
-    for finding in analysis.findings:
-        if finding.kind == kind and finding.start_s is not None and finding.duration_s is not None:
-            left, right = place.place([finding.start_s, finding.start_s + finding.duration_s])
-            ax.axvspan(float(left), float(right), color=SKY, alpha=0.25, linewidth=0, zorder=0.4)
-
-
-TIME_LABELS = {"schedule_ms": "schedule time (ms)", "latency_ms": "model-run time (ms)"}
-REGIME_COLOURS = {"decode only": BLUE, "mixed": "#E69F00", "prefill only": "#009E73"}
-_SHARES = (0.01, 0.1, 1.0)
+def _as_percentages(axis: Axis) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
 
 
 @styled
 def times_over_time(analysis: TraceAnalysis) -> Figure:
     """Draw schedule and model-run time over the time of the trace.
 
-    How to read it: the lines are the medians of the batches that only decode and of those that prefill, the
-    band holds 90% of all batches of a piece of time, and the dots are its slowest batch. A vertical line
-    marks a sudden rise of the schedule time.
-
-    Parameters
-    ----------
-    analysis : TraceAnalysis
-
-    Returns
-    -------
-    Figure
+    The lines are the medians of the batches that only decode and of those that prefill, the band holds 90% of
+    all batches of a piece of time, and the dots are its slowest batch. A vertical line marks a sudden rise.
     """
     names = [name for name in TIME_LABELS if name in analysis.steps]
-    figure, axes = new_figure(
-        "How long batches take, over time", height_in=1.1 + 1.9 * len(names), rows=len(names), sharex=True
-    )
+    title, height_in = "How long batches take, over time", 1.1 + 1.9 * len(names)
+    figure, axes = new_figure(title, height_in=height_in, rows=len(names), sharex=True)
     place = TraceAxis(analysis)
     for ax, name in zip(axes[:, 0], names, strict=True):
         _draw_times(ax, analysis, place, name)
     rises = [f.start_s for f in analysis.findings if f.kind == SCHEDULE_RISE and f.start_s is not None]
-    if rises and "schedule_ms" in names:
-        for number, moment in enumerate(place.place(rises)):
-            label = "sudden rise" if number == 0 else None
-            axes[0, 0].axvline(float(moment), color=INK, linestyle="--", linewidth=1.0, label=label)
+    for num, moment in enumerate(place.place(rises)):
+        label = None if num else "sudden rise"
+        axes[0, 0].axvline(float(moment), color=INK, linestyle="--", linewidth=1.0, label=label)
     axes[0, 0].set_title(place.pieces_text(), fontsize=8.0)
     place.label(axes[-1, 0])
     figure_legend(figure, axes[0, 0], columns=3)
@@ -399,33 +162,187 @@ def _draw_times(ax: Axes, analysis: TraceAnalysis, place: TraceAxis, name: str) 
     ax.plot(x, decode, color=BLUE, linewidth=1.2, label="median of decode only")
     ax.scatter(centres, pieces[f"{name}_max"], s=9.0, marker="^", color=INK, linewidths=0, label="slowest")
     ax.set_ylabel(TIME_LABELS[name])
-    if _is_positive(pieces[f"{name}_p5"]):
-        log_axis(ax.yaxis, sparse=_decades(pieces[f"{name}_p5"], pieces[f"{name}_max"]) > 2.0)
+    lowest, highest = pieces[f"{name}_p5"].min(), pieces[f"{name}_max"].max()
+    if not lowest <= 0:
+        log_axis(ax.yaxis, sparse=highest > 100 * lowest)
 
 
-def _is_positive(values: pd.Series) -> bool:
-    return bool((values.dropna() > 0).all())
+@styled
+def tokens_over_time(analysis: TraceAnalysis) -> Figure:
+    """Draw the tokens a second, prefilled ones on top of decoded ones; without timestamps those a batch."""
+    figure, axes = new_figure("Tokens over time", height_in=2.9)
+    ax, place = axes[0, 0], TraceAxis(analysis)
+    pieces = _without_gaps(analysis.over_time)
+    width = pieces["to"] - pieces["from"]
+    if analysis.clock == "none":
+        divisor, unit = pieces["steps"].clip(lower=1), "tokens a batch"
+    else:
+        divisor, unit = width.where(width > 0), "tokens a second"
+    total = (pieces["tokens"] / divisor).to_numpy(float)
+    edges = place.place(np.append(pieces["from"], pieces["to"].iloc[-1]))
+    if "prefill_tokens" in pieces:
+        decoded = total - (pieces["prefill_tokens"] / divisor).to_numpy(float)
+        ax.stairs(decoded, edges, fill=True, color=BLUE, label="decoded")
+        ax.stairs(total, edges, baseline=decoded, fill=True, color=ORANGE, label="prefilled")
+    else:
+        ax.stairs(total, edges, fill=True, color=BLUE, label="prefilled and decoded")
+    ax.set_title(f"mean of each of {len(pieces):,} equal piece{_s(len(pieces))}", fontsize=8.0)
+    ax.set_ylabel(unit)
+    ax.set_ylim(bottom=0.0)
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    place.label(ax)
+    figure_legend(figure, ax, columns=2)
+    return figure
 
 
-def _decades(low: pd.Series, high: pd.Series) -> float:
-    return float(np.log10(high.max() / low.min()))
+def _without_gaps(pieces: pd.DataFrame) -> pd.DataFrame:
+    """Insert the pieces in which nothing was scheduled: there the server processed no token."""
+    width = float((pieces["to"] - pieces["from"]).max())
+    begin = float(pieces["from"].iloc[0])
+    if width <= 0:
+        return pieces
+    places = ((pieces["from"] - begin) / width).round().astype(int)
+    sums = pieces.set_index(places)[[name for name in _SUMS if name in pieces]]
+    filled = sums.reindex(range(int(places.max()) + 1), fill_value=0)
+    left = begin + width * filled.index.to_numpy(float)
+    return filled.assign(**{"from": left, "to": left + width}).reset_index(drop=True)
+
+
+@styled
+def queue_and_cache(analysis: TraceAnalysis) -> Figure:
+    """Draw waiting and running requests and the use of the KV cache over the time of the trace.
+
+    The lines are means, the top of the light band is the maximum. Shaded spans are findings: a queue that
+    built up, a KV cache near full. The trace holds at least one of `LEVELS`.
+    """
+    has_requests = any(name in analysis.steps for name in LEVELS[:2])
+    has_cache = LEVELS[2] in analysis.steps
+    rows = has_requests + has_cache
+    title = " and ".join(["Waiting queue"] * has_requests + ["KV cache"] * has_cache)
+    figure, axes = new_figure(f"{title} over time", height_in=1.3 + 1.6 * rows, rows=rows, sharex=True)
+    place = TraceAxis(analysis)
+    if has_requests:
+        _draw_requests(axes[0, 0], analysis, place)
+    if has_cache:
+        _draw_cache(axes[-1, 0], analysis, place)
+    axes[0, 0].set_title(place.pieces_text(), fontsize=8.0)
+    place.label(axes[-1, 0])
+    figure_legend(figure, axes[0, 0], columns=2)
+    return figure
+
+
+def _draw_requests(ax: Axes, analysis: TraceAnalysis, place: TraceAxis) -> None:
+    if "num_running_reqs" in analysis.steps:
+        _draw_level(ax, place, "num_running_reqs", "running", BLUE)
+    if "num_waiting_reqs" in analysis.steps:
+        _draw_level(ax, place, "num_waiting_reqs", "waiting", VERMILLION)
+    _shade(ax, analysis, place, QUEUE_BUILD_UP)
+    ax.set_ylabel("requests")
+    ax.set_ylim(0.0, 1.08 * max(1.0, ax.get_ylim()[1]))
+    ax.locator_params(axis="y", integer=True)
+
+
+def _draw_cache(ax: Axes, analysis: TraceAnalysis, place: TraceAxis) -> None:
+    _draw_level(ax, place, "kv_cache_usage", "KV cache", PURPLE)
+    full = analysis.limits.full_kv_cache
+    highest = float(analysis.over_time["kv_cache_usage_max"].max())
+    if highest > 0.5 * full:
+        ax.axhline(full, color=VERMILLION, linewidth=1.0)
+    _shade(ax, analysis, place, KV_CACHE_FULL)
+    ax.set_ylabel("KV cache in use")
+    _as_percentages(ax.yaxis)
+    ax.set_ylim(0.0, max(highest * 1.15, 1e-3))
+
+
+def _draw_level(ax: Axes, place: TraceAxis, name: str, label: str, colour: str) -> None:
+    x, (mean, highest) = place.stairs([f"{name}_mean", f"{name}_max"])
+    ax.fill_between(x, mean, highest, color=colour, alpha=0.25, linewidth=0, label="up to the maximum")
+    ax.plot(x, mean, color=colour, linewidth=1.2, label=f"{label}, mean")
+
+
+def _shade(ax: Axes, analysis: TraceAnalysis, place: TraceAxis, kind: str) -> None:
+    for finding in analysis.findings:
+        if finding.kind == kind and finding.start_s is not None and finding.duration_s is not None:
+            left, right = place.place([finding.start_s, finding.start_s + finding.duration_s])
+            ax.axvspan(float(left), float(right), color=SKY, alpha=0.25, linewidth=0, zorder=0.4)
+
+
+@styled
+def request_distributions(analysis: TraceAnalysis) -> Figure:
+    """Draw how many prefill and decode requests the batches hold, as shares of all on a log scale."""
+    figure, axes = new_figure("Requests a batch", height_in=4.2, rows=2)
+    kinds = (("num_prefill_reqs", "prefill", ORANGE), ("num_decode_reqs", "decode", BLUE))
+    for ax, (name, kind, colour) in zip(axes[:, 0], kinds, strict=True):
+        values = analysis.steps[name].to_numpy(float)
+        width = max(1, int(np.ceil((values.max() + 1) / _NUM_BINS)))
+        edges = np.arange(0, values.max() + 1 + width, width) - 0.5
+        counts, _ = np.histogram(values, edges)
+        ax.bar(edges[:-1], counts / len(values), width=0.9 * width, align="edge", color=colour)
+        ax.set_yscale("log")
+        _as_percentages(ax.yaxis)
+        ax.set_ylim(0.5 / len(values), 2.0)
+        ax.set_xlabel(f"{kind} requests a batch" + (f", in bars of {width}" if width > 1 else ""))
+        ax.set_ylabel("share of batches")
+        ax.grid(visible=False, axis="x")
+        ax.locator_params(axis="x", integer=True)
+    return figure
+
+
+@styled
+def time_histogram(analysis: TraceAnalysis, name: str) -> Figure:
+    """Draw the histogram of ``schedule_ms`` (if the trace holds it) or ``latency_ms``.
+
+    The bars of the kinds of batches stand on top of each other; the lines mark the time that half, 95% and
+    99% of all batches keep.
+    """
+    figure, axes = new_figure(_TITLES[name], height_in=3.2)
+    ax = axes[0, 0]
+    steps = analysis.steps[analysis.steps[name] > 0]
+    values = steps[name].to_numpy(float)
+    edges = _log_edges(values)
+    below = np.zeros(_NUM_BINS)
+    for regime in REGIMES:
+        chosen = values[(steps["regime"] == regime).to_numpy()]
+        if not len(chosen):
+            continue
+        counts = np.histogram(chosen, edges)[0] + below
+        ax.stairs(counts, edges, baseline=below, fill=True, color=REGIME_COLOURS[regime], label=regime)
+        below = counts
+    log_axis(ax.xaxis, sparse=edges[-1] > 1000 * edges[0])
+    top = 1.18 * max(float(below.max()), 1e-9)
+    ax.set_ylim(0.0, top)
+    marks: Any = analysis.table.set_index("quantity").loc[name]
+    for (quantile, level), height in zip(QUANTILES.items(), (0.99, 0.93, 0.87), strict=True):
+        at = float(marks[quantile])
+        if at > 0:
+            ax.axvline(at, color=INK, linewidth=0.8, linestyle=":")
+            text, above = f"{level:.0%}: {number(at)}", (at, height * top)
+            ax.annotate(text, above, (2, 0), textcoords="offset points", fontsize=7.0, va="top")
+    ax.set_xlabel(f"{TIME_LABELS[name]}, logarithmic bars")
+    ax.set_ylabel("batches")
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    not_drawn = len(analysis.steps) - len(steps)
+    if not_drawn:
+        ax.set_title(f"{not_drawn:,} batches without a time above 0 are left out", fontsize=8.0)
+    figure_legend(figure, ax, columns=3)
+    return figure
+
+
+def _log_edges(values: Floats) -> Floats:
+    low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 1.0)
+    if high <= 1.001 * low:
+        low, high = 0.9 * low, 1.1 * high
+    edges: Floats = np.geomspace(low, high, _NUM_BINS + 1)
+    edges[0], edges[-1] = low, high  # a rounded edge would lose the extreme batch
+    return edges
 
 
 @styled
 def schedule_against_model_run(analysis: TraceAnalysis) -> Figure:
-    """Draw the schedule time of each batch against its model-run time.
+    """Draw the schedule time of each batch against its model-run time, of a trace that holds both.
 
-    How to read it: on the dashed lines scheduling takes 1%, 10% or 100% of the model run. Batches above the
-    limit at the top of the plot waited for the scheduler.
-
-    Parameters
-    ----------
-    analysis : TraceAnalysis
-        Of a trace that holds the schedule time.
-
-    Returns
-    -------
-    Figure
+    On the dashed lines scheduling takes 1%, 10% or 100% of the model run. Batches above the limit at the top
+    of the plot waited for the scheduler.
     """
     steps = analysis.steps
     steps = steps[(steps["schedule_ms"] > 0) & (steps["latency_ms"] > 0)]
@@ -433,28 +350,27 @@ def schedule_against_model_run(analysis: TraceAnalysis) -> Figure:
     ax = axes[0, 0]
     x, y = steps["latency_ms"].to_numpy(float), steps["schedule_ms"].to_numpy(float)
     if len(steps) <= MAX_POINTS:
+        looks = {"s": 6.0, "alpha": 0.5, "linewidths": 0, "rasterized": True}
         for regime, rows in steps.groupby("regime", observed=True):
             colour = REGIME_COLOURS[str(regime)]
-            ax.scatter(
-                rows["latency_ms"], rows["schedule_ms"], s=6.0, color=colour, alpha=0.5, linewidths=0,
-                rasterized=True, label=str(regime),
-            )  # fmt: skip
+            ax.scatter(rows["latency_ms"], rows["schedule_ms"], color=colour, label=str(regime), **looks)
         figure_legend(figure, ax, columns=3)
-    elif len(steps):
+    else:
         cells = ax.hexbin(
             x, y, gridsize=60, xscale="log", yscale="log", norm=LogNorm(), cmap="viridis_r", mincnt=1,
             linewidths=0.2,
         )  # fmt: skip
         bar = figure.colorbar(cells, ax=ax, label=f"batches a cell, of {len(steps):,}")
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+        bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     log_axis(ax.xaxis)
-    log_axis(ax.yaxis, sparse=len(y) > 0 and np.log10(y.max() / y.min()) > 2.0)
-    _draw_shares(ax, x)
+    log_axis(ax.yaxis, sparse=len(y) > 0 and y.max() > 100 * y.min())
+    if len(x):
+        _draw_shares(ax)
     slow_ms = analysis.limits.slow_schedule_ms
-    if len(y) and y.max() > slow_ms:
+    if len(analysis.slow_schedules):
         ax.axhline(slow_ms, color=VERMILLION, linewidth=1.0)
         ax.annotate(
-            f"{int((y > slow_ms).sum()):,} above {slow_ms:g} ms", (0.01, slow_ms), (0, 2),
+            f"{len(analysis.slow_schedules):,} above {slow_ms:g} ms", (0.01, slow_ms), (0, 2),
             xycoords=("axes fraction", "data"), textcoords="offset points", ha="left", fontsize=7.0,
             color=VERMILLION, bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
@@ -462,10 +378,8 @@ def schedule_against_model_run(analysis: TraceAnalysis) -> Figure:
     return figure
 
 
-def _draw_shares(ax: Axes, x: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
+def _draw_shares(ax: Axes) -> None:
     """Draw the lines of equal shares as far as they cross the plot."""
-    if not len(x):
-        return
     ax.autoscale_view()
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     for share in _SHARES:

@@ -1,6 +1,7 @@
-"""The numbers of an analysis, on traces small enough to do them by hand."""
+"""The numbers of an analysis, on traces small enough to do them by hand, and its clocks."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import bayes_sched
 from bayes_sched.errors import InputError
 from bayes_sched.trace.analysis import TraceAnalysis, analyze
 from bayes_sched.trace.findings import Limits
 from bayes_sched.trace.reader import read_trace
-from bayes_sched.trace.time_series import MAX_BINS
+from bayes_sched.trace.time_series import MAX_BINS, Timeline, timeline
 from tests.conftest import ROOT
 from tests.made_trace import START, made_trace
 
@@ -56,10 +56,7 @@ def test_statistics_are_those_of_the_batches_without_the_idle_steps() -> None:
     assert row(found, "num_waiting_reqs")["mean"] == 2.0
     assert row(found, "kv_cache_usage")["max"] == 0.4
     assert row(found, "prefill_share")["mean"] == pytest.approx((2 / 3 + 1) / 4)
-
-
-def test_chunks_are_those_of_the_batches_that_prefill() -> None:
-    found = small()
+    # Chunks are those of the batches that prefill.
     assert row(found, "mean_prefill_chunk")["steps"] == 2
     assert row(found, "mean_prefill_chunk")["mean"] == (50.5 + 50) / 2
     assert row(found, "max_prefill_chunk")["min"] == 50
@@ -101,10 +98,6 @@ def test_what_the_trace_does_not_hold_is_missing_and_not_zero() -> None:
     assert not set(found.table["quantity"]) & {*gone, "step_ms", "mean_prefill_chunk", "max_prefill_chunk"}
     assert found.throughput["tokens_per_s"] is None
     assert found.throughput["schedule_share"] is None
-    assert (
-        "The trace does not hold timestamps, the schedule time, chunk sizes, the waiting queue" in found.text
-    )
-    assert "There is" not in found.text
     assert found.slowest["moment"].tolist() == [""] * 10
 
 
@@ -134,20 +127,17 @@ def test_pieces_of_time_hold_every_batch_once() -> None:
     assert pieces["to"].iloc[:-1].to_numpy() == pytest.approx(pieces["from"].iloc[1:].to_numpy())
 
 
-def test_without_timestamps_pieces_are_of_equal_numbers_of_batches() -> None:
+def test_pieces_without_timestamps_are_of_equal_numbers_and_an_idle_hour_is_none() -> None:
     pieces = analyze(made_trace(600, timestamp=...)).over_time
     assert pieces["steps"].sum() == 600
     assert pieces["steps"].max() - pieces["steps"].min() <= 1
-
-
-def test_an_idle_hour_is_no_piece() -> None:
     stamps = START + np.concatenate([np.arange(300), 3900 + np.arange(300)])
     pieces = analyze(made_trace(600, timestamp=stamps)).over_time
     assert pieces["steps"].sum() == 600
     assert (pieces["steps"] > 0).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 400), st.integers(0, 2**32 - 1))
 def test_any_trace_gives_finite_strict_json(num: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -176,11 +166,6 @@ def test_any_trace_gives_finite_strict_json(num: int, seed: int) -> None:
         assert key in str(TraceAnalysis.to_dict.__doc__)
 
 
-def test_the_public_names_are_there() -> None:
-    assert bayes_sched.analyze is analyze
-    assert isinstance(analyze(made_trace(5)).table, pd.DataFrame)
-
-
 def test_the_example_is_analysed_as_its_trace_says() -> None:
     trace = read_trace(ROOT / "examples" / "vllm_cpu_12m_sweep.jsonl.gz")
     found = analyze(trace)
@@ -201,3 +186,71 @@ def test_a_recorded_trace_of_a_gpu_is_analysed(shared_traces: object) -> None:
     assert [f.kind for f in found.findings] == ["slow scheduling", "queue build-up"]
     assert found.findings[0].first_line == 7205
     assert found.findings[0].start == "218.000 s"
+
+
+# Which clock wrote a trace, and its steps on one axis
+
+
+def line_of(*files: list[float], formats: list[str] | None = None) -> Timeline:
+    codes = [code for code, stamps in enumerate(files) for _ in stamps]
+    names = pd.Index([f"f{code}" for code in range(len(files))])
+    steps = pd.DataFrame({"timestamp": [stamp for stamps in files for stamp in stamps]})
+    steps["source"] = pd.Categorical.from_codes(codes, categories=names)
+    return timeline(steps, formats or ["documented"] * len(files))
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e3, 1e6, 1e9])
+def test_unix_time_is_recognised_in_every_usual_unit(unit: float) -> None:
+    line = line_of([1_700_000_000.5 * unit, 1_700_000_002.5 * unit])
+    assert line.kind == "unix"
+    assert line.start == "2023-11-14 22:13:20.500 UTC"
+    assert line.elapsed_s == pytest.approx(2.0, abs=1e-3)
+    assert line.time_s == pytest.approx([0.0, 2.0], abs=1e-3)
+    assert line.unix_start_s == pytest.approx(1_700_000_000.5, abs=1e-3)
+    assert line.clocks[0].moment(1_700_000_002.5 * unit) == "2023-11-14 22:13:22.500 UTC"
+
+
+def test_a_monotonic_clock_counts_from_the_beginning_of_its_file() -> None:
+    line = line_of([1_118_875.5, 1_118_877.0])
+    assert (line.kind, line.start, line.elapsed_s) == ("monotonic", "", 1.5)
+    assert line.clocks[0].moment(1_118_877.0) == "1.500 s"
+    assert math.isnan(line.unix_start_s)
+
+
+def test_a_log_shows_its_dates_without_a_year() -> None:
+    seconds = ((31 + 29) * 24 + 4) * 3600.0
+    line = line_of([seconds, seconds + 61], formats=["vllm-log"])
+    assert (line.kind, line.start, line.elapsed_s) == ("log", "03-01 04:00:00", 61.0)
+
+
+def test_without_timestamps_there_is_no_axis() -> None:
+    line = line_of([math.nan, math.nan])
+    assert line.kind == "none"
+    assert np.isnan(line.time_s).all()
+    assert math.isnan(line.elapsed_s)
+    assert line.clocks[0].moment(math.nan) == ""
+
+
+def test_ranks_of_one_server_share_the_axis_and_their_time_counts_once() -> None:
+    line = line_of([100.0, 110.0], [101.0, 112.0])
+    assert line.elapsed_s == 12.0
+    assert line.time_s.tolist() == [0.0, 10.0, 1.0, 12.0]
+
+
+def test_monotonic_files_apart_follow_each_other_without_a_gap_as_after_a_clock_began_anew() -> None:
+    for line in (line_of([5000.0, 5010.0], [100.0, 103.0]), line_of([9000.0, 9010.0, 5.0, 8.0])):
+        assert line.elapsed_s == 13.0
+        assert line.time_s.tolist() == [0.0, 10.0, 10.0, 13.0]
+
+
+def test_dates_keep_the_gap_between_files_and_the_elapsed_time_leaves_it_out() -> None:
+    start = 1_700_000_000.0
+    line = line_of([start, start + 10], [start + 1000, start + 1005])
+    assert line.time_s.tolist() == [0.0, 10.0, 1000.0, 1005.0]
+    assert line.elapsed_s == 15.0
+
+
+def test_files_of_different_clocks_follow_each_other() -> None:
+    line = line_of([1_700_000_000.0, 1_700_000_004.0], [10.0, 11.0])
+    assert (line.kind, line.elapsed_s) == ("monotonic", 5.0)
+    assert line.time_s.tolist() == [0.0, 4.0, 4.0, 5.0]
