@@ -11,7 +11,6 @@ import pytest
 
 from bayes_sched.pooling.population import UNSEEN, Population
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.reports.pool import save_pool
 from bayes_sched.sampling import sample as sampling
 from tests.running import fail, fails, interrupt, printed_json, subcommand
 from tests.stub_population import save_fits, stub_pool, stub_population, unmixed_population

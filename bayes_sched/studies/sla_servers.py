@@ -24,11 +24,10 @@ from bayes_sched.posterior.diagnostics import Convergence
 from bayes_sched.posterior.fit import summarise_cells
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.provenance import FitMetadata, open_account
-from bayes_sched.region import Region
-from bayes_sched.sla.limits import Line, quantile_draws
+from bayes_sched.sla.limits import StepLine, quantile_draws
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
 from bayes_sched.sla.steps import step_sla
-from bayes_sched.steps import steps_arrays
+from bayes_sched.steps import region_of, steps_arrays
 from bayes_sched.studies.folder import StudyFolder
 from bayes_sched.studies.runs import Findings, noted
 from bayes_sched.studies.sbc import MOST_SEED, SimulatedFits
@@ -109,8 +108,8 @@ class ServerStudy:
         confidence: float = DEFAULT_CONFIDENCE,
     ) -> None:
         self.fits, self.num_runs, self.quantile, self.confidence = fits, num_runs, quantile, confidence
-        region = Region.of(fits.design["batch_size"].to_numpy(), fits.design["total_tokens"].to_numpy())
-        span = Line().span(region)
+        region = region_of(fits.design["batch_size"].to_numpy(), fits.design["total_tokens"].to_numpy())
+        span = StepLine().span(region)
         if span is None or span[0] == span[1]:
             raise InputError(
                 "the design's trace has no decode-only steps of several sizes, none to promise: give "

@@ -20,7 +20,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.posterior.fit import fit
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sampling.nuts import SamplerSettings
-from bayes_sched.sla.limits import Line, evidence, quantile_draws
+from bayes_sched.sla.limits import StepLine, evidence, quantile_draws
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective
 from bayes_sched.steps import regime, steps_arrays
 from bayes_sched.studies.folder import StudyFolder
@@ -141,7 +141,7 @@ class TraceStudy:
     ) -> bool:
         """Return whether the fitted steps speak against a promise of a (B, S), as an SLA would say."""
         objective = Objective(limit_ms=limit_ms, quantile=self.quantile, confidence=self.confidence)
-        line = Line() if is_decode else Line(requests)
+        line = StepLine() if is_decode else StepLine(requests)
         return evidence(fitted, line, tokens, objective).is_contradicted
 
     def summary(self, runs: pd.DataFrame, folder: StudyFolder) -> TracePromises:

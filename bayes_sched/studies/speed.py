@@ -152,7 +152,7 @@ def _ours(model: LatencyModel, steps: pd.DataFrame, settings: SamplerSettings) -
         "ours",
         convergence(samples.data),
         gradients=int(samples.info["num_gradients"]),
-        more_gradients=sampler.nuts.num_warm_up_gradients + evaluations,
+        more_gradients=sampler.nuts.num_tuning_gradients + evaluations,
         seconds=seconds - compiling_s,
         at_max_depth=float((samples.data["sample_stats"]["n_steps"] >= 2**MAX_TREE_DEPTH - 1).mean()),
     )
