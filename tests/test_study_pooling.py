@@ -56,7 +56,9 @@ def made_target(steps: pd.DataFrame) -> Target:
 @pytest.mark.usefixtures("stubbed")
 def test_few_steps_are_fitted_and_the_others_predicted() -> None:
     steps = simulated_steps(300, seed=1)
-    study = FewSteps(made_target(steps), num_steps=50, max_test=100, settings=SamplerSettings(chains=2))
+    study = FewSteps(
+        target=made_target(steps), num_steps=50, max_test=100, settings=SamplerSettings(chains=2)
+    )
     first, again = study.run(3), study.run(3)
     pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
     assert first["crps_ms"][0] > 1.2 * first["whole_crps_ms"][0]
@@ -70,7 +72,7 @@ def test_consecutive_steps_follow_each_other_and_are_of_several_sizes() -> None:
     steps = simulated_steps(300, seed=1)
     steps.loc[:200, ["batch_size", "total_tokens"]] = 1
     study = FewSteps(
-        made_target(steps),
+        target=made_target(steps),
         num_steps=40,
         max_test=100,
         is_consecutive=True,
@@ -88,11 +90,13 @@ def test_consecutive_steps_follow_each_other_and_are_of_several_sizes() -> None:
 def test_steps_of_one_size_and_too_few_steps_are_refused() -> None:
     steps = simulated_steps(60, seed=1).assign(batch_size=1, total_tokens=1)
     settings = SamplerSettings(chains=2)
-    study = FewSteps(made_target(steps), num_steps=40, max_test=9, is_consecutive=True, settings=settings)
+    study = FewSteps(
+        target=made_target(steps), num_steps=40, max_test=9, is_consecutive=True, settings=settings
+    )
     with pytest.raises(InputError, match="day: no 40 steps in a row are of several sizes"):
         study.run(0)
     with pytest.raises(InputError, match="day: 60 steps leave none to predict"):
-        FewSteps(made_target(steps), num_steps=60, max_test=9, settings=settings)
+        FewSteps(target=made_target(steps), num_steps=60, max_test=9, settings=settings)
 
 
 def test_the_summary_compares_with_documented_priors_run_by_run() -> None:

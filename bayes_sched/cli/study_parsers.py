@@ -14,8 +14,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.files import SIMULATOR, VALIDATION, fit_file
 from bayes_sched.studies.folder import StudyFolder
 from bayes_sched.studies.names import SPLIT_TITLES, check_competitors, check_splits
-from bayes_sched.trace.formats import result_name
-from bayes_sched.trace.opening import expand_paths
+from bayes_sched.trace.opening import expand_paths, result_name
 
 SCHEDULER = ("token_budget", "max_num_seqs", "kv_tokens", "block_tokens")
 """Settings of a scheduler, as options and as arguments of the library."""
