@@ -2,7 +2,7 @@
 
 The region is the convex hull of the seen (log B, log S), widened by :data:`TOLERANCE`. Logarithms, because a
 factor of two means the same at 4 requests and at 400. A decode-only trace (S = B) has a segment for a hull, a
-trace of one kind of step a point.
+trace of one kind of step a point. NumPy alone is needed to ask it, for the schedulers that do.
 """
 
 from __future__ import annotations
@@ -10,16 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from bayes_sched.arrays import Floats
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import xarray as xr
+from bayes_sched.arrays import Bools, Floats
 
 TOLERANCE = 0.05
 """How far outside the hull still counts as seen: about 5 % in B or in S."""
@@ -27,7 +22,7 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """The steps a trace covers.
+    """The steps a trace covers; :func:`~bayes_sched.steps.region_of` finds it.
 
     Attributes
     ----------
@@ -40,34 +35,11 @@ class Region:
     corners: Floats
     equations: Floats
 
-    @classmethod
-    def of(cls, batch_size: NDArray[np.generic], total_tokens: NDArray[np.generic]) -> Region:
-        """Return the region that some steps cover.
-
-        Parameters
-        ----------
-        batch_size, total_tokens : ndarray, dims (cell,)
-            Requests and tokens of the seen steps, at least one, each at least 1.
-        """
-        points = np.unique(np.log(np.column_stack([batch_size, total_tokens]).astype(np.float64)), axis=0)
-        centre = points.mean(axis=0)
-        _, _, axes = np.linalg.svd(points - centre, full_matrices=True)
-        along, across = (points - centre) @ axes.T[:, 0], (points - centre) @ axes.T[:, 1]
-        # A hull much thinner than the tolerance is a segment; Qhull would refuse an exact one.
-        if len(points) < 3 or np.ptp(across) < 1e-3 * TOLERANCE:
-            ends = points[[int(np.argmin(along)), int(np.argmax(along))]]
-            return cls(np.unique(ends, axis=0), np.empty((0, 3)))
-        from scipy.spatial import ConvexHull
-
-        hull = ConvexHull(points)
-        return cls(points[hull.vertices], hull.equations)
-
     @property
-    def hull(self) -> pd.DataFrame:
-        """The hull's corners in order, to draw it: ``batch_size``, ``total_tokens``; not closed."""
-        import pandas as pd  # here: a compiled predictor asks for the region without the library
-
-        return pd.DataFrame(np.exp(self.corners), columns=["batch_size", "total_tokens"])
+    def hull(self) -> Floats:
+        """Requests and tokens of the corners, dims (corner, axis); not closed."""
+        hull: Floats = np.exp(self.corners)
+        return hull
 
     @property
     def text(self) -> str:
@@ -80,32 +52,10 @@ class Region:
             "tokens a step, not in every combination."
         )
 
-    def contains(self, batch_size: xr.DataArray, total_tokens: xr.DataArray) -> xr.DataArray:
-        """Return whether steps lie in the region.
-
-        Parameters
-        ----------
-        batch_size, total_tokens : DataArray
-            Requests and tokens, at least 1; any dims that broadcast.
-
-        Returns
-        -------
-        DataArray of bool
-            The dims of both.
-        """
-        import xarray as xr
-
-        batch_size, total_tokens = xr.broadcast(batch_size, total_tokens)
-        inside = self.contains_arrays(
-            batch_size.to_numpy().astype(np.float64), total_tokens.to_numpy().astype(np.float64)
-        )
-        return batch_size.copy(data=inside)
-
-    def contains_arrays(self, batch_size: Floats, total_tokens: Floats) -> NDArray[np.bool_]:
-        """Return whether steps lie in the region; arrays of one shape, each value at least 1."""
-        inside: NDArray[np.bool_] = (
-            self._distance(np.log(np.stack([batch_size, total_tokens], axis=-1))) <= TOLERANCE
-        )
+    def contains(self, batch_size: ArrayLike, total_tokens: ArrayLike) -> Bools:
+        """Return whether steps lie in the region; arrays that broadcast, each value at least 1."""
+        arrays = np.broadcast_arrays(np.asarray(batch_size, float), np.asarray(total_tokens, float))
+        inside: Bools = self._distance(np.log(np.stack(arrays, axis=-1))) <= TOLERANCE
         return inside
 
     def contains_step(self, batch_size: float, total_tokens: float) -> bool:

@@ -1,4 +1,4 @@
-"""Kinds of steps that are scored apart."""
+"""Tables of scheduler steps: making and checking them, the region they cover, and their regimes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import ConvexHull
 
-from bayes_sched.arrays import Floats
+from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
+from bayes_sched.region import TOLERANCE, Region
 
 type Steps = pd.DataFrame | xr.Dataset
 
+SIZES = ("batch_size", "total_tokens")
 POSSIBLE = "possible"
 """Variable of a grid: False where fewer tokens than requests make no step. Predictions are NaN there."""
 
@@ -39,13 +42,12 @@ def steps_arrays(batch_size: ArrayLike, total_tokens: ArrayLike) -> xr.Dataset:
     try:
         arrays = np.broadcast_arrays(*(np.atleast_1d(_floats(a)) for a in (batch_size, total_tokens)))
     except ValueError as error:
-        msg = f"batch_size and total_tokens do not go together ({error})"
-        raise InputError(msg) from error
+        raise InputError(f"batch_size and total_tokens do not go together ({error})") from error
     if arrays[0].ndim != 1:
-        msg = f"batch_size and total_tokens have {arrays[0].ndim} dims: give one, or an xarray.Dataset"
-        raise InputError(msg)
-    columns = zip(("batch_size", "total_tokens"), arrays, strict=True)
-    steps = xr.Dataset({name: ("step", array.copy()) for name, array in columns})
+        raise InputError(
+            f"batch_size and total_tokens have {arrays[0].ndim} dims: give one, or an xarray.Dataset"
+        )
+    steps = xr.Dataset({name: ("step", array.copy()) for name, array in zip(SIZES, arrays, strict=True)})
     _check(steps)
     return steps.assign_coords(step=np.arange(steps.sizes["step"]))
 
@@ -70,34 +72,22 @@ def steps_grid(*, batch_size: ArrayLike, total_tokens: ArrayLike) -> xr.Dataset:
         A value is below 1 or not a number.
     """
     axes = {
-        "batch_size": np.atleast_1d(_floats(batch_size)),
-        "total_tokens": np.atleast_1d(_floats(total_tokens)),
+        name: np.atleast_1d(_floats(axis))
+        for name, axis in zip(SIZES, (batch_size, total_tokens), strict=True)
     }
     for name, axis in axes.items():
         if axis.ndim != 1:
-            msg = f"{name} of a grid has {axis.ndim} dims: give one"
-            raise InputError(msg)
+            raise InputError(f"{name} of a grid has {axis.ndim} dims: give one")
     grid = xr.Dataset(coords=axes)
-    grid[POSSIBLE] = grid["total_tokens"] >= grid["batch_size"]
-    grid[POSSIBLE] = grid[POSSIBLE].transpose("batch_size", "total_tokens")
+    grid[POSSIBLE] = (grid["total_tokens"] >= grid["batch_size"]).transpose(*SIZES)
     _check(grid)
     return grid
 
 
-def as_steps(steps: Steps, *, columns: Sequence[str] = ("batch_size", "total_tokens")) -> xr.Dataset:
-    """Return the columns of a table of steps as a checked Dataset.
+def as_steps(steps: Steps, *, columns: Sequence[str] = SIZES) -> xr.Dataset:
+    """Return the columns of a table of steps, and ``possible`` where it has it, as a checked Dataset.
 
-    Parameters
-    ----------
-    steps : DataFrame or Dataset
-        A table with one row a step becomes dim ``step`` (0, 1, ...); a Dataset keeps its dims.
-    columns : sequence of str
-        What the model needs.
-
-    Returns
-    -------
-    Dataset
-        The columns as variables or coordinates, and ``possible`` where `steps` has it.
+    A table with one row a step becomes dim ``step`` (0, 1, ...); a Dataset keeps its dims.
 
     Raises
     ------
@@ -106,67 +96,77 @@ def as_steps(steps: Steps, *, columns: Sequence[str] = ("batch_size", "total_tok
         than requests, or a value that is not a finite number.
     """
     if not isinstance(steps, pd.DataFrame | xr.Dataset):
-        msg = (
+        raise InputError(
             f"steps are a DataFrame or an xarray.Dataset, not {type(steps).__name__}: "
             "use steps_arrays or steps_grid for arrays and numbers"
         )
-        raise InputError(msg)
     missing = [name for name in columns if name not in steps]
     if missing:
-        msg = f"the steps have no {', '.join(missing)}; the model needs {', '.join(columns)}"
-        raise InputError(msg)
+        raise InputError(f"the steps have no {', '.join(missing)}; the model needs {', '.join(columns)}")
     if isinstance(steps, pd.DataFrame):
         dataset = xr.Dataset({name: ("step", _floats(steps[name])) for name in columns})
         dataset = dataset.assign_coords(step=np.arange(len(steps)))
     else:
-        keep = [*columns, *([POSSIBLE] if POSSIBLE in steps else [])]
-        dataset = steps[keep]
+        dataset = steps[[*columns, *([POSSIBLE] if POSSIBLE in steps else [])]]
     _check(dataset, columns=columns)
     return dataset
 
 
-def _floats(values: ArrayLike) -> NDArray[np.float64]:
+def _floats(values: ArrayLike) -> Floats:
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        msg = f"steps are made of numbers ({error})"
-        raise InputError(msg) from error
+        raise InputError(f"steps are made of numbers ({error})") from error
 
 
-def _check(steps: xr.Dataset, *, columns: Sequence[str] = ("batch_size", "total_tokens")) -> None:
+def _check(steps: xr.Dataset, *, columns: Sequence[str] = SIZES) -> None:
     for name in columns:
         values = _floats(steps[name])
         if not values.size:
             raise InputError("there is no step to predict for")
-        _refuse(~np.isfinite(values), values, f"{name} is not a finite number")
-        if name in {"batch_size", "total_tokens"}:
-            _refuse(values < 1, values, f"{name} is below 1")
-        else:
-            _refuse(values < 0, values, f"{name} is below 0")
+        least = 1 if name in SIZES else 0
+        for wrong, what in (
+            (~np.isfinite(values), "not a finite number"),
+            (values < least, f"below {least}"),
+        ):
+            if wrong.any():
+                first, count = _first(wrong), f"{int(wrong.sum()):,} of {wrong.size:,}"
+                raise InputError(
+                    f"{name} is {what}: {values[first]:g} (step {_place(first)}; {count} values)"
+                )
     if POSSIBLE in steps:
         return
-    batch_size, total_tokens = xr.broadcast(steps["batch_size"], steps["total_tokens"])
-    is_wrong = (total_tokens < batch_size).to_numpy()
-    if is_wrong.any():
-        first = tuple(np.argwhere(is_wrong)[0])
-        msg = (
-            f"{total_tokens.to_numpy()[first]:g} tokens for {batch_size.to_numpy()[first]:g} requests "
-            f"(step {_place(first)}; {int(is_wrong.sum()):,} of {is_wrong.size:,} steps): every request "
+    batch_size, total_tokens = (array.to_numpy() for array in xr.broadcast(*(steps[name] for name in SIZES)))
+    wrong = total_tokens < batch_size
+    if wrong.any():
+        first = _first(wrong)
+        raise InputError(
+            f"{total_tokens[first]:g} tokens for {batch_size[first]:g} requests "
+            f"(step {_place(first)}; {int(wrong.sum()):,} of {wrong.size:,} steps): every request "
             "of a step has at least one token"
         )
-        raise InputError(msg)
 
 
-def _refuse(is_wrong: NDArray[np.bool_], values: NDArray[np.float64], what: str) -> None:
-    if is_wrong.any():
-        first = tuple(np.argwhere(is_wrong)[0])
-        count = f"{int(is_wrong.sum()):,} of {is_wrong.size:,}"
-        msg = f"{what}: {values[first]:g} (step {_place(first)}; {count} values)"
-        raise InputError(msg)
+def _first(wrong: Bools) -> tuple[int, ...]:
+    return tuple(np.argwhere(wrong)[0])
 
 
 def _place(index: tuple[int, ...]) -> str:
     return ", ".join(str(int(i)) for i in index)
+
+
+def region_of(batch_size: NDArray[np.generic], total_tokens: NDArray[np.generic]) -> Region:
+    """Return the region that some steps cover, dims (cell,): at least one step, each value at least 1."""
+    points = np.unique(np.log(np.column_stack([batch_size, total_tokens]).astype(np.float64)), axis=0)
+    centre = points.mean(axis=0)
+    _, _, axes = np.linalg.svd(points - centre, full_matrices=True)
+    along, across = (points - centre) @ axes.T[:, 0], (points - centre) @ axes.T[:, 1]
+    # A hull much thinner than the tolerance is a segment; Qhull would refuse an exact one.
+    if len(points) < 3 or np.ptp(across) < 1e-3 * TOLERANCE:
+        ends = points[[int(np.argmin(along)), int(np.argmax(along))]]
+        return Region(np.unique(ends, axis=0), np.empty((0, 3)))
+    hull = ConvexHull(points)
+    return Region(points[hull.vertices], hull.equations)
 
 
 REGIMES = {
@@ -176,19 +176,14 @@ REGIMES = {
     "prefill": "steps that only prefill",
     "beyond": "steps with more tokens than any training step",
 }
-"""Names, and what they mean."""
+"""Kinds of steps that are scored apart: names, and what they mean."""
 
 
 def regime(steps: pd.DataFrame) -> pd.Series[str]:
     """Return ``decode``, ``mixed`` or ``prefill`` for each step.
 
-    Where a trace does not tell which requests prefill, a step with as many tokens as requests decodes, and
-    any other one counts as mixed.
-
-    Parameters
-    ----------
-    steps : DataFrame
-        ``num_prefill_reqs`` and ``num_decode_reqs``, or ``batch_size`` and ``total_tokens``.
+    Where a trace does not tell how many requests prefill and decode, a step with as many tokens as requests
+    decodes, and any other one counts as mixed.
     """
     if {"num_prefill_reqs", "num_decode_reqs"} <= set(steps):
         prefills = steps["num_prefill_reqs"].to_numpy() > 0
@@ -200,15 +195,8 @@ def regime(steps: pd.DataFrame) -> pd.Series[str]:
     return pd.Series(names.tolist(), index=steps.index, name="regime")
 
 
-def regime_masks(test: pd.DataFrame, *, max_train_tokens: float) -> dict[str, NDArray[np.bool_]]:
-    """Return which held-out steps belong to each regime that has any, dims (row,).
-
-    Parameters
-    ----------
-    test : DataFrame
-    max_train_tokens : float
-        Tokens of the largest training step.
-    """
+def regime_masks(test: pd.DataFrame, *, max_train_tokens: float) -> dict[str, Bools]:
+    """Return which held-out steps belong to each regime that has any, dims (row,)."""
     names = regime(test).to_numpy()
     masks = {"all": np.ones(len(test), dtype=bool)}
     masks |= {name: names == name for name in ("decode", "mixed", "prefill")}

@@ -1,27 +1,41 @@
-"""Coordinates: a bijection to the logarithms of the parameters, with its Jacobian, on any trace."""
+"""Coordinates: a bijection to the logarithms of the parameters and to log factors, with its Jacobian."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytensor
 import pytensor.tensor as pt
 import pytest
+import xarray as xr
 from scipy.optimize import approx_fprime
 
 from bayes_sched.arrays import Floats
+from bayes_sched.model.equation import Parameter
+from bayes_sched.model.likelihood import Effect, effects_of, with_effects
 from bayes_sched.model.priors import Prior, Priors
-from bayes_sched.model.protocol import all_parameters, load_model
-from bayes_sched.sampling.coordinates import LogCoordinates, ReferenceSteps, SaturationCoordinates
-from bayes_sched.sampling.group_coordinates import DepartureCoordinates
+from bayes_sched.model.protocol import Coordinates, all_parameters, load_model
+from bayes_sched.sampling.coordinates import (
+    LogCoordinates,
+    ReferenceSteps,
+    SaturationCoordinates,
+    with_positive_latencies,
+)
+from bayes_sched.sampling.group_coordinates import DepartureCoordinates, EffectCoordinates
 from tests.simulation import INTERPRETED
+from tests.staircase import staircase_steps
 from tests.synthetic_fit import simulated_steps
 
-MODEL = load_model("saturation")
-NAMES = [p.name for p in all_parameters(MODEL, "proportional")]
-PRIORS = Priors.from_parameters(all_parameters(MODEL, "proportional"))
+PRIORS = Priors.from_parameters(all_parameters(load_model("saturation"), "proportional"))
+OTHERS = ("nu", "sigma_rel", "sigma_floor")
+STAIRCASE: Any = load_model("saturation_staircase")
+STAIRCASE_PRIORS = Priors.from_parameters(all_parameters(STAIRCASE, "regime"))
+STAIRCASE_STEPS = staircase_steps(400, seed=1)
+(FACTOR,) = effects_of(STAIRCASE)
 
 
 def trace(batch_size: list[int], total_tokens: list[int], latency_ms: list[float]) -> pd.DataFrame:
@@ -37,23 +51,15 @@ TRACES = {
     "equal latencies": trace([1, 2, 3], [10, 20, 700], [7.0, 7.0, 7.0]),
     "falling latencies": trace([1, 2, 3, 4], [10, 200, 700, 4000], [70.0, 30.0, 9.0, 2.0]),
 }
-
-
 KINDS: dict[str, Callable[..., SaturationCoordinates]] = {
     "equation": SaturationCoordinates,
     "departures": partial(DepartureCoordinates, departure=0.2),
 }
 
 
-@pytest.fixture(params=product(KINDS, TRACES), ids=" ".join)
-def coordinates(request: pytest.FixtureRequest) -> SaturationCoordinates:
-    kind, name = request.param
-    return KINDS[kind](TRACES[name], PRIORS, ("nu", "sigma_rel", "sigma_floor"))
-
-
-@pytest.fixture
-def mixed() -> SaturationCoordinates:
-    return SaturationCoordinates(TRACES["mixed"], PRIORS, ("nu", "sigma_rel", "sigma_floor"))
+def stairs() -> EffectCoordinates:
+    found: EffectCoordinates = STAIRCASE.coordinates(STAIRCASE_STEPS, STAIRCASE_PRIORS, noise="regime")
+    return found
 
 
 def prior_logs(size: int, *, seed: int, width: float = 1.0) -> dict[str, Floats]:
@@ -61,124 +67,150 @@ def prior_logs(size: int, *, seed: int, width: float = 1.0) -> dict[str, Floats]
     return {name: rng.normal(p.mu, width * p.sigma, size) for name, p in PRIORS.items()}
 
 
-def stacked(logs: dict[str, Floats]) -> Floats:
-    return np.stack([logs[name] for name in NAMES], axis=-1)
+def staircase_logs(size: int, *, seed: int, width: float = 1.0) -> dict[str, Floats]:
+    rng = np.random.default_rng(seed)
+    logs = {name: rng.normal(p.mu, width * p.sigma, size) for name, p in STAIRCASE_PRIORS.items()}
+    factors = FACTOR.draw(np.exp(logs[FACTOR.scale.name]), rng)
+    return logs | {FACTOR.name: factors[:, FACTOR.seen(STAIRCASE_STEPS)]}
 
 
-def test_parameters_survive_the_way_there_and_back(coordinates: SaturationCoordinates) -> None:
-    logs = prior_logs(500, seed=0)
-    there = coordinates.from_logs(logs)
-    assert there.shape == (500, len(coordinates.names)) == (500, len(NAMES))
+def flat(logs: Mapping[str, Any]) -> Floats:
+    """Parameters in a fixed order, then factors, along the last axis."""
+    scalars = [name for name in logs if name != FACTOR.name]
+    columns = [np.asarray(logs[name])[..., None] for name in sorted(scalars)]
+    return np.concatenate([*columns, *([logs[FACTOR.name]] if FACTOR.name in logs else [])], axis=-1)
+
+
+@dataclass
+class Case:
+    """Coordinates, draws of what they are of, and another trace to adapt to."""
+
+    coordinates: Coordinates
+    draw: Callable[..., dict[str, Floats]]
+    other: pd.DataFrame
+
+
+def case(kind: str, name: str = "mixed") -> Case:
+    if kind == "stairs":
+        other = STAIRCASE_STEPS.assign(latency_ms=2.0 * STAIRCASE_STEPS["latency_ms"] + 1.0)
+        return Case(stairs(), staircase_logs, other)
+    return Case(KINDS[kind](TRACES[name], PRIORS, OTHERS), prior_logs, TRACES["one cell"])
+
+
+@pytest.fixture(params=[*product(KINDS, TRACES), ("stairs",)], ids=" ".join)
+def any_case(request: pytest.FixtureRequest) -> Case:
+    return case(*request.param)
+
+
+@pytest.fixture
+def mixed() -> SaturationCoordinates:
+    return SaturationCoordinates(TRACES["mixed"], PRIORS, OTHERS)
+
+
+def test_parameters_survive_the_way_there_and_back_and_prior_tails_are_finite(any_case: Case) -> None:
+    logs = any_case.draw(500, seed=0)
+    there = any_case.coordinates.from_logs(logs)
+    assert there.shape == (500, len(any_case.coordinates.names)) == flat(logs).shape
     assert np.isfinite(there).all()
-    back, _ = coordinates.to_logs(there, np)
+    back, _ = any_case.coordinates.to_logs(there, np)
     # A parameter that hides behind a million times its size keeps ten digits fewer than sixteen.
-    assert stacked(back) == pytest.approx(stacked(logs), abs=1e-6)
+    assert flat(back) == pytest.approx(flat(logs), abs=1e-6)
+    if any_case.draw is prior_logs:
+        far = any_case.coordinates.from_logs(prior_logs(1000, seed=3, width=2.0))
+        back, log_jacobian = any_case.coordinates.to_logs(far, np)
+        for values in (far, flat(back), log_jacobian):
+            assert np.isfinite(values).all()
 
 
-def test_the_log_jacobian_is_that_of_the_numerical_determinant(coordinates: SaturationCoordinates) -> None:
-    points = coordinates.from_logs(prior_logs(20, seed=1))
-    _, log_jacobian = coordinates.to_logs(points, np)
-    step = 1e-5
+def test_the_log_jacobian_is_that_of_the_numerical_determinant(any_case: Case) -> None:
+    size, width = (20, 1.0) if any_case.draw is prior_logs else (5, 0.5)
+    points = any_case.coordinates.from_logs(any_case.draw(size, seed=1, width=width))
+    _, log_jacobian = any_case.coordinates.to_logs(points, np)
     for point, expected in zip(points, log_jacobian, strict=True):
-        scale = step * np.maximum(1.0, np.abs(point))
-        ahead = stacked(coordinates.to_logs(point + np.diag(scale), np)[0])
-        behind = stacked(coordinates.to_logs(point - np.diag(scale), np)[0])
+        scale = 1e-5 * np.maximum(1.0, np.abs(point))
+        ahead = flat(any_case.coordinates.to_logs(point + np.diag(scale), np)[0])
+        behind = flat(any_case.coordinates.to_logs(point - np.diag(scale), np)[0])
         sign, numeric = np.linalg.slogdet((ahead - behind) / (2 * scale[:, None]))
         assert sign != 0
         # Central differences err by the square of a relative step of 1e-5, times curvature.
         assert numeric == pytest.approx(expected, abs=1e-4)
 
 
-def test_pytensor_agrees_with_numpy(mixed: SaturationCoordinates) -> None:
-    point = pt.vector("point", shape=(len(NAMES),))
-    logs, log_jacobian = mixed.to_logs(point, pt)
-    function = pytensor.function([point], [*(logs[name] for name in NAMES), log_jacobian], mode=INTERPRETED)
-    for row in mixed.from_logs(prior_logs(10, seed=2)):
-        expected, jacobian = mixed.to_logs(row, np)
-        result = np.array([float(value) for value in function(row)])
-        assert result == pytest.approx(
-            [*(float(expected[name]) for name in NAMES), float(jacobian)], rel=1e-9
-        )
-
-
-def test_parameters_far_in_the_prior_tails_have_finite_coordinates(
-    coordinates: SaturationCoordinates,
-) -> None:
-    logs = prior_logs(1000, seed=3, width=2.0)
-    there = coordinates.from_logs(logs)
-    assert np.isfinite(there).all()
-    back, log_jacobian = coordinates.to_logs(there, np)
-    assert np.isfinite(stacked(back)).all()
-    assert np.isfinite(log_jacobian).all()
+@pytest.mark.parametrize("kind", [*KINDS, "stairs"])
+def test_pytensor_agrees_with_numpy_and_what_was_compiled_follows_to_another_trace(kind: str) -> None:
+    tried = case(kind)
+    point = pt.vector("point", shape=(len(tried.coordinates.names),))
+    logs, log_jacobian = tried.coordinates.to_logs(point, pt)
+    function = pytensor.function([point], [*logs.values(), log_jacobian], mode=INTERPRETED)
+    before = tried.coordinates.from_logs(tried.draw(5, seed=2))
+    for adapted in (False, True):
+        if adapted:
+            tried.coordinates.adapt(tried.other)
+        rows = tried.coordinates.from_logs(tried.draw(5, seed=2))
+        assert (rows == before).all() != adapted
+        for row in rows:
+            expected, jacobian = tried.coordinates.to_logs(row, np)
+            *found, found_jacobian = function(row)
+            assert flat(dict(zip(logs, found, strict=True))) == pytest.approx(flat(expected), rel=1e-9)
+            assert float(found_jacobian) == pytest.approx(float(jacobian), rel=1e-9)
 
 
 @pytest.mark.parametrize("size", [-30.0, 30.0])
 def test_shares_far_out_are_exponentials_without_loss(mixed: SaturationCoordinates, size: float) -> None:
     centre = mixed.from_logs({name: np.float64(p.mu) for name, p in PRIORS.items()})
-    for name in ("slope_share", "level_share"):
+
+    def moved(name: str, value: float) -> tuple[dict[str, Any], Any]:
         point = centre.copy()
-        point[mixed.names.index(name)] = size
-        logs, log_jacobian = mixed.to_logs(point, np)
+        point[mixed.names.index(name)] = value
+        return mixed.to_logs(point, np)
+
+    for name in ("slope_share", "level_share"):
+        logs, log_jacobian = moved(name, size)
         assert np.isfinite([*logs.values(), log_jacobian]).all()
-    point = centre.copy()
-    at = mixed.names.index("slope_share")
-    point[at] = -30.0
-    near, _ = mixed.to_logs(point, np)
-    point[at] = -31.0
-    far, _ = mixed.to_logs(point, np)
+    near, far = (moved("slope_share", value)[0] for value in (-30.0, -31.0))
     # The share falls by e for each unit, and with it the work per token; the other part of the slope stays.
     a_1 = [logs["w_1"] - logs["P_max"] for logs in (near, far)]
     assert a_1[0] - a_1[1] == pytest.approx(1.0, abs=1e-6)
     assert near["tau_S"] == pytest.approx(far["tau_S"], abs=1e-6)
 
 
-def test_throughput_is_a_standard_normal_a_priori_and_independent_of_what_data_see(
+def test_throughput_is_a_standard_normal_a_priori_and_changes_nothing_that_data_see(
     mixed: SaturationCoordinates,
 ) -> None:
-    size = 20_000
+    size, at = 20_000, mixed.names.index("throughput")
     logs = prior_logs(size, seed=4)
-    throughput = mixed.from_logs(logs)[:, mixed.names.index("throughput")]
+    throughput = mixed.from_logs(logs)[:, at]
     assert throughput.mean() == pytest.approx(0.0, abs=4 / np.sqrt(size))
     assert throughput.std() == pytest.approx(1.0, abs=4 / np.sqrt(2 * size))
     for name in ("w_0", "w_1"):
         correlation = np.corrcoef(throughput, logs[name] - logs["P_max"])[0, 1]
         assert correlation == pytest.approx(0.0, abs=4 / np.sqrt(size))
-
-
-def test_throughput_changes_nothing_that_the_equation_sees(mixed: SaturationCoordinates) -> None:
     point = mixed.from_logs({name: np.float64(p.mu) for name, p in PRIORS.items()})
-    moved = point.copy()
-    moved[mixed.names.index("throughput")] += 2.0
-    before, after = (mixed.to_logs(x, np)[0] for x in (point, moved))
-    for name in set(NAMES) - {"P_max", "w_0", "w_1"}:
-        assert after[name] == pytest.approx(before[name], abs=1e-12)
-    for name in ("w_0", "w_1"):
-        assert after[name] - after["P_max"] == pytest.approx(before[name] - before["P_max"], abs=1e-12)
+    before, after = (mixed.to_logs(point + by * np.eye(len(point))[at], np)[0] for by in (0.0, 2.0))
+    for name in PRIORS:
+        shift = after["P_max"] - before["P_max"] if name in {"P_max", "w_0", "w_1"} else 0.0
+        assert after[name] - before[name] == pytest.approx(shift, abs=1e-12)
     assert after["P_max"] > before["P_max"] + 0.1
 
 
-def test_noise_parameters_keep_their_logarithms(mixed: SaturationCoordinates) -> None:
+def test_noise_keeps_its_logarithms_and_rates_and_shares_are_scanned(mixed: SaturationCoordinates) -> None:
     assert mixed.names[-3:] == ("log_nu", "log_sigma_rel", "log_sigma_floor")
     logs = prior_logs(5, seed=5)
     np.testing.assert_array_equal(mixed.from_logs(logs)[:, -1], logs["sigma_floor"])
-
-
-def test_the_search_for_modes_scans_rates_and_shares(mixed: SaturationCoordinates) -> None:
     scanned = {name for name, scale in zip(mixed.names, mixed.scan_scale, strict=True) if scale > 0}
     assert scanned == {"log_k_B", "log_k_S", "slope_share", "level_share"}
     assert mixed.scan_mean[mixed.names.index("log_k_S")] == PRIORS["k_S"].mu
 
 
-@pytest.mark.parametrize("name", list(TRACES))
+@pytest.mark.parametrize("name", TRACES)
 def test_a_trace_is_summarised_by_a_few_steps_whatever_it_holds(name: str) -> None:
     reference = ReferenceSteps.from_steps(TRACES[name])
     assert 1 <= len(reference.batch_size) <= 64
-    for values in (reference.precision, reference.projection, reference.fit, reference.width):
-        assert np.isfinite(values).all()
+    assert all(np.isfinite(values).all() for values in vars(reference).values())
     assert (reference.precision > 0).all()
     assert (reference.fit > 0).all()
-    cells = TRACES[name][["batch_size", "total_tokens"]].to_numpy(float)
-    for values, seen in zip((reference.batch_size, reference.total_tokens), cells.T, strict=True):
+    for column in ("batch_size", "total_tokens"):
+        values, seen = getattr(reference, column), TRACES[name][column]
         # Weighted means of cells: inside, up to rounding.
         assert values.min() >= seen.min() * (1 - 1e-12)
         assert values.max() <= seen.max() * (1 + 1e-12)
@@ -207,17 +239,12 @@ def test_logarithms_are_the_fallback_for_models_without_coordinates() -> None:
     assert fallback.scan_scale == pytest.approx([2 * np.log(100.0) / (2 * 1.959964)] * 2, rel=1e-6)
 
 
-def departing() -> SaturationCoordinates:
-    return KINDS["departures"](TRACES["mixed"], PRIORS, ("nu", "sigma_rel", "sigma_floor"))
-
-
 def test_where_the_curve_takes_the_level_over_only_the_logarithm_of_what_is_left_goes_on() -> None:
     """No wall: the rate goes down by 5, the fixed latency by a factor of e^5, and k_S stays where it is."""
-    coordinates = departing()
+    coordinates = case("departures").coordinates
     logs = {name: np.full(1, prior.mu) for name, prior in PRIORS.items()}
     logs |= {"w_0": np.full(1, -30.0), "tau_0": np.full(1, -12.0)}
-    near = coordinates.from_logs(logs)
-    further = near.copy()
+    further = coordinates.from_logs(logs)
     further[:, coordinates.names.index("rate")] -= 5.0
     found, _ = coordinates.to_logs(further, np)
     assert found["tau_0"] - logs["tau_0"] == pytest.approx([-5.0], abs=1e-3)
@@ -225,64 +252,109 @@ def test_where_the_curve_takes_the_level_over_only_the_logarithm_of_what_is_left
     assert found["w_1"] - found["P_max"] == pytest.approx(logs["w_1"] - logs["P_max"], abs=1e-3)
 
 
-def test_noise_is_a_scale_at_the_typical_latency_and_the_share_of_its_floor() -> None:
-    coordinates = departing()
+@pytest.mark.parametrize("regime", ["all", "decode", "prefill"])
+def test_noise_is_a_scale_at_the_typical_latency_of_its_steps_and_the_share_of_its_floor(regime: str) -> None:
+    steps, priors = TRACES["mixed"], PRIORS
     logs = prior_logs(20, seed=7)
+    names, own = ("sigma_rel", "sigma_floor", "log_scale", "floor_share"), steps["latency_ms"] > 0.0
+    if regime != "all":
+        steps = steps.assign(num_prefill_reqs=np.arange(len(steps)) % 3)
+        extra = {"sigma_prefill": logs["sigma_rel"] + 0.3, "sigma_prefill_floor": logs["sigma_floor"] - 0.2}
+        priors = Priors([*PRIORS.values(), *(Prior(name, 0.01, 0.3) for name in extra)])
+        logs |= extra
+        own = (steps["num_prefill_reqs"] > 0) == (regime == "prefill")
+        if regime == "prefill":
+            names = ("sigma_prefill", "sigma_prefill_floor", "log_prefill_scale", "prefill_floor_share")
+    coordinates = KINDS["departures"](steps, priors, tuple(logs)[8:])
     there = coordinates.from_logs(logs)
-    typical = TRACES["mixed"]["latency_ms"].median()
-    scale = np.hypot(np.exp(logs["sigma_floor"]), np.exp(logs["sigma_rel"]) * typical)
-    assert there[:, coordinates.names.index("log_scale")] == pytest.approx(np.log(scale))
-    share = np.exp(2.0 * logs["sigma_floor"]) / scale**2
-    order = there[:, coordinates.names.index("floor_share")].argsort()
-    assert (np.diff(share[order]) > 0).all()
-
-
-def test_the_noise_of_steps_with_prefill_is_a_scale_at_their_own_typical_latency() -> None:
-    noise = ("sigma_rel", "sigma_floor", "sigma_prefill", "sigma_prefill_floor")
-    extra = [Prior(name, 0.01, 0.3) for name in noise[2:]]
-    steps = TRACES["mixed"].assign(num_prefill_reqs=np.arange(len(TRACES["mixed"])) % 3)
-    coordinates = KINDS["departures"](steps, Priors([*PRIORS.values(), *extra]), noise)
-    logs = prior_logs(20, seed=7)
-    logs |= {"sigma_prefill": logs["sigma_rel"] + 0.3, "sigma_prefill_floor": logs["sigma_floor"] - 0.2}
-    there = coordinates.from_logs(logs)
-    for names, own in (
-        (("sigma_rel", "sigma_floor", "log_scale"), steps["num_prefill_reqs"] == 0),
-        (("sigma_prefill", "sigma_prefill_floor", "log_prefill_scale"), steps["num_prefill_reqs"] > 0),
-    ):
-        relative, floor, found = names
-        typical = steps.loc[own, "latency_ms"].median()
-        scale = np.hypot(np.exp(logs[floor]), np.exp(logs[relative]) * typical)
-        assert there[:, coordinates.names.index(found)] == pytest.approx(np.log(scale))
-    back, _ = coordinates.to_logs(there, np)
-    for name in noise:
-        assert back[name] == pytest.approx(logs[name], abs=1e-9)
+    relative, floor, log_scale, share = names
+    scale = np.hypot(np.exp(logs[floor]), np.exp(logs[relative]) * steps.loc[own, "latency_ms"].median())
+    assert there[:, coordinates.names.index(log_scale)] == pytest.approx(np.log(scale))
+    order = there[:, coordinates.names.index(share)].argsort()
+    assert (np.diff((np.exp(2.0 * logs[floor]) / scale**2)[order]) > 0).all()
+    assert flat(coordinates.to_logs(there, np)[0]) == pytest.approx(flat(logs), abs=1e-6)
 
 
 def test_the_gradient_through_the_root_is_that_of_its_values() -> None:
-    coordinates = departing()
-    point = pt.vector("point", shape=(len(NAMES),))
+    coordinates = case("departures").coordinates
+    point = pt.vector("point", shape=(len(PRIORS),))
     logs, log_jacobian = coordinates.to_logs(point, pt)
     total = log_jacobian + sum(logs.values())
     function = pytensor.function([point], [total, pytensor.grad(total, point)], mode=INTERPRETED)
 
-    def value(x: Floats) -> float:
-        return float(function(x)[0])
+    def value(x: Floats) -> float:  # pytensor agrees with numpy, which is faster
+        logs, log_jacobian = coordinates.to_logs(x, np)
+        return float(log_jacobian + sum(logs.values()))
 
     for x in coordinates.from_logs(prior_logs(3, seed=8)):
-        numeric = approx_fprime(x, value, 1e-6)
-        assert function(x)[1] == pytest.approx(numeric, rel=1e-3, abs=1e-3)
+        assert function(x)[1] == pytest.approx(approx_fprime(x, value, 1e-6), rel=1e-3, abs=1e-3)
 
 
-def test_what_was_compiled_follows_the_geometry_to_another_trace() -> None:
-    traces = list(TRACES.values())
-    adapted = SaturationCoordinates(traces[0], PRIORS, ("nu", "sigma_rel", "sigma_floor"))
-    point = pt.vector("point", shape=(len(NAMES),))
-    logs, log_jacobian = adapted.to_logs(point, pt)
-    function = pytensor.function([point], [logs["tau_0"], log_jacobian], mode=INTERPRETED)
-    for steps in (traces[1], traces[0]):
-        adapted.adapt(steps)
-        expected = SaturationCoordinates(steps, PRIORS, ("nu", "sigma_rel", "sigma_floor"))
-        for row in expected.from_logs(prior_logs(5, seed=7)):
-            value, jacobian = expected.to_logs(row, np)
-            assert [float(x) for x in function(row)] == pytest.approx([value["tau_0"], jacobian], rel=1e-9)
-            assert adapted.to_logs(row, np)[1] == jacobian
+def effect(*upper: float, prefill: bool = True) -> Effect:
+    spread = Parameter("s", "s", "spread", "1", 0.01, 0.3)
+    return Effect("factor", "log factors", spread, "total_tokens", upper, prefill)
+
+
+def test_a_level_holds_its_upper_end_the_last_is_open_and_one_value_is_its_name() -> None:
+    levels = effect(16, 32, 64)
+    assert levels.labels == ("1-16", "17-32", "33-64", ">64")
+    assert levels.level([1, 16, 17, 64, 65, 10_000]).tolist() == [0, 0, 1, 2, 3, 3]
+    assert effect(1, 2, 4).labels == ("1", "2", "3-4", ">4")
+
+
+def test_an_effect_acts_on_steps_with_prefill_or_on_the_others_and_sees_their_levels() -> None:
+    table = {"total_tokens": [8.0, 300.0], "num_prefill_reqs": [0.0, 1.0]}
+    steps = xr.Dataset({name: ("step", values) for name, values in table.items()})
+    draws = xr.Dataset({"factor": (("draw", "factor_level"), [[0.1, 0.2], [0.3, 0.4]])})
+    prefill, decode = (effect(16, prefill=acts).at(draws, steps) for acts in (True, False))
+    assert prefill.transpose("draw", "step").to_numpy().tolist() == [[0.0, 0.2], [0.0, 0.4]]
+    assert decode.transpose("draw", "step").to_numpy().tolist() == [[0.1, 0.0], [0.3, 0.0]]
+    rows = pd.DataFrame({"total_tokens": [8, 300, 20], "num_prefill_reqs": [0, 1, 1]})
+    assert effect(16, 32, 64).seen(rows).tolist() == [1, 3]
+    assert effects_of(load_model("saturation")) == ()
+
+
+@pytest.mark.parametrize(
+    ("fade", "relative"), [(np.inf, [1.0] * 4), (256.0, [16 / 17, 1 / 2, 1 / 17, 1 / 17])]
+)
+def test_drawn_factors_have_the_spread_of_their_population_as_it_fades(
+    fade: float, relative: list[float]
+) -> None:
+    fading = replace(effect(16, 256, 4096), fade=fade)
+    scale = xr.Dataset({"s": ("draw", np.full(20_000, 0.2))})
+    drawn = with_effects(scale, [fading], np.random.default_rng(0))["factor"]
+    assert drawn.dims == ("draw", "factor_level")
+    assert drawn["factor_level"].to_numpy().tolist() == ["1-16", "17-256", "257-4096", ">4096"]
+    assert drawn.std("draw").to_numpy() == pytest.approx(0.2 * np.array(relative), rel=0.02)
+
+
+def test_an_absurd_trace_with_negative_latencies_leaves_a_geometry_to_sample_in() -> None:
+    mapped, logs = stairs(), staircase_logs(1, seed=4)
+    is_decode = STAIRCASE_STEPS["num_prefill_reqs"] == 0
+    absurd = STAIRCASE_STEPS.assign(latency_ms=STAIRCASE_STEPS["latency_ms"].where(is_decode, -5.0))
+    with np.errstate(invalid="ignore"):
+        mapped.adapt(absurd)
+        assert np.isnan(mapped.from_logs(logs)).any()
+    mapped.adapt(with_positive_latencies(absurd))
+    back, log_jacobian = mapped.to_logs(mapped.from_logs(logs), np)
+    assert flat(back) == pytest.approx(flat(logs), abs=1e-6)
+    assert np.isfinite(log_jacobian).all()
+
+
+def test_at_the_coordinate_origin_a_level_with_many_steps_has_the_factor_its_steps_ask_for() -> None:
+    mapped, level = stairs(), FACTOR.labels.index("481-512")
+    at_level = FACTOR.level(STAIRCASE_STEPS["total_tokens"]) == level
+    acted = STAIRCASE_STEPS[FACTOR.acts_on(STAIRCASE_STEPS) & at_level]
+    logs = staircase_logs(20, seed=3, width=0.3)
+    logs[FACTOR.scale.name] = np.zeros(20)  # a wide population leaves the level to its own steps
+    points = mapped.from_logs(logs)
+    points[:, mapped.names.index("prefill_factor[481-512]")] = 0.0
+    back, _ = mapped.to_logs(points, np)
+    theta = {name: np.exp(back[name]) for name in STAIRCASE_PRIORS}
+    work, rest = STAIRCASE.split(theta, {name: acted[name].mean() for name in STAIRCASE.columns})
+    typical = acted["latency_ms"].median()
+    compared = rest < 0.5 * typical
+    assert compared.sum() >= 5
+    found = back[FACTOR.name][:, FACTOR.seen(STAIRCASE_STEPS).tolist().index(level)]
+    expected = np.log((typical - rest[compared]) / work[compared])
+    assert found[compared] == pytest.approx(expected, abs=0.02)

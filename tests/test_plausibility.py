@@ -7,7 +7,7 @@ import pytest
 
 from bayes_sched import check_plausibility
 from bayes_sched.checks.physics import Plausibility, check_point_plausibility
-from bayes_sched.region import Region
+from bayes_sched.steps import region_of
 from tests.synthetic_fit import TRUTH, synthetic_fit
 
 SERVER = {
@@ -20,7 +20,7 @@ SERVER = {
     "tau_B": 0.1,
     "tau_S": 0.004,
 }
-REGION = Region.of(np.array([1, 64, 64, 1]), np.array([1, 64, 2048, 2048]))
+REGION = region_of(np.array([1, 64, 64, 1]), np.array([1, 64, 2048, 2048]))
 
 
 def checked(scale_is_free: bool = False, **changes: float) -> Plausibility:
@@ -68,7 +68,7 @@ def test_an_implausible_server_fails_the_check_that_is_about_it(changes: Any, ch
 
 
 def test_one_request_that_starves_the_device_fails_at_the_boundary() -> None:
-    many = Region.of(np.array([1, 1000, 1000, 1]), np.array([1, 1000, 4000, 4000]))
+    many = region_of(np.array([1, 1000, 1000, 1]), np.array([1, 1000, 4000, 4000]))
     small = SERVER | {"k_B": 1e-6, "tau_0": 0.01, "tau_B": 1e-5, "tau_S": 1e-5}
     result = check_point_plausibility(small, region=many)
     assert any(name.startswith("B small") for name in failed(result))
@@ -79,7 +79,7 @@ def test_a_failing_check_says_where_and_whether_such_steps_were_seen() -> None:
     detail = checked(w_0=90.0, w_1=0.001).table.set_index("check").loc[name, "detail"]
     assert "from (B, S) = (1, 1) to (1, " in str(detail)
     assert "; such steps were seen" in str(detail)
-    prefill = Region.of(np.array([1, 64, 64, 1]), np.array([256, 256, 2048, 2048]))
+    prefill = region_of(np.array([1, 64, 64, 1]), np.array([256, 256, 2048, 2048]))
     unseen = check_point_plausibility(SERVER | {"w_0": 90.0, "w_1": 0.001}, region=prefill)
     assert "no such steps were seen" in str(unseen.table.set_index("check").loc[name, "detail"])
 

@@ -13,7 +13,6 @@ import xarray as xr
 
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.region import Region
 from bayes_sched.sla.limits import (
     EXTRAPOLATION_FACTOR,
     FEW,
@@ -26,7 +25,7 @@ from bayes_sched.sla.limits import (
 )
 from bayes_sched.sla.risk import Objective, risk_map, step_risk
 from bayes_sched.sla.steps import StepSLA, step_sla
-from bayes_sched.steps import steps_arrays
+from bayes_sched.steps import region_of, steps_arrays
 from tests.synthetic_fit import server, synthetic_cells, synthetic_metadata
 
 SLO_MS = 20.0
@@ -166,7 +165,7 @@ def test_steps_that_were_never_seen_are_not_promised() -> None:
 
 
 def test_a_span_is_all_that_a_trace_covers_of_a_line() -> None:
-    region = Region.of(np.array([6, 24, 1, 28]), np.array([6, 24, 512, 512]))
+    region = region_of(np.array([6, 24, 1, 28]), np.array([6, 24, 512, 512]))
     assert StepLine().span(region) == (6, 25)
     assert StepLine(1).span(region) is not None
     assert StepLine(40).span(region) is None

@@ -45,7 +45,7 @@ from bayes_sched.files import check_version, whole_file
 from bayes_sched.format import percent
 from bayes_sched.model.equation import PARAMETERS, Parameter, latency_ms
 from bayes_sched.region import Region
-from bayes_sched.steps import as_steps
+from bayes_sched.steps import as_steps, region_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,7 +144,6 @@ def write(path: str | os.PathLike[str], solution: Solution, settings: Settings) 
             f"{path} is a folder: give the name of a file in it, such as {path / 'baseline.json'}"
         )
     optimum = solution.optimum
-    hull = solution.region.hull
     document = {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
@@ -156,7 +155,7 @@ def write(path: str | os.PathLike[str], solution: Solution, settings: Settings) 
         "at_bound": solution.at_bound,
         "covariance": [[_to_json(value) for value in row] for row in solution.covariance.to_numpy().tolist()],
         "scores": {name: _to_json(value) for name, value in asdict(solution.scores).items()},
-        "region": hull.to_numpy().tolist(),
+        "region": solution.region.hull.tolist(),
         "warnings": list(solution.warnings),
     }
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
@@ -199,7 +198,7 @@ def _solution(document: _Document) -> Solution:
         at_bound={name: str(place) for name, place in document.at_bound.items()},
         covariance=pd.DataFrame(table, index=list(QUANTITIES), columns=list(QUANTITIES)),
         scores=Scores(**(scores | {"num_steps": int(scores["num_steps"])})),  # type: ignore[arg-type]
-        region=Region.of(corners[:, 0], corners[:, 1]),
+        region=region_of(corners[:, 0], corners[:, 1]),
         warnings=tuple(document.warnings),
     )
 

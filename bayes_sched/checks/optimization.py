@@ -29,7 +29,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.format import listed
 from bayes_sched.model.equation import PARAMETERS, latency_ms
 from bayes_sched.region import Region
-from bayes_sched.steps import as_steps
+from bayes_sched.steps import as_steps, region_of
 from bayes_sched.trace.cleaning import clean_steps
 
 NAMES = tuple(p.name for p in PARAMETERS)
@@ -139,7 +139,7 @@ def solve(steps: pd.DataFrame, *, huber: bool, min_latency_ms: float, max_latenc
         at_bound=bounds,
         covariance=covariance,
         scores=Scores.of(observed_ms, observed_ms - residuals_ms(table, optimum.parameters)),
-        region=Region.of(table["batch_size"].to_numpy(), table["total_tokens"].to_numpy()),
+        region=region_of(table["batch_size"].to_numpy(), table["total_tokens"].to_numpy()),
         warnings=(*cleaned.warnings, *_warnings(bounds, covariance, num_sizes)),
     )
 

@@ -233,7 +233,7 @@ def _fall(row: _Row, falls: Floats, region: Region) -> str:
     middle = np.median(row.values[is_falling] if is_falling.any() else row.values, axis=0)
     ends = [int(np.argmax(middle[: last + 1])), last]
     before, after = (f"({row.batch_size[i]:.0f}, {row.total_tokens[i]:.0f})" for i in ends)
-    seen = region.contains_arrays(row.batch_size[ends], row.total_tokens[ends]).all()
+    seen = region.contains(row.batch_size[ends], row.total_tokens[ends]).all()
     return (
         f"{number(float(middle[ends[0]]))} to {number(float(middle[last]))} {row.unit} from (B, S) = "
         f"{before} to {after}; {'such steps were seen' if seen else 'no such steps were seen'}"

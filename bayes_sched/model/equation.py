@@ -27,10 +27,8 @@ class Parameter:
         Name of the variable in every posterior.
     symbol : str
         The name as mathematics, for figures (matplotlib mathtext, without the dollar signs).
-    meaning : str
-        What it is, in words.
-    unit : str
-        Its unit.
+    meaning, unit : str
+        What it is, in words, and its unit.
     low, high : float
         The documented typical range. ``low`` may be 0, which counts as three decades below ``high``.
     """
@@ -53,28 +51,6 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("tau_B", r"\tau_B", "latency per request", "ms/request", 0.0, 5.0),
     Parameter("tau_S", r"\tau_S", "latency per token", "ms/token", 0.0, 0.1),
 )
-
-
-def inverse_saturation(batch_size: Any, total_tokens: Any, *, k_B: Any, k_S: Any) -> Any:
-    r"""Return :math:`1 / ((1 - e^{-k_B B}) (1 - e^{-k_S S}))`, the slowdown of an unsaturated device.
-
-    It falls towards 1 as the step grows. ``expm1`` keeps its relative accuracy where ``k_B B`` is tiny.
-
-    Parameters
-    ----------
-    batch_size, total_tokens : array-like, DataArray or TensorVariable
-        Requests and tokens of each step, positive; any dims that broadcast.
-    k_B, k_S : array-like, DataArray or TensorVariable
-        Saturation rates, 1/request and 1/token.
-
-    Returns
-    -------
-    array-like, DataArray or TensorVariable
-        The dims of the arguments, broadcast. Unitless.
-    """
-    import numpy as np  # here, so that the table of parameters, which commands check, loads nothing
-
-    return 1.0 / (np.expm1(-k_B * batch_size) * np.expm1(-k_S * total_tokens))
 
 
 def latency_ms(
@@ -111,8 +87,16 @@ def latency_ms(
     return tau_0 + work * slowdown + tau_B * batch_size + tau_S * total_tokens
 
 
+def inverse_saturation(batch_size: Any, total_tokens: Any, *, k_B: Any, k_S: Any) -> Any:
+    r"""Return :math:`1 / ((1 - e^{-k_B B}) (1 - e^{-k_S S}))`, the slowdown of an unsaturated device.
+
+    It falls towards 1 as the step grows. ``expm1`` keeps its relative accuracy where ``k_B B`` is tiny.
+    """
+    return 1.0 / (np.expm1(-k_B * batch_size) * np.expm1(-k_S * total_tokens))
+
+
 def softplus(x: Any, backend: Any) -> Any:
-    """Return log(1 + e^x)."""
+    """Return log(1 + e^x), by NumPy or by :mod:`pytensor.tensor`."""
     return np.logaddexp(0.0, x) if backend is np else backend.softplus(x)
 
 

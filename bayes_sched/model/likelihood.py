@@ -1,13 +1,10 @@
-r"""Partially pooled departures from an equation: one factor for each level of a size.
+r"""The Student-t likelihood that the shipped models share, and varying effects: departures level by level.
 
 An equation is smooth; real latency is a staircase, because kernels work in tiles and graphs are captured for
-a few batch sizes. An effect multiplies a part of the latency by :math:`e^{r_j}` at level j of a column, with
-
-.. math::  r_j \sim \mathrm{Normal}(0, s),
-
-and s, how far levels depart from the equation, learned with the rest; it may fade with the column. Levels
-with data learn their own departure, levels without keep the equation and widen the band by what other levels
-were seen to do.
+a few batch sizes. A varying effect multiplies a part of the latency by :math:`e^{r_j}` at level j of a
+column, with :math:`r_j \sim \mathrm{Normal}(0, s)`; s, how far levels depart from the equation, is learned
+with the rest (partial pooling) and may fade with the column. Levels with data learn their own departure,
+levels without keep the equation and widen the band by what other levels were seen to do.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,36 +22,21 @@ import pytensor.tensor as pt
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from bayes_sched.arrays import Floats
+from bayes_sched.arrays import Floats, Ints
 from bayes_sched.model.equation import Parameter
+from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import LatencyModel, all_parameters
 
-if TYPE_CHECKING:
-    from bayes_sched.model.priors import Priors
+PREFILL_COLUMN = "num_prefill_reqs"
+"""Column of the steps that tells those with prefill from those that only decode."""
 
 
-def student_t_model(
-    model: LatencyModel,
-    steps: pd.DataFrame,
-    priors: Priors,
-    *,
-    noise: str,
-) -> pm.Model:
+def student_t_model(model: LatencyModel, steps: pd.DataFrame, priors: Priors, *, noise: str) -> pm.Model:
     """Return the PyMC model whose mean and scale are the model's own ``latency`` and ``scale``.
 
-    Traces repeat themselves, so the mean is evaluated once for each distinct combination of the model's
-    columns, a *cell*, and the steps refer to their cells.
-
-    Parameters
-    ----------
-    model : LatencyModel
-        Its ``latency`` and ``scale`` must serve PyTensor variables as they serve xarray objects.
-    steps : DataFrame
-        The model's columns and ``latency_ms``, the observed latency.
-    priors : Priors
-        One for each parameter.
-    noise : str
-        Noise option of the model.
+    Both must serve PyTensor variables as they serve xarray objects. Traces repeat themselves, so the mean is
+    evaluated once for each distinct combination of the model's columns, a *cell*, and the steps (the columns
+    and ``latency_ms``) refer to their cells.
     """
     values, coords = step_data(model, steps)
     with pm.Model(coords=coords) as built:
@@ -79,17 +61,8 @@ def student_t_model(
     return built
 
 
-def step_data(
-    model: LatencyModel, steps: pd.DataFrame
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.int64]]]:
-    """Return the values of the model's data, and the coordinates of its dims cell and step.
-
-    Parameters
-    ----------
-    model : LatencyModel
-    steps : DataFrame
-        The model's columns and ``latency_ms``.
-    """
+def step_data(model: LatencyModel, steps: pd.DataFrame) -> tuple[dict[str, NDArray[Any]], dict[str, Ints]]:
+    """Return the values of the model's data, and the coordinates of its dims cell and step."""
     columns = list(model.columns)
     cells, cell_of_step = np.unique(steps[columns].to_numpy(float), axis=0, return_inverse=True)
     values: dict[str, NDArray[Any]] = {name: cells[:, i] for i, name in enumerate(columns)}
@@ -108,20 +81,14 @@ def _log_factors(effect: Effect, theta: dict[str, Any], steps: pd.DataFrame, col
     return factors, pm.Data(f"{effect.dim}_of_cell", position, dims="cell")
 
 
-PREFILL_COLUMN = "num_prefill_reqs"
-"""Column of the steps that tells those with prefill from those that only decode."""
-
-
 @dataclass(frozen=True)
 class Effect:
-    """Departures of a latency from an equation, by the levels of a column.
+    """A varying effect: departures of a latency from an equation, by the levels of a column.
 
     Attributes
     ----------
-    name : str
-        Name of the variable in every posterior: log factors, unitless, dims (..., :attr:`dim`).
-    meaning : str
-        What it is, in words.
+    name, meaning : str
+        Name of the variable in every posterior (log factors, unitless, dims (..., :attr:`dim`)), and words.
     scale : Parameter
         The standard deviation s of the log factors.
     column : str
@@ -161,14 +128,14 @@ class Effect:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The levels in words: the values they hold."""
-        lower = (0.0, *self.upper)
-        closed = [
-            f"{below + 1:g}" if top == below + 1 else f"{below + 1:g}-{top:g}"
-            for below, top in zip(lower[:-1], self.upper, strict=True)
-        ]
+        first = [below + 1 for below in (0.0, *self.upper[:-1])]
+        closed = (
+            f"{low:g}" if low == top else f"{low:g}-{top:g}"
+            for low, top in zip(first, self.upper, strict=True)
+        )
         return (*closed, f">{self.upper[-1]:g}")
 
-    def level(self, values: ArrayLike) -> NDArray[np.int64]:
+    def level(self, values: ArrayLike) -> Ints:
         """Return the position of the level that holds each value, dims of `values`."""
         return np.searchsorted(np.array(self.upper), np.asarray(values, dtype=np.float64), side="left")
 
@@ -177,24 +144,15 @@ class Effect:
         has_prefill = steps[PREFILL_COLUMN] > 0
         return has_prefill if self.prefill else ~has_prefill
 
-    def seen(self, steps: pd.DataFrame) -> NDArray[np.int64]:
+    def seen(self, steps: pd.DataFrame) -> Ints:
         """Return the levels of the steps it acts on, increasing."""
         return np.unique(self.level(steps.loc[self.acts_on(steps), self.column]))
 
     def at(self, draws: Any, steps: Any) -> Any:
-        """Return the log factor of each step, 0 where the effect does not act.
+        """Return the log factor of each step, 0 where it does not act, dims (..., *dims of the steps).
 
-        Parameters
-        ----------
-        draws : Dataset or mapping
-            The log factors under :attr:`name`, dims (..., level).
-        steps : Dataset or mapping
-            The columns of the steps; with PyTensor variables also, under :attr:`dim`, the position of each
-            step's level among the log factors.
-
-        Returns
-        -------
-        DataArray or TensorVariable, dims (..., *dims of the steps)
+        `draws` hold the log factors under :attr:`name`, dims (..., level). With PyTensor variables, `steps`
+        hold under :attr:`dim` the position of each step's level among them.
         """
         factors = draws[self.name]
         if not isinstance(factors, xr.DataArray):
@@ -210,25 +168,14 @@ class Effect:
 
 
 def effects_of(model: object) -> tuple[Effect, ...]:
-    """Return the effects of a model; a model without such an attribute has none."""
+    """Return the varying effects of a model; a model without such an attribute has none."""
     return tuple(getattr(model, "effects", ()))
 
 
 def with_effects(draws: xr.Dataset, effects: Sequence[Effect], rng: np.random.Generator) -> xr.Dataset:
-    """Return draws of scalar parameters together with draws of the effects given them.
-
-    Parameters
-    ----------
-    draws : Dataset
-        Every :attr:`Effect.scale`, any dims.
-    effects : sequence of Effect
-    rng : Generator
-    """
-    drawn = {
-        effect.name: (
-            (*draws[effect.scale.name].dims, effect.dim),
-            effect.draw(draws[effect.scale.name].to_numpy(), rng),
-        )
-        for effect in effects
-    }
+    """Return draws of scalar parameters, any dims, together with draws of the effects given them."""
+    drawn = {}
+    for effect in effects:
+        scale = draws[effect.scale.name]
+        drawn[effect.name] = ((*scale.dims, effect.dim), effect.draw(scale.to_numpy(), rng))
     return draws.assign(drawn).assign_coords({effect.dim: list(effect.labels) for effect in effects})

@@ -15,19 +15,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.model.equation import Parameter
 
-if TYPE_CHECKING:
-    import numpy as np
-
-
-#: Share of the prior mass that lies inside a documented range.
-RANGE_MASS = 0.95
-_Z = 1.959963984540054  # standard normal quantile of (1 + RANGE_MASS) / 2
+_Z = 1.959963984540054  # standard normal quantile of 0.975
 _DECADES_BELOW = 1e-3
 
 
@@ -49,11 +45,10 @@ class Prior:
 
     def __post_init__(self) -> None:
         if not (0.0 < self.low < self.high < math.inf):
-            msg = (
+            raise InputError(
                 f"prior of {self.name}: low = {self.low:g} and high = {self.high:g} must be finite numbers "
                 "with 0 < low < high"
             )
-            raise InputError(msg)
 
     @classmethod
     def from_range(cls, name: str, low: float, high: float) -> Prior:
@@ -137,25 +132,17 @@ class Priors(Mapping[str, Prior]):
         Raises
         ------
         InputError
-            A name is not a parameter of the model, or a row is not a pair of numbers with ``0 <= low <
-            high``.
+            A name is not a parameter of the model, or a row is not two numbers with ``0 <= low < high``.
         """
         changed = dict(self._priors)
         for name, row in table.items():
             if name not in changed:
-                msg = f"prior of {name}: no such parameter; the model has {', '.join(changed)}"
-                raise InputError(msg)
+                raise InputError(f"prior of {name}: no such parameter; the model has {', '.join(changed)}")
             changed[name] = Prior.from_range(name, *_low_high(name, row))
         return Priors(changed.values(), population=self.population)
 
     def within(self, population: JointPrior) -> Priors:
-        """Return these priors with a population's in place of those of what data identify.
-
-        Raises
-        ------
-        InputError
-            The population is of a model with other parameters.
-        """
+        """Return these priors with a population's in place of those of what data identify."""
         population.check(self)
         return Priors(self.values(), population=population)
 
@@ -188,27 +175,17 @@ class Priors(Mapping[str, Prior]):
 
 def _low_high(name: str, row: object) -> tuple[float, float]:
     if not isinstance(row, Mapping) or set(row) != {"low", "high"}:
-        msg = f"prior of {name}: write it as a table with exactly the numbers low and high, found {row!r}"
-        raise InputError(msg)
+        raise InputError(
+            f"prior of {name}: write it as a table with exactly the numbers low and high, found {row!r}"
+        )
     for key in ("low", "high"):
         if isinstance(row[key], bool) or not isinstance(row[key], int | float):
-            msg = f"prior of {name}: {key} must be a number, found {row[key]!r}"
-            raise InputError(msg)
+            raise InputError(f"prior of {name}: {key} must be a number, found {row[key]!r}")
     return float(row["low"]), float(row["high"])
 
 
 def read_prior_overrides(path: str | PathLike[str]) -> dict[str, Any]:
-    """Read a TOML file of prior overrides: one table a parameter, each with ``low`` and ``high``.
-
-    Parameters
-    ----------
-    path : path-like
-        The file, such as ``examples/priors.toml``.
-
-    Returns
-    -------
-    dict
-        For :meth:`Priors.override`.
+    """Read a TOML file such as ``examples/priors.toml`` for :meth:`Priors.override`.
 
     Raises
     ------
@@ -218,8 +195,6 @@ def read_prior_overrides(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        msg = f"{path}: cannot read the prior overrides ({error.strerror})"
-        raise InputError(msg) from error
+        raise InputError(f"{path}: cannot read the prior overrides ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"{path}: not a TOML file ({error}); examples/priors.toml shows the form"
-        raise InputError(msg) from error
+        raise InputError(f"{path}: not a TOML file ({error}); examples/priors.toml shows the form") from error

@@ -276,7 +276,7 @@ def _drawn(workload: AnyWorkload, rng: np.random.Generator) -> tuple[Workload, f
 def _outside_shares(time_at: Floats, times: StepTimes, region: Region) -> tuple[float, float]:
     """Return the shares of the time outside of a region, and beyond its largest steps."""
     b, s = np.meshgrid(times.nodes_b.astype(float), times.nodes_s.astype(float), indexing="ij")
-    outside = ~region.contains_arrays(b, np.maximum(b, s))
+    outside = ~region.contains(b, np.maximum(b, s))
     largest_b, largest_s = np.exp(region.corners.max(axis=0) + TOLERANCE)
     beyond = (b > largest_b) | (s > largest_s)
     total = max(float(time_at.sum()), 1e-300)

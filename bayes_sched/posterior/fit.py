@@ -86,7 +86,8 @@ def _is_same(
     cleaning = metadata.cleaning
     return (
         metadata.trace_sha256 == trace_sha256
-        and (metadata.model.sha256, metadata.noise) == (model.sha256, noise)
+        and model.made(metadata.model.sha256)
+        and metadata.noise == noise
         and (cleaning.min_latency_ms, cleaning.max_latency_ms) == limits_ms
         and all(metadata.sampler.get(key) == value for key, value in wanted.items())
         and metadata.prior_from is None

@@ -31,7 +31,7 @@ from bayes_sched.posterior.prediction import (
 from bayes_sched.posterior.provenance import FitDescription, FitMetadata
 from bayes_sched.posterior.typical_load import TypicalLoad, complete
 from bayes_sched.region import Region
-from bayes_sched.steps import Steps, as_steps
+from bayes_sched.steps import Steps, as_steps, region_of
 
 DEFAULT_PROBABILITY = 0.9
 """Probability of every interval and band, unless told otherwise: 5 % on either side."""
@@ -146,12 +146,12 @@ class FittedModel:
     @cached_property
     def region(self) -> Region:
         """The (B, S) region that the trace covers."""
-        return Region.of(self.cells["batch_size"].to_numpy(), self.cells["total_tokens"].to_numpy())
+        return region_of(self.cells["batch_size"].to_numpy(), self.cells["total_tokens"].to_numpy())
 
     def in_region(self, steps: Steps) -> xr.DataArray:
         """Return whether the trace covers each step: bool, dims of the steps."""
         cells = Cells.of(as_steps(steps), columns=("batch_size", "total_tokens"))
-        inside = self.region.contains(cells.table["batch_size"], cells.table["total_tokens"]).to_numpy()
+        inside = self.region.contains(cells.table["batch_size"], cells.table["total_tokens"])
         is_seen = inside[cells.cell_of_step].reshape(cells.template.shape)
         return cells.template.copy(data=is_seen & cells.template.to_numpy()).rename("in_region")
 

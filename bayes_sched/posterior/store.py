@@ -116,7 +116,7 @@ def model_of(
         raise InputError(msg)
     name = identity.name if model is None else model
     loaded = name if isinstance(name, ModelFile) else load_model_file(os.fspath(name))
-    if loaded.sha256 == identity.sha256:
+    if loaded.made(identity.sha256):
         return loaded.model, ()
     warning = (
         f"the model {loaded.path.name} is not the file that this fit was made with (it changed, or is "

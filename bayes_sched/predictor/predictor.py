@@ -332,7 +332,7 @@ class Predictor:
             self._check(batch_size, total_tokens)
             return not self.region.contains_step(float(batch_size), float(total_tokens))
         shape, (b, s) = self._arrays(batch_size, total_tokens)
-        return np.logical_not(self.region.contains_arrays(b, s)).reshape(shape)
+        return np.logical_not(self.region.contains(b, s)).reshape(shape)
 
     def observe(self, batch_size: Number, total_tokens: Number, latency_ms: Number) -> Observation:
         """Take in the latency of one step that the server has done.

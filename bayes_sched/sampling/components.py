@@ -1,23 +1,23 @@
-r"""A posterior as a sum of nearly Gaussian parts, each of which NUTS samples with ease.
+r"""A posterior as a sum of nearly Gaussian components, each of which NUTS samples with ease.
 
-A pilot run approximates the posterior p by a mixture q of Gaussians :math:`q_k` (weights included). The
+Exploration approximates the posterior p by a mixture q of Gaussians :math:`q_k` (weights included). The
 shares :math:`q_k / q` are a partition of unity, so the posterior is exactly the sum of
 
 .. math::  p_k(x) = p(x)\, q_k(x) / q(x) ,
 
-smooth parts that add up to p whatever q is. Part k is sampled in the coordinates z that whiten its Gaussian,
-:math:`x = m_k + L_k z`, where its density is :math:`\phi(z)\, p(x) / q(x)`: the closer q is to p, the closer
-to a standard normal, however bent p is and however many modes it has. The mass of a part is a mean of
-:math:`(p / q)(q_k / q)` over draws from q (importance sampling), and the parts are put together in these
-proportions.
+smooth components that add up to p whatever q is. Component k is sampled in the coordinates z that whiten its
+Gaussian, :math:`x = m_k + L_k z`, where its density is :math:`\phi(z)\, p(x) / q(x)`: the closer q is to p,
+the closer to a standard normal, however bent p is and however many modes it has. The mass of a component is a
+mean of :math:`(p / q)(q_k / q)` over draws from q (importance sampling), and the components are put together
+in these proportions.
 
-The model is not changed: the model of a part contains its density, so the priors are those of the model file.
+The model is not changed: that of a component contains its density, so the priors are those of the model file.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pymc as pm
@@ -29,33 +29,21 @@ from pytensor.graph.replace import clone_replace, graph_replace
 from scipy.special import logsumexp
 
 from bayes_sched.arrays import Floats
+from bayes_sched.model.protocol import Coordinates
 from bayes_sched.sampling.mixture import GaussianMixture
 
-if TYPE_CHECKING:
-    from bayes_sched.model.protocol import Coordinates
-
 _IMPOSSIBLE = -1e300
+_LOG_SQRT_2PI = 0.5 * float(np.log(2.0 * np.pi))
 
 
 class Density:
     """The log density of a PyMC model in given coordinates, and its gradient, as a compiled function.
 
-    Parameters
-    ----------
-    model : pm.Model
-        Every free variable is a positive scalar, which PyMC samples as its logarithm, or an effect's vector
-        of log factors, which it samples as it is.
-    coordinates : Coordinates
-        The bijection to these values.
-
-    Attributes
-    ----------
-    data_names : frozenset of str
-        The shared variables that the density depends on: data of the model and of the coordinates.
+    Every free variable of the model is a positive scalar, which PyMC samples as its logarithm, or an effect's
+    vector of log factors, which it samples as it is: to these values the coordinates are a bijection.
     """
 
     def __init__(self, model: pm.Model, coordinates: Coordinates) -> None:
-        self.coordinates = coordinates
         self.names = coordinates.names
         self.dim = len(self.names)
         self.num_evaluations = 0
@@ -67,6 +55,7 @@ class Density:
         self.graph: Any = rewrite_graph(
             density + log_jacobian, include=("canonicalize", "stabilize", "local_remove_check_parameter")
         )
+        # The data of the model and of the coordinates that the density depends on.
         shared = (v for v in ancestors([self.graph]) if isinstance(v, SharedVariable))
         self.data_names = frozenset(v.name for v in shared)
         with np.errstate(all="ignore"):
@@ -89,51 +78,31 @@ class Density:
         return np.array([self(point)[0] for point in points])
 
 
-_LOG_SQRT_2PI = 0.5 * float(np.log(2.0 * np.pi))
-
-
 @dataclass(frozen=True)
-class Partition:
-    """The parts of a posterior, one for each component of a mixture that resembles it.
-
-    Attributes
-    ----------
-    mixture : GaussianMixture
-        The approximation q of the posterior.
-    """
+class Components:
+    """The components of a posterior, one for each of the mixture q that resembles it."""
 
     mixture: GaussianMixture
 
-    def data(self, part: int) -> dict[str, Floats]:
-        """Return the values of the part model's data variables that select a part."""
+    def data(self, number: int) -> dict[str, Floats]:
+        """Return the values of the data variables that select a component of :func:`component_model`."""
         return {
-            "part_mean": self.mixture.means[part],
-            "part_cholesky": self.mixture.cholesky[part],
+            "component_mean": self.mixture.means[number],
+            "component_cholesky": self.mixture.cholesky[number],
             "mixture_log_weights": self.mixture.log_weights,
             "mixture_means": self.mixture.means,
             "mixture_inverse_cholesky": self.mixture.inverse_cholesky,
         }
 
-    def to_coordinates(self, z: Floats, part: int) -> Floats:
-        """Map draws of a part, dims (..., dim), to the model's coordinates."""
-        points: Floats = self.mixture.means[part] + z @ self.mixture.cholesky[part].T
+    def to_coordinates(self, z: Floats, number: int) -> Floats:
+        """Map draws of a component, dims (..., dim), to the model's coordinates."""
+        points: Floats = self.mixture.means[number] + z @ self.mixture.cholesky[number].T
         return points
 
-    def log_share(self, points: Floats, part: int) -> Floats:
-        """Return the log share q_k / q of a part at points, dims (point,)."""
-        joint = self.mixture.component_logpdf(points)
-        share: Floats = joint[:, part] - logsumexp(joint, axis=1)
-        return share
-
     def masses(self, points: Floats, log_density: Floats) -> Floats:
-        """Return the share of each part in the posterior, dims (part,), from draws of the mixture.
+        """Return the shares of the components, dims (component,), by importance sampling.
 
-        Parameters
-        ----------
-        points : ndarray, dims (point, coordinate)
-            Draws from the mixture.
-        log_density : ndarray, dims (point,)
-            Log density of the posterior there, up to a constant.
+        From draws of the mixture and the log density of the posterior there, up to a constant.
         """
         joint = self.mixture.component_logpdf(points)
         log_mixture = logsumexp(joint, axis=1)
@@ -142,15 +111,12 @@ class Partition:
         return mass / mass.sum()
 
 
-def part_model(density: Density, partition: Partition) -> pm.Model:
-    """Return the PyMC model of z for part 0.
-
-    What selects a part is data: other parts need no compiling.
-    """
+def component_model(density: Density, components: Components) -> pm.Model:
+    """Return the PyMC model of z for component 0; what selects one is data, so others need no compiling."""
     with pm.Model(coords={"coordinate": list(density.names)}, check_bounds=False) as model:
         z = pm.Normal("z", dims="coordinate")
-        data = {name: pm.Data(name, value) for name, value in partition.data(0).items()}
-        x = pt.specify_shape(data["part_mean"] + data["part_cholesky"] @ z, (density.dim,))
+        data = {name: pm.Data(name, value) for name, value in components.data(0).items()}
+        x = pt.specify_shape(data["component_mean"] + data["component_cholesky"] @ z, (density.dim,))
         (target,) = graph_replace([density.graph], {density.point: x})
         mixture = (data["mixture_log_weights"], data["mixture_means"], data["mixture_inverse_cholesky"])
         pm.Potential("ratio", target - _mixture_logpdf(x, *mixture))

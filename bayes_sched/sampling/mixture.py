@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,18 +12,13 @@ from scipy.special import logsumexp
 from bayes_sched.arrays import Floats
 
 _LOG_2PI = float(np.log(2.0 * np.pi))
+_APART = -np.log(0.01)  # distance of Bhattacharyya of components that hardly overlap
+_TOLERANCE = 1e-3  # of the mean log density of the points, at which a fit has converged
 
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """A mixture of Gaussians.
-
-    Attributes
-    ----------
-    weights : ndarray, dims (component,)
-    means : ndarray, dims (component, dim)
-    covariances : ndarray, dims (component, dim, dim)
-    """
+    """A mixture: weights, dims (component,), means (component, dim), covariances (component, dim, dim)."""
 
     weights: Floats
     means: Floats
@@ -77,66 +73,55 @@ class GaussianMixture:
     def merged(self, other: GaussianMixture, share: float) -> GaussianMixture:
         """Return a mixture of this one and another, which gets `share` of the weight."""
         own = GaussianMixture((1.0 - share) * self.weights, self.means, self.covariances)
-        return own.joined(GaussianMixture(share * other.weights, other.means, other.covariances))
+        return stacked([own, GaussianMixture(share * other.weights, other.means, other.covariances)])
 
     def collapsed(self) -> GaussianMixture:
         """Return one Gaussian of the mixture's mean and covariance."""
         mean = self.weights @ self.means
         centred = self.means - mean
-        spread = np.einsum(
-            "k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :]
-        )
-        return GaussianMixture(np.ones(1), mean[None], spread[None])
+        around = self.covariances + centred[:, :, None] * centred[:, None, :]
+        return GaussianMixture(np.ones(1), mean[None], np.einsum("k,kij->ij", self.weights, around)[None])
 
-    def completed(self, other: GaussianMixture, *, least_overlap: float = 0.01) -> GaussianMixture:
+    def completed(self, other: GaussianMixture) -> GaussianMixture:
         """Return the mixture and those components of another one, weighted as there, that it is far from."""
-        apart = bhattacharyya(other, self).min(axis=1) > -np.log(least_overlap)
-        if not apart.any():
+        apart = np.flatnonzero(bhattacharyya(other, self).min(axis=1) > _APART)
+        if not len(apart):
             return self
+        share = float(other.weights[apart].sum())
         missing = GaussianMixture(
             other.weights[apart] / other.weights[apart].sum(), other.means[apart], other.covariances[apart]
         )
-        return self.merged(missing, float(other.weights[apart].sum()))
+        return self.merged(missing, share)
 
-    def untangled(self, most: int, *, least_overlap: float = 0.01) -> GaussianMixture:
+    def untangled(self, most: int) -> GaussianMixture:
         """Return at most so many components that hardly overlap.
 
         Those that do are merged, and the lightest are left out.
         """
-        order = np.argsort(-self.weights)
         found: list[GaussianMixture] = []
-        for k in order:
+        for k in np.argsort(-self.weights):
             one = GaussianMixture(self.weights[[k]], self.means[[k]], self.covariances[[k]])
-            near = [
-                i
-                for i, other in enumerate(found)
-                if float(bhattacharyya(one, other).min()) < -np.log(least_overlap)
-            ]
+            near = [i for i, other in enumerate(found) if float(bhattacharyya(one, other).min()) < _APART]
             if near:
-                found[near[0]] = found[near[0]].joined(one)
+                found[near[0]] = stacked([found[near[0]], one])
             elif len(found) < most:
                 found.append(one)
-        parts = [
-            GaussianMixture(f.weights / f.weights.sum(), f.means, f.covariances).collapsed() for f in found
-        ]
         weights = np.array([f.weights.sum() for f in found])
-        return GaussianMixture(
-            weights / weights.sum(),
-            np.concatenate([p.means for p in parts]),
-            np.concatenate([p.covariances for p in parts]),
-        )
-
-    def joined(self, other: GaussianMixture) -> GaussianMixture:
-        """Return the components of both, with the weights that they have."""
-        return GaussianMixture(
-            np.concatenate([self.weights, other.weights]),
-            np.concatenate([self.means, other.means]),
-            np.concatenate([self.covariances, other.covariances]),
-        )
+        normalised = (GaussianMixture(f.weights / f.weights.sum(), f.means, f.covariances) for f in found)
+        return stacked([one.collapsed() for one in normalised], weights / weights.sum())
 
     def with_background(self, share: float, factor: float) -> GaussianMixture:
         """Return the mixture with a broad component, its own mean and `factor`-fold standard deviations."""
         return self.merged(self.collapsed().inflated(factor), share)
+
+
+def stacked(mixtures: Sequence[GaussianMixture], weights: Floats | None = None) -> GaussianMixture:
+    """Return the components of some mixtures, with the weights that they have or with others."""
+    return GaussianMixture(
+        np.concatenate([one.weights for one in mixtures]) if weights is None else weights,
+        np.concatenate([one.means for one in mixtures]),
+        np.concatenate([one.covariances for one in mixtures]),
+    )
 
 
 def bhattacharyya(first: GaussianMixture, second: GaussianMixture) -> Floats:
@@ -159,80 +144,55 @@ def fit_mixture(
     rng: np.random.Generator,
     start: GaussianMixture | None = None,
     max_iterations: int = 40,
-    tolerance: float = 1e-3,
 ) -> GaussianMixture:
-    """Fit a mixture to weighted points by expectation maximisation.
+    """Fit a mixture to points, dims (point, dim), of importance weights (point,) by expectation maximisation.
 
-    Covariances are shrunk towards the mean covariance within components, as if `dim` + 2 more points of that
-    covariance had been seen (the mode under an inverse-Wishart prior), so that no component collapses.
-
-    Parameters
-    ----------
-    points : ndarray, dims (point, dim)
-    weights : ndarray, dims (point,)
-        Importance weights, not negative; need not sum to one.
-    num_components : int
-        Components to start with; a component that ends with hardly any weight is dropped.
-    rng : Generator
-        Chooses the starting means.
-    start : GaussianMixture, optional
-        Mixture to start from; missing components are added at badly covered points.
+    It begins with `num_components` at points that `rng` chooses, those of `start` among them; a component
+    that ends with hardly any weight is dropped. Covariances are shrunk towards the mean covariance within
+    components, as if `dim` + 2 more points of that covariance had been seen (the mode under an
+    inverse-Wishart prior), so that no component collapses.
     """
     weights = weights / weights.sum()
     effective = 1.0 / np.square(weights).sum()
-    mixture = _start(points, weights, num_components, rng, start)
+    first = _start(points, weights, num_components, rng, start)
     # Standardised, so that nothing cancels in second moments taken around the origin.
     mean = weights @ points
     scale = np.sqrt(weights @ np.square(points - mean)) + 1e-300
-    fitted = _maximise(
-        (points - mean) / scale,
-        weights,
-        GaussianMixture(
-            mixture.weights, (mixture.means - mean) / scale, mixture.covariances / np.outer(scale, scale)
-        ),
-        effective,
-        max_iterations,
-        tolerance,
-    )
-    return GaussianMixture(
-        fitted.weights, mean + scale * fitted.means, fitted.covariances * np.outer(scale, scale)
-    )
-
-
-def _maximise(
-    points: Floats,
-    weights: Floats,
-    mixture: GaussianMixture,
-    effective: float,
-    max_iterations: int,
-    tolerance: float,
-) -> GaussianMixture:
-    """Maximise the likelihood of weighted points: the quadratic forms and moments are two matrix products."""
-    dim = points.shape[1]
-    row, column = np.triu_indices(dim)
+    square = np.outer(scale, scale)
+    mixture = GaussianMixture(first.weights, (first.means - mean) / scale, first.covariances / square)
+    points = (points - mean) / scale
+    # The quadratic forms and the moments of all components are two matrix products.
+    row, column = np.triu_indices(points.shape[1])
     features = np.hstack([np.ones((len(points), 1)), points, points[:, row] * points[:, column]])
-    twice = np.where(row == column, 1.0, 2.0)
     previous = -np.inf
     for _ in range(max_iterations):
-        precision = np.linalg.inv(mixture.covariances)
-        linear = np.einsum("kij,kj->ki", precision, mixture.means)
-        constant = (
-            mixture.log_weights
-            - 0.5 * np.linalg.slogdet(mixture.covariances)[1]
-            - 0.5 * (np.einsum("ki,ki->k", linear, mixture.means) + dim * _LOG_2PI)
-        )
-        joint = features @ np.hstack([constant[:, None], linear, -0.5 * twice * precision[:, row, column]]).T
+        joint = features @ _coefficients(mixture).T
         top = joint.max(axis=1, keepdims=True)
         share = np.exp(joint - top)
         total = share.sum(axis=1, keepdims=True)
         score = float(weights @ (top + np.log(total))[:, 0])
-        if score - previous < tolerance:
+        if score - previous < _TOLERANCE:
             break
         previous = score
         moments = (share * (weights[:, None] / total)).T @ features
         moments = moments[moments[:, 0] * effective > 2.0]
         mixture = _from_moments(moments, effective)
-    return mixture
+    return GaussianMixture(mixture.weights, mean + scale * mixture.means, mixture.covariances * square)
+
+
+def _coefficients(mixture: GaussianMixture) -> Floats:
+    """Return log weights plus log densities as quadratic functions, dims (component, moment)."""
+    dim = mixture.means.shape[1]
+    row, column = np.triu_indices(dim)
+    twice = np.where(row == column, 1.0, 2.0)
+    precision = np.linalg.inv(mixture.covariances)
+    linear = np.einsum("kij,kj->ki", precision, mixture.means)
+    constant = (
+        mixture.log_weights
+        - 0.5 * np.linalg.slogdet(mixture.covariances)[1]
+        - 0.5 * (np.einsum("ki,ki->k", linear, mixture.means) + dim * _LOG_2PI)
+    )
+    return np.hstack([constant[:, None], linear, -0.5 * twice * precision[:, row, column]])
 
 
 def _from_moments(moments: Floats, effective: float) -> GaussianMixture:
@@ -251,11 +211,7 @@ def _from_moments(moments: Floats, effective: float) -> GaussianMixture:
 
 
 def _start(
-    points: Floats,
-    weights: Floats,
-    num_components: int,
-    rng: np.random.Generator,
-    start: GaussianMixture | None,
+    points: Floats, weights: Floats, num: int, rng: np.random.Generator, start: GaussianMixture | None
 ) -> GaussianMixture:
     """Return a first mixture: `start`, and components at points far from it (k-means++ seeding)."""
     mean = weights @ points
@@ -267,9 +223,9 @@ def _start(
         chosen.append(white[rng.choice(len(points), p=weights)])
     distance = np.min([np.square(white - c).sum(axis=1) for c in chosen], axis=0)
     seeds = []
-    for _ in range(num_components - len(chosen)):
-        chance = weights * distance + 1e-300
-        seeds.append(int(rng.choice(len(points), p=chance / chance.sum())))
+    for _ in range(num - len(chosen)):
+        probability = weights * distance + 1e-300
+        seeds.append(int(rng.choice(len(points), p=probability / probability.sum())))
         distance = np.minimum(distance, np.square(white - white[seeds[-1]]).sum(axis=1))
     if start is None:
         means = np.vstack([mean + np.linalg.solve(whiten, chosen[0]), points[seeds]])

@@ -1,4 +1,4 @@
-"""NUTS on one part of a posterior, by nutpie or by PyMC."""
+"""NUTS on one component of a posterior, by nutpie or by PyMC."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ import xarray as xr
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.sampling.components import Density, Partition, part_model
+from bayes_sched.sampling.components import Components, Density, component_model
 
 SAMPLERS = ("nutpie", "pymc")
+SAMPLE_STATS = ("diverging", "energy", "n_steps", "step_size")
+"""Statistics of a draw that are kept."""
+_MAX_TREE_DEPTH = 10
+_ATTEMPTS = 3
+_SMALLER_STEPS = 0.3  # of the share of rejected proposals, at each further attempt
+
+type Progress = Callable[[str, float | None], None]
+"""Is told a stage in words, and the share of it that is done, or None where that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +32,9 @@ class SamplerSettings:
     Attributes
     ----------
     draws : int
-        Kept draws of each chain, over all parts of the posterior.
+        Kept draws of each chain, over all components of the posterior.
     tune : int
-        Tuning draws of each chain for each part.
+        Tuning draws of each chain for each component.
     chains : int
         Number of chains.
     seed : int
@@ -49,25 +57,114 @@ class SamplerSettings:
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
-            msg = f"sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}"
-            raise InputError(msg)
+            raise InputError(f"sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
         for name, least in (("draws", 1), ("tune", 1), ("chains", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                msg = f"{name} = {getattr(self, name)}: must be at least {least}"
-                raise InputError(msg)
+                raise InputError(f"{name} = {getattr(self, name)}: must be at least {least}")
         if not 0.0 < self.target_accept < 1.0:
-            msg = f"target_accept = {self.target_accept:g}: must lie between 0 and 1"
-            raise InputError(msg)
+            raise InputError(f"target_accept = {self.target_accept:g}: must lie between 0 and 1")
 
 
-Progress = Callable[[str, float | None], None]
+class ComponentSampler:
+    """NUTS on the components of one density; compiled at the first draw, for all components and all data.
 
-#: Statistics of a draw that are kept.
-SAMPLE_STATS = ("diverging", "energy", "n_steps", "step_size")
+    `data` returns the values of the shared variables in the density, by name: they may have been replaced
+    since the compilation.
+    """
 
-_MAX_TREE_DEPTH = 10
-_ATTEMPTS = 3
-_SMALLER_STEPS = 0.3  # of the share of rejected proposals, at each further attempt
+    def __init__(self, density: Density, data: Callable[[], dict[str, Any]]) -> None:
+        self.density, self._data = density, data
+        self.num_gradients = 0  # leapfrog steps of the draws so far
+        self.num_tuning_gradients = 0  # and of the tuning draws before them, by nutpie
+        self._compiled: Any = None
+
+    def compile(self, components: Components) -> None:
+        """Compile for nutpie; does nothing the second time."""
+        if self._compiled is None:
+            model = component_model(self.density, components)
+            self._compiled = nutpie.compile_pymc_model(
+                model, default_initialization_strategy="prior", var_names=[]
+            )
+
+    def draw_carefully(
+        self,
+        components: Components,
+        number: int,
+        draws: int,
+        settings: SamplerSettings,
+        progress: Progress | None = None,
+    ) -> tuple[Floats, xr.Dataset]:
+        """Sample one component, and again with smaller steps, twice at most, where draws diverge."""
+        for attempt in range(_ATTEMPTS):
+            accept = 1.0 - (1.0 - settings.target_accept) * _SMALLER_STEPS**attempt
+            seed = settings.seed + 7919 * (number + 1) + attempt
+            attempted = replace(settings, target_accept=accept, seed=seed)
+            found = self.draw(components, number, draws, attempted, progress)
+            if not found[1]["diverging"].any():
+                break
+        return found
+
+    def draw(
+        self,
+        components: Components,
+        number: int,
+        draws: int,
+        settings: SamplerSettings,
+        progress: Progress | None = None,
+    ) -> tuple[Floats, xr.Dataset]:
+        """Sample one component: its coordinates, dims (chain, draw, coordinate), and NUTS's statistics."""
+        if settings.sampler == "nutpie":
+            self.compile(components)
+            tree = self._nutpie(components.data(number), draws, settings, progress)
+        else:
+            with component_model(self.density, components):
+                pm.set_data(components.data(number))
+                tree = _pymc(draws, settings, progress)
+        stats = tree["sample_stats"].to_dataset()[list(SAMPLE_STATS)]
+        self.num_gradients += int(stats["n_steps"].sum())
+        z = tree["posterior"]["z"].transpose("chain", "draw", "coordinate").to_numpy()
+        return components.to_coordinates(z, number), stats
+
+    def _nutpie(
+        self, data: dict[str, Any], draws: int, settings: SamplerSettings, progress: Progress | None
+    ) -> Any:
+        total = settings.chains * (draws + settings.tune)
+
+        def report(chains: list[Any]) -> None:
+            if progress is not None:
+                progress("sampling", min(1.0, sum(chain.finished_draws for chain in chains) / total))
+
+        tree = nutpie.sample(
+            self._compiled.with_data(**self._data(), **data),
+            draws=draws,
+            tune=settings.tune,
+            chains=settings.chains,
+            cores=settings.cores,
+            seed=settings.seed,
+            progress_bar=False,
+            progress_callback=report if progress is not None else None,
+            target_accept=settings.target_accept,
+            maxdepth=_MAX_TREE_DEPTH,
+        )
+        self.num_tuning_gradients += int(tree["warmup_sample_stats"]["n_steps"].sum())
+        return tree
+
+
+def _pymc(draws: int, settings: SamplerSettings, progress: Progress | None) -> Any:
+    """Sample the model of the context."""
+    if progress is not None:
+        progress("sampling", None)
+    return pm.sample(
+        draws,
+        tune=settings.tune,
+        chains=settings.chains,
+        cores=settings.cores,
+        random_seed=settings.seed,
+        progressbar=False,
+        nuts_sampler="pymc",
+        nuts={"target_accept": settings.target_accept},
+        compute_convergence_checks=False,
+    )
 
 
 def portion(progress: Progress | None, number: int, total: int, stage: str | None = None) -> Progress | None:
@@ -75,127 +172,3 @@ def portion(progress: Progress | None, number: int, total: int, stage: str | Non
     if progress is None:
         return None
     return lambda text, share: progress(stage or text, None if share is None else (number + share) / total)
-
-
-class PartSampler:
-    """NUTS on the parts of one density; compiled at the first draw, for all parts and all data.
-
-    Parameters
-    ----------
-    density : Density
-        The posterior.
-    data : callable
-        Returns the values of the shared variables in the density, by name: they may have been replaced since
-        the compilation.
-
-    Attributes
-    ----------
-    num_gradients : int
-        Leapfrog steps of the kept draws so far.
-    """
-
-    def __init__(self, density: Density, data: Callable[[], dict[str, Any]]) -> None:
-        self.density = density
-        self.num_gradients = 0
-        self._data = data
-        self._compiled: Any = None
-
-    def compile(self, partition: Partition) -> None:
-        """Compile for nutpie; does nothing the second time."""
-        if self._compiled is None:
-            self._compiled = nutpie.compile_pymc_model(
-                part_model(self.density, partition),
-                default_initialization_strategy="prior",
-                var_names=[],
-            )
-
-    def draw_carefully(
-        self,
-        partition: Partition,
-        part: int,
-        draws: int,
-        settings: SamplerSettings,
-        progress: Progress | None = None,
-    ) -> tuple[Floats, xr.Dataset]:
-        """Sample one part, and again with smaller steps, twice at most, where draws diverge."""
-        for attempt in range(_ATTEMPTS):
-            accept = 1.0 - (1.0 - settings.target_accept) * _SMALLER_STEPS**attempt
-            seed = settings.seed + 7919 * (part + 1) + attempt
-            attempted = replace(settings, target_accept=accept, seed=seed)
-            coordinates, stats = self.draw(partition, part, draws, attempted, progress)
-            if not stats["diverging"].any():
-                break
-        return coordinates, stats
-
-    def draw(
-        self,
-        partition: Partition,
-        part: int,
-        draws: int,
-        settings: SamplerSettings,
-        progress: Progress | None = None,
-    ) -> tuple[Floats, xr.Dataset]:
-        """Sample one part with NUTS.
-
-        Returns coordinates, dims (chain, draw, coordinate), and the sampler's statistics.
-        """
-        run = self._nutpie if settings.sampler == "nutpie" else self._pymc
-        tree = run(partition, part, draws, settings, progress)
-        stats = tree["sample_stats"].to_dataset()[list(SAMPLE_STATS)]
-        self.num_gradients += int(stats["n_steps"].sum())
-        z = tree["posterior"]["z"].transpose("chain", "draw", "coordinate").to_numpy()
-        return partition.to_coordinates(z, part), stats
-
-    def _pymc(
-        self,
-        partition: Partition,
-        part: int,
-        draws: int,
-        settings: SamplerSettings,
-        progress: Progress | None,
-    ) -> Any:
-        if progress is not None:
-            progress("sampling", None)
-        with part_model(self.density, partition) as model:
-            pm.set_data(partition.data(part))
-            return pm.sample(
-                draws,
-                tune=settings.tune,
-                chains=settings.chains,
-                cores=settings.cores,
-                random_seed=settings.seed,
-                progressbar=False,
-                nuts_sampler="pymc",
-                nuts={"target_accept": settings.target_accept},
-                compute_convergence_checks=False,
-                model=model,
-            )
-
-    def _nutpie(
-        self,
-        partition: Partition,
-        part: int,
-        draws: int,
-        settings: SamplerSettings,
-        progress: Progress | None,
-    ) -> Any:
-        self.compile(partition)
-        total = settings.chains * (draws + settings.tune)
-
-        def report(chains: list[Any]) -> None:
-            if progress is not None:
-                progress("sampling", min(1.0, sum(chain.finished_draws for chain in chains) / total))
-
-        return nutpie.sample(
-            self._compiled.with_data(**self._data(), **partition.data(part)),
-            draws=draws,
-            tune=settings.tune,
-            chains=settings.chains,
-            cores=settings.cores,
-            seed=settings.seed,
-            save_warmup=False,
-            progress_bar=False,
-            progress_callback=report if progress is not None else None,
-            target_accept=settings.target_accept,
-            maxdepth=_MAX_TREE_DEPTH,
-        )

@@ -1,4 +1,4 @@
-"""NUTS: from a model and steps to draws of the posterior."""
+"""From a model and steps to draws of the posterior: explore, sample each component, put them together."""
 
 from __future__ import annotations
 
@@ -6,76 +6,39 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pymc as pm
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
-from bayes_sched.arrays import Floats
+from bayes_sched.arrays import Floats, Ints
 from bayes_sched.model.likelihood import effects_of, step_data, with_effects
+from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import LatencyModel, all_parameters
-from bayes_sched.sampling.bridge import INFLATION, MOST_MODES, divide, part_masses
-from bayes_sched.sampling.components import Density, Partition
-from bayes_sched.sampling.coordinates import with_positive_latencies
+from bayes_sched.sampling.bridge import INFLATION, MOST_MODES, bridge_masses, find_components
+from bayes_sched.sampling.components import Components, Density
+from bayes_sched.sampling.coordinates import LogCoordinates, with_positive_latencies
 from bayes_sched.sampling.exploration import (
     GOOD_EFFICIENCY,
     NUM_COMPONENTS,
-    Pilot,
+    Exploration,
     effective_number,
-    run_pilot,
+    explore,
 )
 from bayes_sched.sampling.mixture import GaussianMixture, fit_mixture
-from bayes_sched.sampling.nuts import SAMPLE_STATS, PartSampler, Progress, SamplerSettings, portion
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from bayes_sched.model.priors import Priors
-
-
-def allocate(masses: Floats, draws: int) -> NDArray[np.int64]:
-    """Return the draws a chain gets of each part, dims (chain, part): largest remainders, `draws` in all."""
-    exact = masses / masses.sum(axis=1, keepdims=True) * draws
-    counts = np.floor(exact).astype(np.int64)
-    for row, remainder in zip(counts, exact - counts, strict=True):
-        row[np.argsort(-remainder)[: draws - row.sum()]] += 1
-    return counts
-
-
-def interleave(parts: list[tuple[Floats, xr.Dataset]], counts: Any) -> tuple[Floats, xr.Dataset]:
-    """Merge the parts of each chain evenly, each in its own order, so that autocorrelation stays visible."""
-    chains = []
-    for chain, count in enumerate(counts):
-        position = np.concatenate([(np.arange(n) + 0.5) / n for n in count if n])
-        part = np.repeat(np.arange(len(parts)), count)
-        order = np.argsort(position, kind="stable")
-        x = np.concatenate([values[chain, :n] for (values, _), n in zip(parts, count, strict=True)])[order]
-        stats = {
-            name: np.concatenate(
-                [stats[name].to_numpy()[chain, :n] for (_, stats), n in zip(parts, count, strict=True)]
-            )[order]
-            for name in SAMPLE_STATS
-        }
-        chains.append((x, {**stats, "part": part[order]}))
-    names = [*SAMPLE_STATS, "part"]
-    draws = len(chains[0][0])
-    merged = xr.Dataset(
-        {name: (("chain", "draw"), np.stack([stats[name] for _, stats in chains])) for name in names},
-        coords={"chain": np.arange(len(chains)), "draw": np.arange(draws)},
-    )
-    return np.stack([x for x, _ in chains]), merged
-
+from bayes_sched.sampling.nuts import SAMPLE_STATS, ComponentSampler, Progress, SamplerSettings, portion
 
 _PRIOR_DRAWS = 4000
-_WANDERING = (500, 2000)  # draws a chain of NUTS in two rounds, where the pilot's mixture is bad
+_VISITS = (500, 2000)  # draws a chain of NUTS in two rounds, where importance sampling finds a bad mixture
 _WIDE = 24  # coordinates from which importance sampling is hopeless
-_MASS_BATCH, _MAX_MASS_BATCHES = 1000, 20  # draws of the mixture for a chain's estimate of the parts' masses
+_MASS_BATCH, _MAX_MASS_BATCHES = 1000, 20  # draws of the mixture for a chain's estimate of the masses
 _MASS_EFFECTIVE = 800.0  # effective ones among them that are enough
-_NEGLIGIBLE_MASS = 2e-3  # a part of less posterior mass than this is left out
-_SPARE = (1.3, 20)  # times as many draws, and so many more, as a part of uncertain mass is expected to need
+_NEGLIGIBLE_MASS = 2e-3  # a component of less posterior mass than this is left out
+_SPARE = (1.3, 20)  # times as many draws, and so many more, as one of uncertain mass is expected to need
 
 
 @dataclass(frozen=True)
@@ -98,15 +61,19 @@ class Samples:
     info: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The parts that have mass: their draws, those that each chain takes and their masses, (chain, part)."""
-
-    draws: list[tuple[Floats, xr.Dataset]]
-    counts: Any
-    masses: Floats
-    neglected: float
-    efficiency: float
+def sample(
+    model: LatencyModel,
+    steps: pd.DataFrame,
+    priors: Priors,
+    *,
+    noise: str,
+    settings: SamplerSettings,
+    progress: Progress | None = None,
+) -> Samples:
+    """Sample the posterior of a model, with one of its noise options, given cleaned steps."""
+    if progress is not None:
+        progress("compiling the model", None)
+    return Sampler(model, steps, priors, noise=noise).run(settings, progress)
 
 
 @dataclass
@@ -120,18 +87,28 @@ class _Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-class Sampler:
-    """A model compiled for one trace, or for many of the same model and noise one after the other.
+@dataclass(frozen=True)
+class _Run:
+    """What a run is asked for, the one source of its random numbers, and who is told."""
 
-    Parameters
-    ----------
-    model : LatencyModel
-    steps : DataFrame
-        Cleaned steps.
-    priors : Priors
-    noise : str
-        One of the model's noise options.
-    """
+    settings: SamplerSettings
+    rng: np.random.Generator
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Components that have mass: their draws, those that each chain takes and masses, (chain, component)."""
+
+    draws: list[tuple[Floats, xr.Dataset]]
+    counts: Ints
+    masses: Floats
+    neglected: float
+    efficiency: float
+
+
+class Sampler:
+    """A model compiled for one trace, or for many of the same model and noise one after the other."""
 
     def __init__(self, model: LatencyModel, steps: pd.DataFrame, priors: Priors, *, noise: str) -> None:
         self.clock = _Clock()
@@ -139,19 +116,20 @@ class Sampler:
         self.parameters = [p.name for p in all_parameters(model, noise)]
         with self.clock("compile"):
             self.pymc_model = model.build(steps, priors, noise=noise)
-            coordinates = model.coordinates(steps, priors, noise=noise)
-            if coordinates is None:
-                from bayes_sched.sampling.coordinates import LogCoordinates
+            own = model.coordinates(steps, priors, noise=noise)
+            self.coordinates = LogCoordinates(priors) if own is None else own
+            self.density = Density(self.pymc_model, self.coordinates)
+        self.nuts = ComponentSampler(self.density, self._data)
 
-                coordinates = LogCoordinates(priors)
-            self.coordinates = coordinates
-            self.density = Density(self.pymc_model, coordinates)
-        self.nuts = PartSampler(self.density, self._data)
+    @property
+    def is_wide(self) -> bool:
+        """Whether there are too many coordinates for importance sampling."""
+        return self.density.dim >= _WIDE
 
     def take(self, steps: pd.DataFrame) -> None:
         """Take other steps of the same columns in place of those before; nothing is compiled again.
 
-        For models made by :func:`~bayes_sched.likelihood.student_t_model` that have no effects.
+        For models made by :func:`~bayes_sched.model.likelihood.student_t_model` that have no effects.
         """
         values, coords = step_data(self.model, steps)
         with self.pymc_model:
@@ -164,227 +142,180 @@ class Sampler:
         given = {v.name: v.get_value() for v in self.pymc_model.data_vars} | dict(self.coordinates.data)
         return {name: value for name, value in given.items() if name in self.density.data_names}
 
-    def explore(self, rng: np.random.Generator, progress: Progress | None = None) -> Pilot:
-        """Run the pilot."""
+    def run(self, settings: SamplerSettings, progress: Progress | None = None) -> Samples:
+        """Explore, then sample every component, then put them together."""
+        # Matrices this small are slower on several threads, and their rounding depends on how many there are.
+        with threadpool_limits(1):
+            return self._sample(_Run(settings, np.random.default_rng(settings.seed), progress))
+
+    def _sample(self, run: _Run) -> Samples:
+        self.nuts.num_gradients = 0
+        explored = self._explore(run)
+        if run.settings.sampler == "nutpie":
+            with self.clock("compile"):
+                self.nuts.compile(Components(explored.mixture))
+        found = (self._by_bridge if self.is_wide else self._by_importance)(explored, run)
+        coordinates, stats = interleave(found.draws, found.counts)
+        info = {
+            "num_modes": explored.num_modes,
+            "num_parts": len(found.draws),
+            "part_masses": [float(m) for m in found.masses.mean(axis=0)],
+            "neglected_mass": found.neglected,
+            "pilot_efficiency": explored.efficiency,
+            "mixture_efficiency": found.efficiency,
+            "num_pilot_evaluations": explored.num_evaluations,
+            "num_gradients": self.nuts.num_gradients,
+        }
+        return Samples(self._tree(coordinates, stats, run.rng), dict(self.clock.seconds), info)
+
+    def _explore(self, run: _Run) -> Exploration:
         medians = {name: np.float64(p.mu) for name, p in self.priors.items()}
-        start = self.coordinates.from_logs(medians | dict(self.coordinates.start))
+        tell = run.progress
         with self.clock("pilot"):
-            return run_pilot(
+            return explore(
                 self.density,
-                start=start,
+                start=self.coordinates.from_logs(medians | dict(self.coordinates.start)),
                 scan_mean=self.coordinates.scan_mean,
                 scan_scale=self.coordinates.scan_scale,
-                rng=rng,
+                rng=run.rng,
                 wide=self.is_wide,
-                progress=None if progress is None else lambda text: progress(text, None),
+                progress=lambda text: None if tell is None else tell(text, None),
             )
 
-    @property
-    def is_wide(self) -> bool:
-        """Whether there are too many coordinates for importance sampling."""
-        return self.density.dim >= _WIDE
+    def _by_importance(self, explored: Exploration, run: _Run) -> _Sampled:
+        """Sample the components of the mixture that was found; importance sampling finds their masses."""
+        mixture = explored.mixture
+        if explored.efficiency < GOOD_EFFICIENCY:
+            mixture = self._visited(mixture, run)
+        components = Components(mixture.inflated(INFLATION))
+        masses, efficiency = self._masses(components, run)
+        kept = np.flatnonzero(masses.mean(axis=0) >= _NEGLIGIBLE_MASS)
+        neglected = 1.0 - float(masses.mean(axis=0)[kept].sum())
+        counts = allocate(masses[:, kept], run.settings.draws)
+        enough = np.maximum(counts.max(axis=0), run.settings.chains)
+        draws = self._draw(components, kept, enough, run)
+        return _Sampled(draws, counts, masses[:, kept], neglected, efficiency)
 
-    def wander(
-        self,
-        mixture: GaussianMixture,
-        rng: np.random.Generator,
-        settings: SamplerSettings,
-        progress: Progress | None = None,
-    ) -> GaussianMixture:
+    def _visited(self, mixture: GaussianMixture, run: _Run) -> GaussianMixture:
         """Return a mixture fitted to where NUTS went, from one that resembles the posterior badly.
 
         NUTS finds what importance sampling misses: mass that a thin bent ridge connects. Its chains need not
         converge. Components far from all they visited are kept: NUTS may not have reached those modes.
         """
         visited = mixture
-        for number, draws in enumerate(_WANDERING):
-            whole = Partition(visited.collapsed())
-            paced = replace(settings, tune=_WANDERING[0], seed=settings.seed + number)
+        for number, draws in enumerate(_VISITS):
+            whole = Components(visited.collapsed())
+            paced = replace(run.settings, tune=_VISITS[0], seed=run.settings.seed + number)
             with self.clock("pilot"):
-                points = self.nuts.draw(whole, 0, draws, paced, progress)[0].reshape(-1, self.density.dim)
+                points = self.nuts.draw(whole, 0, draws, paced, run.progress)[0].reshape(-1, self.density.dim)
                 equal = np.full(len(points), 1.0 / len(points))
-                visited = fit_mixture(points, equal, num_components=NUM_COMPONENTS, rng=rng)
+                visited = fit_mixture(points, equal, num_components=NUM_COMPONENTS, rng=run.rng)
         return visited.completed(mixture)
 
-    def masses(self, partition: Partition, chains: int, rng: np.random.Generator) -> tuple[Floats, float]:
-        """Return each chain's own estimate of the mass of the parts, dims (chain, part), and its efficiency.
+    def _masses(self, components: Components, run: _Run) -> tuple[Floats, float]:
+        """Return each chain's own estimate of the masses, dims (chain, component), and its efficiency.
 
         Points are drawn until a chain's estimate rests on enough effective ones.
         """
         masses, effective, num_points = [], 0.0, 0
         with self.clock("masses"):
-            for _ in range(chains):
-                points = np.empty((0, self.density.dim))
-                values = np.empty(0)
+            for _ in range(run.settings.chains):
+                points, values = np.empty((0, self.density.dim)), np.empty(0)
                 for _ in range(_MAX_MASS_BATCHES):
-                    batch = partition.mixture.sample(_MASS_BATCH, rng)
+                    batch = components.mixture.sample(_MASS_BATCH, run.rng)
                     points = np.vstack([points, batch])
                     values = np.append(values, self.density.values(batch))
-                    found = effective_number(values - partition.mixture.logpdf(points))
+                    found = effective_number(values - components.mixture.logpdf(points))
                     if found >= _MASS_EFFECTIVE:
                         break
-                masses.append(partition.masses(points, values))
+                masses.append(components.masses(points, values))
                 effective += found
                 num_points += len(points)
         return np.array(masses), effective / num_points
 
-    def run(self, settings: SamplerSettings, progress: Progress | None = None) -> Samples:
-        """Explore, then sample every part, then put the parts together."""
-        # Matrices this small are slower on several threads, and their rounding depends on how many there are.
-        with threadpool_limits(1):
-            return self._run(settings, progress)
-
-    def _run(self, settings: SamplerSettings, progress: Progress | None) -> Samples:
-        rng = np.random.default_rng(settings.seed)
-        self.nuts.num_gradients = 0
-        pilot = self.explore(rng, progress)
-        if settings.sampler == "nutpie":
-            with self.clock("compile"):
-                self.nuts.compile(Partition(pilot.mixture))
-        found = (self._wide_parts if self.is_wide else self._parts)(pilot, settings, rng, progress)
-        coordinates, stats = interleave(found.draws, found.counts)
-        info = {
-            "num_modes": pilot.num_modes,
-            "num_parts": len(found.draws),
-            "part_masses": [float(m) for m in found.masses.mean(axis=0)],
-            "neglected_mass": found.neglected,
-            "pilot_efficiency": pilot.efficiency,
-            "mixture_efficiency": found.efficiency,
-            "num_pilot_evaluations": pilot.num_evaluations,
-            "num_gradients": self.nuts.num_gradients,
-        }
-        data = self._tree(coordinates, stats, rng)
-        return Samples(data, dict(self.clock.seconds), info)
-
-    def _parts(
-        self,
-        pilot: Pilot,
-        settings: SamplerSettings,
-        rng: np.random.Generator,
-        progress: Progress | None,
-    ) -> _Parts:
-        """Sample the parts that the pilot's mixture makes; importance sampling finds their masses."""
-        mixture = pilot.mixture
-        if pilot.efficiency < GOOD_EFFICIENCY:
-            mixture = self.wander(mixture, rng, settings, progress)
-        partition = Partition(mixture.inflated(INFLATION))
-        masses, efficiency = self.masses(partition, settings.chains, rng)
-        kept = np.flatnonzero(masses.mean(axis=0) >= _NEGLIGIBLE_MASS)
-        neglected = 1.0 - float(masses.mean(axis=0)[kept].sum())
-        counts = allocate(masses[:, kept], settings.draws)
-        wanted = np.maximum(counts.max(axis=0), settings.chains)
-        draws = self._draw_parts(partition, kept, wanted, settings, progress)
-        return _Parts(draws, counts, masses[:, kept], neglected, efficiency)
-
-    def _wide_parts(
-        self,
-        pilot: Pilot,
-        settings: SamplerSettings,
-        rng: np.random.Generator,
-        progress: Progress | None,
-    ) -> _Parts:
-        """Sample the parts that NUTS finds; bridge sampling finds their masses, from each chain's draws."""
+    def _by_bridge(self, explored: Exploration, run: _Run) -> _Sampled:
+        """Sample the components that NUTS finds; bridge sampling finds their masses, from a chain's draws."""
+        settings = run.settings
         with self.clock("pilot"):
-            division = divide(
+            components, expected = find_components(
                 self.nuts,
-                pilot.mixture.untangled(MOST_MODES),
+                explored.mixture.untangled(MOST_MODES),
                 head=getattr(self.coordinates, "num_scalars", self.density.dim),
                 settings=settings,
-                rng=rng,
-                progress=progress,
+                rng=run.rng,
+                progress=run.progress,
             )
-        partition, expected = division.partition, division.masses
         kept = np.flatnonzero(expected >= _NEGLIGIBLE_MASS)
-        spare = _SPARE[0] * expected[kept] * settings.draws + _SPARE[1]
-        draws = self._draw_parts(partition, kept, spare.astype(np.int64), settings, progress)
+        spare = (_SPARE[0] * expected[kept] * settings.draws + _SPARE[1]).astype(np.int64)
+        draws = self._draw(components, kept, spare, run)
         with self.clock("masses"):
+            of_chains = ([points[chain] for points, _ in draws] for chain in range(settings.chains))
             masses = np.array(
-                [
-                    part_masses(self.density, partition, kept, [points[chain] for points, _ in draws], rng)
-                    for chain in range(settings.chains)
-                ]
+                [bridge_masses(self.density, components, kept, own, run.rng) for own in of_chains]
             )
         counts = allocate(masses, settings.draws)
-        short = np.flatnonzero(counts.max(axis=0) > spare.astype(np.int64))
-        again = self._draw_parts(partition, kept[short], counts.max(axis=0)[short], settings, progress)
+        short = np.flatnonzero(counts.max(axis=0) > spare)
+        again = self._draw(components, kept[short], counts.max(axis=0)[short], run)
         for position, found in zip(short, again, strict=True):
             draws[position] = found
-        return _Parts(draws, counts, masses, 1.0 - float(expected[kept].sum()), 0.0)
+        return _Sampled(draws, counts, masses, 1.0 - float(expected[kept].sum()), 0.0)
 
-    def _draw_parts(
-        self,
-        partition: Partition,
-        parts: Any,
-        draws: Any,
-        settings: SamplerSettings,
-        progress: Progress | None,
+    def _draw(
+        self, components: Components, numbers: Ints, draws: Ints, run: _Run
     ) -> list[tuple[Floats, xr.Dataset]]:
-        """Sample parts, dims (part,), as many draws each; in their order."""
+        """Sample some components, dims (component,), as many draws of each; in their order."""
         found = []
-        for number, (part, count) in enumerate(zip(parts, draws, strict=True)):
-            told = portion(progress, number, len(parts))
+        for position, (number, count) in enumerate(zip(numbers, draws, strict=True)):
+            told = portion(run.progress, position, len(numbers))
             with self.clock("sampling"):
-                found.append(self.nuts.draw_carefully(partition, int(part), int(count), settings, told))
+                found.append(
+                    self.nuts.draw_carefully(components, int(number), int(count), run.settings, told)
+                )
         return found
 
     def _tree(self, coordinates: Floats, stats: xr.Dataset, rng: np.random.Generator) -> xr.DataTree:
+        dims = {"chain": stats["chain"], "draw": stats["draw"]}
         logs, _ = self.coordinates.to_logs(coordinates, np)
         posterior = xr.Dataset({name: (("chain", "draw"), np.exp(logs[name])) for name in self.parameters})
-        posterior = posterior.assign_coords(chain=stats["chain"], draw=stats["draw"])
-        posterior = with_effects(posterior, self.effects, rng)  # right for the levels without data
+        posterior = with_effects(posterior.assign_coords(dims), self.effects, rng)  # for levels without data
         for effect in self.effects:
             posterior[effect.name][..., effect.seen(self.steps)] = logs[effect.name]
-        value = xr.DataArray(
-            coordinates,
-            dims=("chain", "draw", "coordinate"),
-            coords={
-                "chain": stats["chain"],
-                "draw": stats["draw"],
-                "coordinate": list(self.coordinates.names),
-            },
+        value = xr.Dataset(
+            {"value": (("chain", "draw", "coordinate"), coordinates)},
+            coords={**dims, "coordinate": list(self.coordinates.names)},
         )
-        prior = xr.Dataset(
-            {name: ("draw", np.exp(logs)) for name, logs in self.priors.draw(_PRIOR_DRAWS, rng).items()}
-        )
-        prior = with_effects(prior, self.effects, rng)
+        drawn = self.priors.draw(_PRIOR_DRAWS, rng)
+        prior = xr.Dataset({name: ("draw", np.exp(logs)) for name, logs in drawn.items()})
         return xr.DataTree.from_dict(
             {
                 "posterior": posterior,
-                "coordinates": value.to_dataset(name="value"),
+                "coordinates": value,
                 "sample_stats": stats,
-                "prior": prior,
+                "prior": with_effects(prior, self.effects, rng),
             }
         )
 
 
-def sample(
-    model: LatencyModel,
-    steps: pd.DataFrame,
-    priors: Priors,
-    *,
-    noise: str,
-    settings: SamplerSettings,
-    progress: Progress | None = None,
-) -> Samples:
-    """Sample the posterior of a model given steps.
+def allocate(masses: Floats, draws: int) -> Ints:
+    """Return the draws a chain gets of each component, dims (chain, component): largest remainders."""
+    exact = masses / masses.sum(axis=1, keepdims=True) * draws
+    counts = np.floor(exact).astype(np.int64)
+    for row, remainder in zip(counts, exact - counts, strict=True):
+        row[np.argsort(-remainder)[: draws - row.sum()]] += 1
+    return counts
 
-    Parameters
-    ----------
-    model : LatencyModel
-    steps : DataFrame
-        Cleaned steps: ``batch_size``, ``total_tokens``, ``latency_ms`` and what else the model needs.
-    priors : Priors
-        One for each parameter of the model and its noise.
-    noise : str
-        One of the model's noise options.
-    settings : SamplerSettings
-    progress : callable, optional
-        Called with a stage in words and the share done, or None where that is not known.
 
-    Returns
-    -------
-    Samples
-    """
-    if progress is not None:
-        progress("compiling the model", None)
-    return Sampler(model, steps, priors, noise=noise).run(settings, progress)
+def interleave(found: list[tuple[Floats, xr.Dataset]], counts: ArrayLike) -> tuple[Floats, xr.Dataset]:
+    """Merge the components of each chain evenly, each in its own order: autocorrelation stays visible."""
+    arrays = {name: [stats[name].to_numpy() for _, stats in found] for name in SAMPLE_STATS}
+    arrays["x"] = [x for x, _ in found]
+    rows: dict[str, list[Any]] = {name: [] for name in (*arrays, "part")}
+    for chain, count in enumerate(np.asarray(counts)):
+        position = np.concatenate([(np.arange(n) + 0.5) / n for n in count if n])
+        order = np.argsort(position, kind="stable")
+        for name, each in arrays.items():
+            rows[name].append(np.concatenate([a[chain, :n] for a, n in zip(each, count, strict=True)])[order])
+        rows["part"].append(np.repeat(np.arange(len(found)), count)[order])
+    points = np.stack(rows.pop("x"))
+    coords = {"chain": np.arange(points.shape[0]), "draw": np.arange(points.shape[1])}
+    return points, xr.Dataset({k: (("chain", "draw"), np.stack(v)) for k, v in rows.items()}, coords)

@@ -221,7 +221,7 @@ class StepLine:
         if not len(numbers):
             return None
         steps = steps_on([self], numbers[None, :])
-        seen = numbers[region.contains(steps["batch_size"], steps["total_tokens"]).to_numpy()]
+        seen = numbers[region.contains(steps["batch_size"], steps["total_tokens"])]
         return (int(seen[0]), int(seen[-1])) if len(seen) else None
 
 

@@ -285,7 +285,8 @@ def point_contours(
     surface = latency(grid["batch_size"], grid["total_tokens"]).transpose(*ORDER).where(possible)
     log_axes(ax)
     lines = draw_contours(ax, surface, round_levels(surface.to_numpy()[possible.to_numpy()]))
-    draw_veil(ax, grid, ~region.contains(grid["batch_size"], grid["total_tokens"]))
+    seen = region.contains(*np.meshgrid(grid["batch_size"], grid["total_tokens"], indexing="ij"))
+    draw_veil(ax, grid, grid[POSSIBLE].copy(data=~seen))
     label_contours(ax, lines)
     for label in ax.texts:  # at the edge of the axes a number would lose a digit, and read as another one
         label.set_clip_on(False)
