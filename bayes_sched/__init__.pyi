@@ -83,8 +83,8 @@ from .files import VERSION as __version__
 from .model.equation import Parameter, latency_ms
 from .model.priors import Prior, Priors, read_prior_overrides
 from .model.protocol import LatencyModel, load_model
-from .planning.capacity import CapacityPlan, choose_server, plan_capacity
-from .planning.next_step import StepBudgets
+from .planning.capacity import CapacityPlan, plan_capacity
+from .planning.next_step import StepBudgets, choose_server
 from .planning.replay import SchedulerSettings
 from .planning.settings import Optimum, optimize_steps
 from .planning.workload import PoissonWorkload, Workload, read_workload

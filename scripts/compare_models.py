@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,13 +134,15 @@ def run(options: argparse.Namespace) -> int:
         found, fits = study(options, show, check_interrupts)
         check_interrupts()
         write(options, found)
-    if options.json:
-        shown = {name: plain(fit) for name, fit in fits.items()}
-        print(json.dumps({**plain(found.to_dict()), "fits": shown}, indent=2, allow_nan=False))
-    else:
-        from bayes_sched.reports.loo import comparison_text
+    from bayes_sched.reports.document import report
+    from bayes_sched.reports.loo import ComparedModels
+    from bayes_sched.reports.terminal import terminal
 
-        print(comparison_text(found, fits))
+    document = report(ComparedModels(found, fits))
+    if options.json:
+        print(json.dumps(document.numbers, indent=2, allow_nan=False))
+    else:
+        print(terminal(document))
         for path in filter(None, (options.csv, options.figure)):
             print(f"Saved {path}")
     for name, fit in fits.items():
@@ -249,14 +250,6 @@ def write(options: argparse.Namespace, found: ModelComparison) -> None:
 
         with whole_file(options.figure, what="the figure") as temporary:
             model_differences(found).savefig(temporary, format="png", dpi=144)
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put None in the place of numbers that JSON cannot say."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

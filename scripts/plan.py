@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bayes_sched.planning.settings import Optimum
     from bayes_sched.planning.workload import PoissonWorkload, Workload
     from bayes_sched.posterior.fitted import FittedModel
+    from bayes_sched.reports.document import Document
 
 PROGRAM = "plan"
 REFUSED = 1
@@ -235,15 +236,19 @@ def run(job: Job) -> int:
         plan = optimize(fit, options) if workload is None else capacity(fit, workload, options, show)
         check_interrupts()
         seconds = time.perf_counter() - start
-        paths = write(job, plan, show)
+        from bayes_sched.reports import planning as _  # noqa: F401, it registers the report
+        from bayes_sched.reports.document import report
+
+        document = report(plan, command=job.command)
+        paths = write(job, document, show)
     if options.json:
         about = {"kind": options.kind, "fit": fit.metadata.name, "converged": fit.converged}
         numbers = {**about, **plan.to_dict(), "paths": paths, "seconds": round(seconds, 2)}
         print(json.dumps(numbers, indent=2, allow_nan=False))
     else:
-        from bayes_sched.reports.planning import plan_text
+        from bayes_sched.reports.terminal import terminal
 
-        print("\n\n".join([plan_text(plan), *([f"Saved {paths['report']}"] if paths else [])]))
+        print("\n\n".join([terminal(document), *([f"Saved {paths['report']}"] if paths else [])]))
     return command.DONE if plan.is_promised else REFUSED
 
 
@@ -306,52 +311,35 @@ def trust(options: argparse.Namespace) -> dict[str, Any]:
 
 def show_budget(fit: FittedModel, options: argparse.Namespace) -> int:
     """Answer for one step, and say how long an answer takes."""
-    from bayes_sched.planning.next_step import StepBudgets
-    from bayes_sched.reports.planning import budget_text
+    from bayes_sched.planning.next_step import plan_next_step
+    from bayes_sched.reports import planning as _  # noqa: F401, it registers the report
+    from bayes_sched.reports.document import report
+    from bayes_sched.reports.terminal import terminal
 
-    seen = round(float(fit.cells["batch_size"].max()))
-    needed = options.decodes + 1  # requests of the step; beyond the data only where that is asked for
-    budgets = StepBudgets.of_fit(
-        fit,
-        quantile=options.quantile,
-        confidence=options.confidence,
-        max_batch_size=needed if options.extrapolate else min(needed, seen),
+    names = (
+        "slo_ms",
+        "decodes",
+        "waiting_tokens",
+        "quantile",
+        "confidence",
+        "extrapolate",
+        "accept_unconverged",
     )
-    asked = {"slo_ms": options.slo_ms, "decodes": options.decodes, "waiting_tokens": options.waiting_tokens}
-    answer = budgets.next_step(**asked)
-    microseconds = measured_us(lambda: budgets.next_step(**asked))
-    is_promised = answer.is_kept and (fit.converged or options.accept_unconverged)
-    numbers = {
-        **asked,
-        **answer._asdict(),
-        "is_promised": is_promised,
-        "microseconds": round(microseconds, 2),
-    }
-    print(json.dumps(numbers, indent=2) if options.json else budget_text(numbers))
-    return command.DONE if is_promised else REFUSED
+    answer = plan_next_step(fit, **{name: getattr(options, name) for name in names})
+    print(json.dumps(answer.to_dict(), indent=2) if options.json else terminal(report(answer)))
+    return command.DONE if answer.is_promised else REFUSED
 
 
-def measured_us(ask: Any, *, times: int = 2000) -> float:
-    """Return how long a call takes, us: the median of several runs."""
-    runs = []
-    for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(times):
-            ask()
-        runs.append(1e6 * (time.perf_counter() - start) / times)
-    return sorted(runs)[2]
-
-
-def write(job: Job, plan: Optimum | CapacityPlan, show: command.Progress) -> dict[str, str]:
+def write(job: Job, document: Document, show: command.Progress) -> dict[str, str]:
     """Write the report where one is wanted; return its files by what they are."""
     if job.folder is None:
         return {}
     from bayes_sched.files import PLAN, result_folder
-    from bayes_sched.reports.planning import write_plan
+    from bayes_sched.reports.write import write_report
 
     show("writing the report", None)
     with result_folder(job.folder, overwrite=job.options.overwrite, holds=PLAN) as folder:
-        write_plan(plan, folder, command=job.command)
+        write_report(document, folder)
     names = {"folder": "", "report": "report.html", "plan": PLAN}
     return {what: str(job.folder / name) for what, name in names.items()}
 

@@ -10,8 +10,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayes_sched.comparison.members import labels_of
-from bayes_sched.comparison.verdicts import Servers
+from bayes_sched.comparison.members import Servers, labels_of
 from bayes_sched.format import records
 from bayes_sched.posterior.fitted import FittedModel
 from tests.synthetic_fit import synthetic_cells, synthetic_fit
@@ -73,4 +72,4 @@ def by(table: pd.DataFrame, column: str) -> dict[str, dict[str, Any]]:
 
 
 def servers_of(fits: list[FittedModel]) -> Servers:
-    return Servers(labels_of(fits), fits, max_draws=4000, seed=0)
+    return Servers(dict(zip(labels_of(fits), fits, strict=True)), max_draws=4000, seed=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,17 @@ def synthetic_fit(
         }
     )
     return FittedModel(data=tree, model=load_model_file("saturation").model, metadata=metadata)
+
+
+@cache
+def server(*, spread: float = 0.05, **factors: float) -> FittedModel:
+    """A server whose small batches are not slow, and whose requests cost something; `factors` change it."""
+    made = synthetic_fit(spread=spread)
+    posterior = made.data["posterior"].to_dataset()
+    changed = {name: posterior[name] * f for name, f in ({"k_B": 30.0, "tau_B": 6.0} | factors).items()}
+    tree = made.data.copy()
+    tree["posterior"] = xr.DataTree(posterior.assign(changed))
+    return replace(made, data=tree)
 
 
 def synthetic_cells() -> xr.Dataset:

@@ -184,7 +184,7 @@ def test_a_failed_run_leaves_an_existing_comparison_as_it_was(
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bayes_sched.reports.comparison.write_tables", full_disk)
+    monkeypatch.setattr("bayes_sched.reports.write.write_json", full_disk)
     arguments = [*results, "--no-report", "--results-dir", str(out), "--name", "c", "--overwrite"]
     assert main(arguments) == 2
     assert "No space left on device" in capsys.readouterr().err

@@ -11,17 +11,23 @@ import pytest
 import xarray as xr
 
 from bayes_sched.comparison.compare import Comparison, compare
+from bayes_sched.comparison.latency import shared_grid
 from bayes_sched.comparison.members import (
     difference_table,
+    discrepancy_of,
+    labelled,
     labels_of,
-    members_of,
-    misfit_warnings,
-    shared_grid,
+    prices_of,
     warnings_of,
 )
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
 from tests.comparison_fits import SMALL, by, server, servers_of, with_groups
+
+
+def cells_of(batch_size: list[int], total_tokens: list[int]) -> xr.Dataset:
+    ones = {name: ("cell", [9.0] * len(batch_size)) for name in ("count", "q05_ms", "median_ms", "q95_ms")}
+    return xr.Dataset({"batch_size": ("cell", batch_size), "total_tokens": ("cell", total_tokens), **ones})
 
 
 def test_extrapolation_is_marked_where_any_trace_ends(compared_fits: list[FittedModel]) -> None:
@@ -33,18 +39,12 @@ def test_extrapolation_is_marked_where_any_trace_ends(compared_fits: list[Fitted
     assert float(grid["total_tokens"].max()) == 4096.0
 
 
-def test_other_llms_make_it_a_comparison_of_servers(compared_fits: list[FittedModel]) -> None:
-    other = server(name="other", gpu="Z", llm="qwq-32b")
-    found = compare([compared_fits[0], other], **SMALL)
-    assert found.compares_servers
-    assert by(found.differences, "what")["LLM"]["Z"] == "qwq-32b"
-    assert "compares servers, not GPUs" in found.text
-    assert "qwq-32b on Z" in found.text
-
-
-def test_the_same_llm_and_budget_make_it_a_comparison_of_gpus(comparison: Comparison) -> None:
-    assert not comparison.compares_servers
-    assert "compares servers" not in comparison.text
+def test_an_overlap_that_the_grid_misses_is_found(compared_fits: list[FittedModel]) -> None:
+    one = with_groups(server(name="one"), cells=cells_of([29], [29]))
+    grid = shared_grid(servers_of([compared_fits[0], one]))
+    covered = grid["possible"] & ~grid["extrapolation"]
+    assert float(covered.sum()) == 1.0
+    assert bool(covered.sel(batch_size=29, total_tokens=29))
 
 
 @pytest.mark.parametrize(
@@ -58,39 +58,42 @@ def test_the_same_llm_and_budget_make_it_a_comparison_of_gpus(comparison: Compar
 def test_whatever_differs_besides_the_gpu_is_listed(
     changes: dict[str, Any], what: str, compared_fits: list[FittedModel]
 ) -> None:
-    differences = difference_table(members_of([compared_fits[0], server(name="z", **changes)], prices={}))
+    differences = difference_table(labelled([compared_fits[0], server(name="z", **changes)]))
     assert by(differences, "what")[what]["is_server"]
 
 
-def test_labels_are_gpus_or_else_names() -> None:
+def test_labels_are_those_given_or_gpus_or_else_names(compared_fits: list[FittedModel]) -> None:
     assert labels_of([server(name="a", gpu="X"), server(name="b", gpu="Y")]) == ["X", "Y"]
     both = [server(name="a", gpu="X", llm="m"), server(name="b", gpu="X", llm="n")]
     assert labels_of(both) == ["X, m", "X, n"]
     assert labels_of([server(name="a", gpu="X"), server(name="b", gpu="X")]) == ["a", "b"]
     assert labels_of([server(name="a"), server(name="b", gpu="X")]) == ["a", "b"]
     assert labels_of([server(name="a"), server(name="a")]) == ["a (1)", "a (2)"]
+    given = labelled({"old": compared_fits[1], "new": compared_fits[0]})
+    assert prices_of(given, {"new": 1}) == {"old": None, "new": 1.0}
 
 
-def test_given_labels_are_taken(compared_fits: list[FittedModel]) -> None:
-    members = members_of({"old": compared_fits[1], "new": compared_fits[0]}, prices={"new": 1})
-    assert [member.label for member in members] == ["old", "new"]
-    assert [member.price_per_hour for member in members] == [None, 1.0]
-
-
-def test_an_unconverged_fit_is_loudly_said(compared_fits: list[FittedModel]) -> None:
-    bad = server(name="bad", gpu="Z", converged=False, problems=("R-hat 1.2 on tau_S",))
+def test_an_unconverged_fit_and_another_llm_are_loudly_said(
+    comparison: Comparison, compared_fits: list[FittedModel]
+) -> None:
+    bad = server(name="bad", gpu="Z", llm="qwq-32b", converged=False, problems=("R-hat 1.2 on tau_S",))
     found = compare([compared_fits[0], bad], **SMALL)
     assert not found.converged
     assert "NOT CONVERGED (R-hat 1.2 on tau_S)" in found.warnings[0]
-    assert found.to_dict()["converged"] is False
+    assert found.compares_servers
+    assert by(found.differences, "what")["LLM"]["Z"] == "qwq-32b"
+    assert "compares servers, not GPUs" in found.warnings[1]
+    assert "qwq-32b on Z" in found.warnings[1]
+    assert not comparison.compares_servers
+    assert not any("compares servers" in warning for warning in comparison.warnings)
 
 
 def test_fits_of_the_same_trace_are_not_independent_and_that_is_said(
     compared_fits: list[FittedModel],
 ) -> None:
     again = server(1.01, name="again", gpu="Z", trace_sha256=compared_fits[0].metadata.trace_sha256)
-    members = members_of([compared_fits[0], again], prices={})
-    assert any("same trace" in warning for warning in warnings_of(members, difference_table(members)))
+    fits = labelled([compared_fits[0], again])
+    assert any("same trace" in one for one in warnings_of(fits, difference_table(fits), {}, rope=0.05))
 
 
 def test_an_equation_that_misses_what_was_seen_is_said() -> None:
@@ -99,8 +102,9 @@ def test_an_equation_that_misses_what_was_seen_is_said() -> None:
         median = fit.quantile(steps, 0.5).to_numpy() * (1.0 + off)
         return with_groups(fit, cells=fit.cells.assign(median_ms=("cell", median)))
 
-    fits = [seen_as_predicted(server(name=name), off) for name, off in (("right", 0.0), ("wrong", 0.2))]
-    (warning,) = misfit_warnings(members_of(fits, prices={}), rope=0.05)
+    fits = {name: seen_as_predicted(server(name=name), off) for name, off in (("right", 0.0), ("wrong", 0.2))}
+    discrepancies = {label: discrepancy_of(fit) for label, fit in fits.items()}
+    (warning,) = warnings_of(fits, difference_table(fits).iloc[:0], discrepancies, rope=0.05)
     assert warning.startswith("wrong: the equation misses one in ten of the observed medians by more than 20")
 
 
@@ -116,7 +120,7 @@ def test_one_fit_or_the_same_twice_is_refused(compared_fits: list[FittedModel]) 
     refuses("fast and copy: the same fit twice", {"a": compared_fits[0], "b": copied})
 
 
-def test_incompatible_models_are_refused(compared_fits: list[FittedModel]) -> None:
+def test_models_and_regions_that_do_not_go_together_are_refused(compared_fits: list[FittedModel]) -> None:
     class Other:
         def __init__(self, **changes: Any) -> None:
             self.__dict__ |= changes
@@ -125,43 +129,14 @@ def test_incompatible_models_are_refused(compared_fits: list[FittedModel]) -> No
             return getattr(compared_fits[1].model, name)
 
     few: Any = Other(name="affine", parameters=compared_fits[1].model.parameters[:3])
-    refuses(
-        "incompatible models .saturation, affine", [compared_fits[0], replace(compared_fits[1], model=few)]
-    )
     wide: Any = Other(name="attention", columns=("batch_size", "total_tokens", "context_tokens"))
-    refuses(
-        "its model attention asks for context_tokens",
-        [compared_fits[0], replace(compared_fits[1], model=wide)],
-    )
-
-
-def test_regions_that_do_not_overlap_are_refused(compared_fits: list[FittedModel]) -> None:
-    far = xr.Dataset(
-        {
-            "batch_size": ("cell", [100, 200, 100]),
-            "total_tokens": ("cell", [9000, 9000, 20000]),
-            **{name: ("cell", [9.0, 9.0, 9.0]) for name in ("count", "q05_ms", "median_ms", "q95_ms")},
-        }
-    )
-    elsewhere = with_groups(server(name="far"), cells=far)
-    refuses(
-        "no step lies where all traces have data.*fast: The trace covers 1 to 64",
-        [compared_fits[0], elsewhere],
-    )
-
-
-def test_an_overlap_that_the_grid_misses_is_found(compared_fits: list[FittedModel]) -> None:
-    one = xr.Dataset(
-        {
-            "batch_size": ("cell", [29]),
-            "total_tokens": ("cell", [29]),
-            **{name: ("cell", [9.0]) for name in ("count", "q05_ms", "median_ms", "q95_ms")},
-        }
-    )
-    grid = shared_grid(servers_of([compared_fits[0], with_groups(server(name="one"), cells=one)]))
-    covered = grid["possible"] & ~grid["extrapolation"]
-    assert float(covered.sum()) == 1.0
-    assert bool(covered.sel(batch_size=29, total_tokens=29))
+    far = with_groups(server(name="far"), cells=cells_of([100, 200, 100], [9000, 9000, 20000]))
+    for other, match in (
+        (replace(compared_fits[1], model=few), "incompatible models .saturation, affine"),
+        (replace(compared_fits[1], model=wide), "its model attention asks for context_tokens"),
+        (far, "no step lies where all traces have data.*fast: The trace covers 1 to 64"),
+    ):
+        refuses(match, [compared_fits[0], other])
 
 
 @pytest.mark.parametrize("price", [0.0, -1.0, np.nan, np.inf, "2.50", True, None])
@@ -169,18 +144,14 @@ def test_a_price_that_is_no_positive_number_is_refused(price: Any, compared_fits
     refuses("price of 'fast': .* is no positive number an hour", compared_fits, prices={"fast": price})
 
 
-def test_a_label_that_matches_no_fit_is_refused(compared_fits: list[FittedModel]) -> None:
-    refuses(
-        "price of 'H200': the label is that of no fit; give one of X100, Y50, fast, slow",
-        compared_fits,
-        prices={"H200": 1.0},
-    )
-    refuses("given twice", compared_fits, prices={"X100": 1.0, "fast": 2.0})
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        (
+            {"prices": {"H200": 1.0}},
+            "price of 'H200': the label is that of no fit; give one of X100, Y50, fast, slow",
+        ),
+        ({"prices": {"X100": 1.0, "fast": 2.0}}, "given twice"),
         ({"rope": -0.1}, "rope = -0.1"),
         ({"rope": 5.0}, "rope = 5"),
         ({"rope": np.nan}, "rope = nan"),

@@ -12,20 +12,22 @@ import xarray as xr
 
 from bayes_sched.comparison.compare import Comparison, compare
 from bayes_sched.format import records
-from bayes_sched.reports.comparison import comparison_text, render_comparison, write_comparison
-from bayes_sched.reports.page import ReportPaths
-from bayes_sched.reports.plots.comparison import (
-    comparison_bands,
-    parameter_forest,
-    probability_map,
-    ratio_map,
-)
+from bayes_sched.reports.comparison import certainty, equivalent_sentence
+from bayes_sched.reports.document import Document, report
+from bayes_sched.reports.html import html
+from bayes_sched.reports.plots.comparison import probability_map, ratio_map
 from bayes_sched.reports.plots.studies import comparison_calibration
-from bayes_sched.reports.terminal import WIDTH
+from bayes_sched.reports.terminal import WIDTH, terminal
+from bayes_sched.reports.write import ReportPaths, write_report
 from bayes_sched.studies.comparison import coverage_table, one_step_each, reliability_table
 from tests.comparison_fits import server
 
-FIGURES = ("ratio_map", "probability_map", "comparison_bands", "parameter_forest")
+LABELS = {
+    "ratio_map": "tokens in the step, S",
+    "probability_map": "requests in the step, B",
+    "comparison_bands": "latency (ms)",
+    "parameter_forest": "ratio (95% credible interval)",
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,43 +41,26 @@ def found() -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory, found: Comparison) -> ReportPaths:
-    return write_comparison(found, tmp_path_factory.mktemp("report"), command="python compare")
+def document(found: Comparison) -> Document:
+    return report(found, command="python compare")
 
 
-def test_the_report_holds_page_numbers_tables_maps_and_figures(written: ReportPaths) -> None:
-    folder = written.page.parent
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {"report.html", "summary.json", "comparison.nc", "tables/latency.csv"} <= names
-    assert {f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")} <= names
-    assert json.loads(written.summary.read_text("utf-8"))["command"] == "python compare"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, document: Document) -> ReportPaths:
+    return write_report(document, tmp_path_factory.mktemp("report"))
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_escapes_labels(written: ReportPaths) -> None:
+def test_the_page_needs_nothing_from_elsewhere_and_escapes_labels(
+    written: ReportPaths, found: Comparison
+) -> None:
+    found.save(written.page.parent / "comparison.nc")
     page = written.page.read_text("utf-8")
     assert not re.search(r"https?://|<script", page)
-    assert page.count('src="data:image/png;base64,') == len(FIGURES)
+    assert page.count('src="data:image/png;base64,') == len(LABELS)
     assert "&lt;Y50&gt;" in page
     assert "<Y50>" not in page
     for target in re.findall(r'href="([^"]+)"', page):
         assert (written.page.parent / target).is_file()
-
-
-def test_the_page_marks_an_unconverged_fit_and_a_comparison_of_servers(written: ReportPaths) -> None:
-    page = written.page.read_text("utf-8")
-    assert 'class="verdict bad">NOT CONVERGED: &lt;Y50&gt;' in page
-    assert "a comparison of servers, not of GPUs" in page
-    assert '<tr class="failed"><td class="text">&lt;Y50&gt;' in page
-
-
-def test_the_page_of_sound_gpus_marks_nothing() -> None:
-    sound = compare([server(name="a", gpu="X"), server(name="b", gpu="Y")], batch_size=[4], total_tokens=[64])
-    page = render_comparison(sound, {})
-    assert "NOT CONVERGED" not in page
-    assert "not of GPUs" not in page
-
-
-def test_the_maps_survive_the_file(written: ReportPaths, found: Comparison) -> None:
     with xr.open_dataset(written.page.parent / "comparison.nc", engine="h5netcdf") as maps:
         xr.testing.assert_allclose(maps["ratio_median"], found.maps["ratio_median"])
         assert maps["gpu"].to_numpy().tolist() == list(found.labels)
@@ -83,30 +68,42 @@ def test_the_maps_survive_the_file(written: ReportPaths, found: Comparison) -> N
         assert "region of practical equivalence" in maps.attrs["rule"]
 
 
+def test_an_unconverged_fit_and_a_comparison_of_servers_are_marked_where_they_are(
+    written: ReportPaths, comparison: Comparison
+) -> None:
+    page = written.page.read_text("utf-8")
+    assert 'class="verdict bad">NOT CONVERGED: &lt;Y50&gt;' in page
+    assert "a comparison of servers, not of GPUs" in page
+    assert '<tr class="failed"><td class="text">&lt;Y50&gt;' in page
+    sound = html(report(comparison), dict.fromkeys(LABELS, written.figures["ratio_map"][0]))
+    assert "NOT CONVERGED" not in sound
+    assert "not of GPUs" not in sound
+
+
 def test_tables_hold_every_pair_with_full_precision(written: ReportPaths, found: Comparison) -> None:
     table = pd.read_csv(written.tables["latency"])
     assert len(table) == len(found.table)
-    assert set(zip(table["gpu"], table["other"], strict=True)) == {
-        ("X100", "<Y50>"),
-        ("X100", "Z"),
-        ("<Y50>", "Z"),
-    }
-    assert table["ratio_median"].to_numpy() == pytest.approx(
-        found.table["ratio_median"].to_numpy(), rel=1e-12
-    )
+    pairs = {("X100", "<Y50>"), ("X100", "Z"), ("<Y50>", "Z")}
+    assert set(zip(table["gpu"], table["other"], strict=True)) == pairs
+    ratios = found.table["ratio_median"].to_numpy()
+    assert table["ratio_median"].to_numpy() == pytest.approx(ratios, rel=1e-12)
 
 
-def test_every_figure_says_what_it_shows_and_carries_units(found: Comparison) -> None:
-    labels = {
-        ratio_map: "tokens in the step, S",
-        probability_map: "requests in the step, B",
-        comparison_bands: "latency (ms)",
-        parameter_forest: "ratio (95% credible interval)",
-    }
-    for draw, label in labels.items():
-        figure = draw(found)
-        shown = [text for ax in figure.axes for text in (ax.get_xlabel(), ax.get_ylabel())]
-        assert label in shown
+def test_the_numbers_are_ready_for_json(written: ReportPaths, comparison: Comparison) -> None:
+    assert json.loads(written.summary.read_text("utf-8"))["command"] == "python compare"
+    numbers = json.loads(json.dumps(report(comparison).numbers, allow_nan=False))
+    assert numbers["labels"] == ["X100", "Y50"]
+    assert numbers["grid"][0]["gpu"] == "X100"
+    assert numbers["fits"][0]["price_per_hour"] == 2.0
+    assert numbers["converged"] is True
+    assert numbers["text"] in " ".join(terminal(report(comparison)).split())
+
+
+def test_every_figure_says_what_it_shows_and_carries_units(document: Document) -> None:
+    for shown in document.figures:
+        figure = shown.draw()
+        labels = [text for ax in figure.axes for text in (ax.get_xlabel(), ax.get_ylabel())]
+        assert LABELS[shown.name] in labels
         assert len(figure.get_suptitle()) > 20
 
 
@@ -116,11 +113,24 @@ def test_a_grid_of_one_step_is_drawn_without_a_surface() -> None:
     assert probability_map(one).axes
 
 
-def test_the_text_fits_a_terminal_and_names_every_server(found: Comparison) -> None:
-    text = comparison_text(found)
+def test_the_text_fits_a_terminal_and_names_every_server(document: Document, found: Comparison) -> None:
+    text = terminal(document)
     assert max(map(len, text.splitlines())) <= WIDTH
     for label in found.labels:
         assert label in text
+
+
+def test_what_is_beyond_is_said_so_and_no_probability_is_written_as_certain() -> None:
+    row = {"batch_size": 32, "gpu": "A", "other": "B", "limit": 400.0, "extrapolation": True}
+    text = equivalent_sentence({**row, "median": None, "lower": 390.0, "upper": None})
+    assert text == "32 decodes on A cost what more than 400 on B do (390 to more than 400; an extrapolation)"
+    assert "less than 1" in equivalent_sentence({**row, "median": 0.0, "lower": 0.0, "upper": 2.0})
+    assert [certainty(p) for p in (0.0, 0.25, 1.0)] == ["below 0.1%", "25.0%", "above 99.9%"]
+
+
+def test_numbers_and_tables_alone_are_written_without_a_page(tmp_path: Path, document: Document) -> None:
+    write_report(document, tmp_path / "plain", with_page=False)
+    assert {path.name for path in (tmp_path / "plain").iterdir()} == {"summary.json", "tables"}
 
 
 @pytest.fixture
@@ -169,9 +179,3 @@ def test_the_calibration_figure_states_the_coverage(pairs: pd.DataFrame) -> None
     assert figure.axes[0].get_title("left") == "90% intervals: 90% hold the truth"
     assert figure.axes[1].get_xlabel() == "P(first is faster), as given"
     assert "40 simulated pairs" in figure.get_suptitle()
-
-
-def test_every_file_is_written_into_the_folder_alone(tmp_path: Path, found: Comparison) -> None:
-    write_comparison(found, tmp_path / "plain", with_report=False)
-    names = {path.name for path in (tmp_path / "plain").iterdir()}
-    assert names == {"summary.json", "comparison.nc", "tables"}

@@ -18,8 +18,7 @@ from bayes_sched.planning.settings import optimize_steps
 from bayes_sched.planning.workload import PoissonWorkload
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
 from scripts.plan import main, parser
-from tests.synthetic_fit import synthetic_fit
-from tests.test_sla_steps import server
+from tests.synthetic_fit import server, synthetic_fit
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"numpy", "numba", "pandas", "scipy", "xarray", "pymc", "nutpie", "arviz", "matplotlib", "rich"}

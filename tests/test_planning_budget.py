@@ -10,25 +10,18 @@ import numpy as np
 import pytest
 
 from bayes_sched.errors import InputError
-from bayes_sched.planning.capacity import ServerLoad, choose_server
-from bayes_sched.planning.next_step import StepBudget, StepBudgets
-from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.planning.next_step import ServerLoad, StepBudget, StepBudgets, choose_server
 from bayes_sched.predictor.compile import compile_predictor
 from bayes_sched.predictor.predictor import Predictor
 from bayes_sched.steps import steps_arrays
-from tests.test_sla_steps import server
+from tests.synthetic_fit import server
 
 SLO_MS = 20.0
 
 
 @pytest.fixture(scope="module")
-def fit() -> FittedModel:
-    return server()
-
-
-@pytest.fixture(scope="module")
-def predictor(fit: FittedModel) -> Predictor:
-    return compile_predictor(fit, max_draws=40)
+def predictor() -> Predictor:
+    return compile_predictor(server(), max_draws=40)
 
 
 @pytest.fixture(scope="module")
@@ -51,30 +44,33 @@ def test_a_budget_keeps_the_limit_and_one_token_more_would_not(
     assert found > 5
 
 
-def test_a_budget_of_the_fit_is_as_sure_as_asked(fit: FittedModel) -> None:
-    budgets = StepBudgets.of_fit(fit, quantile=0.95, confidence=0.9, max_batch_size=20, max_tokens=1024)
+def test_a_budget_of_the_fit_is_as_sure_as_asked() -> None:
+    budgets = StepBudgets.of_fit(server(), quantile=0.95, confidence=0.9, max_batch_size=16, max_tokens=1024)
     for decodes in (0, 5, 15):
         budget = budgets.next_step(slo_ms=SLO_MS, decodes=decodes, waiting_tokens=5000)
         steps = steps_arrays(decodes + 1, budget.total_tokens)
-        kept = fit.quantile_draws(steps, 0.95).to_numpy() <= SLO_MS * 1.0005
+        kept = server().quantile_draws(steps, 0.95).to_numpy() <= SLO_MS * 1.0005
         assert kept.mean() >= 0.9 - 0.01
 
 
-def test_a_budget_is_no_larger_than_what_waits(budgets: StepBudgets) -> None:
-    assert budgets.next_step(slo_ms=SLO_MS, decodes=4, waiting_tokens=3) == StepBudget(7, 3, True)
-    assert budgets.next_step(slo_ms=SLO_MS, decodes=4) == StepBudget(4, 0, True)
-
-
-def test_decodes_run_where_nothing_keeps_the_limit(budgets: StepBudgets) -> None:
-    assert budgets.next_step(slo_ms=0.01, decodes=4, waiting_tokens=50) == StepBudget(4, 0, False)
-    assert budgets.next_step(slo_ms=SLO_MS, decodes=10_000) == StepBudget(10_000, 0, False)
+@pytest.mark.parametrize(
+    ("slo_ms", "decodes", "waiting", "answer"),
+    [
+        (SLO_MS, 4, 3, StepBudget(7, 3, True)),  # no larger than what waits
+        (SLO_MS, 4, 0, StepBudget(4, 0, True)),
+        (0.01, 4, 50, StepBudget(4, 0, False)),  # decodes run where nothing keeps the limit
+        (SLO_MS, 10_000, 0, StepBudget(10_000, 0, False)),
+    ],
+)
+def test_decodes_run_in_any_case_and_prompts_as_far_as_they_wait(
+    budgets: StepBudgets, slo_ms: float, decodes: int, waiting: int, answer: StepBudget
+) -> None:
+    assert budgets.next_step(slo_ms=slo_ms, decodes=decodes, waiting_tokens=waiting) == answer
 
 
 def test_more_waiting_requests_never_get_more_tokens(budgets: StepBudgets) -> None:
-    totals = [
-        budgets.next_step(slo_ms=SLO_MS, decodes=8, waiting_tokens=9000, prefills=n).total_tokens
-        for n in (1, 2, 4, 8)
-    ]
+    asked: dict[str, Any] = {"slo_ms": SLO_MS, "decodes": 8, "waiting_tokens": 9000}
+    totals = [budgets.next_step(**asked, prefills=n).total_tokens for n in (1, 2, 4, 8)]
     assert totals == sorted(totals, reverse=True)
 
 
@@ -99,13 +95,12 @@ def test_an_impossible_step_is_refused(budgets: StepBudgets, changes: dict[str, 
 
 def test_the_idle_server_is_chosen(predictor: Predictor) -> None:
     loads = [ServerLoad(predictor, 20, 3000, 512), ServerLoad(predictor, 2, 0, 512)]
-    chosen = choose_server(loads, prompt_tokens=400)
-    assert chosen.number == 1
-    assert chosen.expected_ms[1] < chosen.expected_ms[0]
-    assert chosen.probabilities is None
+    number, expected_ms, probabilities = choose_server(loads, prompt_tokens=400)
+    assert (number, probabilities) == (1, None)
+    assert expected_ms[1] < expected_ms[0]
 
 
-def test_the_server_that_keeps_a_limit_more_surely_is_chosen(fit: FittedModel, predictor: Predictor) -> None:
+def test_the_server_that_keeps_a_limit_more_surely_is_chosen(predictor: Predictor) -> None:
     erratic = compile_predictor(server(sigma_rel=4.0), max_draws=40)
     loads = [ServerLoad(erratic, 3, 0, 512), ServerLoad(predictor, 4, 0, 512)]
     limit = 1.3 * predictor.mean_latency(5, 404)
@@ -131,9 +126,10 @@ def test_a_server_without_room_for_a_prefill_is_not_chosen(predictor: Predictor)
 
 
 def test_no_server_is_no_choice(predictor: Predictor) -> None:
-    with pytest.raises(InputError, match="no server"):
-        choose_server([], prompt_tokens=1)
-    with pytest.raises(InputError, match="a request of 0 prompt"):
-        choose_server([ServerLoad(predictor, 1, 0, 64)], prompt_tokens=0)
-    with pytest.raises(InputError, match="-1 decodes"):
-        choose_server([ServerLoad(predictor, -1, 0, 64)], prompt_tokens=5)
+    for loads, prompt, message in (
+        ([], 1, "no server"),
+        ([ServerLoad(predictor, 1, 0, 64)], 0, "a request of 0 prompt"),
+        ([ServerLoad(predictor, -1, 0, 64)], 5, "-1 decodes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            choose_server(loads, prompt_tokens=prompt)

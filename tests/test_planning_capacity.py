@@ -14,23 +14,17 @@ from bayes_sched.planning.capacity import CapacityPlan, plan_capacity
 from bayes_sched.planning.replay import SchedulerSettings
 from bayes_sched.planning.simulator import FEWEST_DRAWS
 from bayes_sched.planning.workload import Lengths, PoissonWorkload, Workload
-from bayes_sched.posterior.fitted import FittedModel
-from tests.synthetic_fit import synthetic_fit, synthetic_metadata
-from tests.test_sla_steps import server
+from tests.synthetic_fit import server, synthetic_metadata
 
 SETTINGS = SchedulerSettings(token_budget=512, max_num_seqs=32)
 BUSY = PoissonWorkload(rate_per_s=200.0, prompt=Lengths(300, 2.0), output=Lengths(30), num_requests=300)
+IDLE = PoissonWorkload(rate_per_s=1.0, prompt=Lengths(50), output=Lengths(5), num_requests=60)
 FEW: dict[str, Any] = {"num_draws": 48, "ttft_ms": 300.0, "tpot_ms": 30.0, "quantile": 0.9, "confidence": 0.9}
 
 
 @pytest.fixture(scope="module")
-def fit() -> FittedModel:
-    return server()
-
-
-@pytest.fixture(scope="module")
-def plan(fit: FittedModel) -> CapacityPlan:
-    return plan_capacity(fit, BUSY, SETTINGS, **FEW)
+def plan() -> CapacityPlan:
+    return plan_capacity(server(), BUSY, SETTINGS, **FEW)
 
 
 def test_the_smallest_number_of_servers_is_found(plan: CapacityPlan) -> None:
@@ -40,56 +34,64 @@ def test_the_smallest_number_of_servers_is_found(plan: CapacityPlan) -> None:
     by_number = {simulation.replicas: simulation for simulation in plan.simulations}
     assert by_number[plan.replicas].confidence >= 0.9
     assert by_number[plan.replicas - 1].confidence < 0.9
+    assert by_number[1].confidence == 0.0
+    assert len(by_number[1].draws) == FEWEST_DRAWS, "what is hopeless is given up early"
+    assert len(plan.shown.draws) == 48
     assert f"{plan.replicas} servers keep every limit" in plan.text
 
 
 def test_more_servers_do_not_hurt(plan: CapacityPlan) -> None:
     confidences = [simulation.confidence for simulation in plan.simulations]
     assert confidences == sorted(confidences)
-    medians = [float(np.median(simulation.quantile_draws("e2e")[:, 49])) for simulation in plan.simulations]
+    medians = [simulation.times["e2e"]["p50_ms"]["median"] for simulation in plan.simulations]
     assert medians == sorted(medians, reverse=True)
 
 
-def test_the_same_seed_gives_the_same_plan(fit: FittedModel) -> None:
+def test_a_plan_is_plain_values(plan: CapacityPlan) -> None:
+    back = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
+    assert back["replicas"] == plan.replicas
+    assert back["steps_per_second"] > 0
+    assert plan.table["confidence"].tolist() == [row["confidence"] for row in back["simulations"]]
+    times = plan.request_times
+    for key, found in plan.shown.times.items():
+        (row,) = times[(times["time"] == key) & np.isclose(times["level"], 0.95)].itertuples()
+        shown = (row.ms, row.ms_lower, row.ms_upper)
+        assert shown == tuple(found["p95_ms"][name] for name in ("median", "lower", "upper"))
+
+
+def test_the_same_seed_gives_the_same_plan() -> None:
     few = {**FEW, "num_draws": 6, "replicas": 2}
-    numbers = [plan_capacity(fit, BUSY, SETTINGS, **few, seed=seed).table.to_json() for seed in (0, 0, 1)]
+    numbers = [
+        plan_capacity(server(), BUSY, SETTINGS, **few, seed=seed).table.to_json() for seed in (0, 0, 1)
+    ]
     assert numbers[0] == numbers[1]
     assert numbers[0] != numbers[2]
 
 
-def test_a_number_that_is_asked_for_is_judged(fit: FittedModel, plan: CapacityPlan) -> None:
-    judged = plan_capacity(fit, BUSY, SETTINGS, **FEW, replicas=1)
-    assert not judged.is_promised
-    assert "1 server does NOT keep every limit" in judged.text
-    assert "OVERLOAD" in judged.text
-    assert plan_capacity(fit, BUSY, SETTINGS, **FEW, replicas=plan.replicas).is_promised
+def test_a_number_that_is_asked_for_is_judged(plan: CapacityPlan) -> None:
+    assert plan_capacity(server(), BUSY, SETTINGS, **FEW, replicas=plan.replicas).is_promised
 
 
-def test_a_hopeless_number_is_given_up_early(plan: CapacityPlan) -> None:
-    first = plan.simulations[0]
-    assert first.confidence == 0.0
-    assert len(first.draws) == FEWEST_DRAWS
-    assert len(plan.shown.draws) == 48
-
-
-def test_a_limit_below_what_a_request_takes_alone_needs_no_search(fit: FittedModel) -> None:
-    refused = plan_capacity(fit, BUSY, SETTINGS, **{**FEW, "ttft_ms": 1.0})
+@pytest.mark.parametrize(
+    ("changes", "tried", "sentences"),
+    [
+        ({"replicas": 1}, [1], ["1 server does NOT keep every limit", "OVERLOAD"]),
+        ({"ttft_ms": 1.0}, [1], ["No number of servers will do", "time to first token within 1 ms"]),
+        ({"max_replicas": 2}, [1, 2], ["no number up to 2 does"]),
+    ],
+)
+def test_what_will_not_do_is_said_with_what_was_tried(
+    changes: dict[str, Any], tried: list[int], sentences: list[str]
+) -> None:
+    refused = plan_capacity(server(), BUSY, SETTINGS, **{**FEW, **changes})
     assert not refused.is_promised
-    assert len(refused.simulations) == 1
-    assert "No number of servers will do" in refused.text
-    assert "time to first token within 1 ms" in refused.text
+    assert [simulation.replicas for simulation in refused.simulations] == tried
+    assert all(sentence in refused.text for sentence in sentences)
 
 
-def test_the_search_ends_at_the_most_servers(fit: FittedModel) -> None:
-    refused = plan_capacity(fit, BUSY, SETTINGS, **FEW, max_replicas=2)
-    assert [simulation.replicas for simulation in refused.simulations] == [1, 2]
-    assert "no number up to 2 does" in refused.text
-
-
-def test_without_limits_the_servers_have_to_keep_up(fit: FittedModel) -> None:
-    idle = PoissonWorkload(rate_per_s=1.0, prompt=Lengths(50), output=Lengths(5), num_requests=60)
-    assert plan_capacity(fit, idle, SETTINGS, num_draws=8).replicas == 1
-    flooded = plan_capacity(fit, BUSY, SETTINGS, num_draws=8, replicas=1)
+def test_without_limits_the_servers_have_to_keep_up() -> None:
+    assert plan_capacity(server(), IDLE, SETTINGS, num_draws=8).replicas == 1
+    flooded = plan_capacity(server(), BUSY, SETTINGS, num_draws=8, replicas=1)
     assert not flooded.is_promised
     assert flooded.shown.p_overloaded == 1.0
 
@@ -99,48 +101,39 @@ def test_what_is_not_known_of_the_server_widens_the_intervals() -> None:
 
     def width(spread: float) -> float:
         found = plan_capacity(server(spread=spread), log, SETTINGS, num_draws=48, replicas=4)
-        return float(np.ptp(np.quantile(found.shown.quantile_draws("tpot")[:, 49], [0.05, 0.95])))
+        half = found.shown.times["tpot"]["p50_ms"]
+        return float(half["upper"] - half["lower"])
 
     assert width(0.2) > 2.0 * width(0.01)
 
 
-def test_all_requests_at_once_are_served(fit: FittedModel) -> None:
+def test_all_requests_at_once_are_served() -> None:
     burst = Workload(np.zeros(50), np.full(50, 100), np.full(50, 10))
-    found = plan_capacity(fit, burst, SETTINGS, num_draws=4, replicas=2)
+    found = plan_capacity(server(), burst, SETTINGS, num_draws=4, replicas=2)
     assert found.is_promised
-    assert found.shown.values("queue_max").max() <= 25.0
+    assert max(draw.queue_max for draw in found.shown.draws) <= 25.0
 
 
-def test_steps_beyond_the_data_are_not_promised(fit: FittedModel) -> None:
+def test_steps_beyond_the_data_are_not_promised() -> None:
     many = SchedulerSettings(token_budget=512, max_num_seqs=500)
     crowd = Workload(np.zeros(200), np.full(200, 10), np.full(200, 50))
-    refused = plan_capacity(fit, crowd, many, num_draws=4)
+    refused = plan_capacity(server(), crowd, many, num_draws=4)
     assert not refused.is_promised
     assert "more requests or tokens than any of the trace" in refused.text
-    assert plan_capacity(fit, crowd, many, num_draws=4, extrapolate=True).is_promised
+    assert plan_capacity(server(), crowd, many, num_draws=4, extrapolate=True).is_promised
 
 
 def test_a_fit_that_has_not_converged_plans_nothing() -> None:
-    bad = synthetic_fit()
-    bad = replace(bad, metadata=synthetic_metadata(converged=False))
-    idle = PoissonWorkload(rate_per_s=1.0, prompt=Lengths(50), output=Lengths(5), num_requests=20)
-    assert not plan_capacity(bad, idle, SETTINGS, num_draws=2).is_promised
-    assert plan_capacity(bad, idle, SETTINGS, num_draws=2, accept_unconverged=True).is_promised
+    bad = replace(server(), metadata=synthetic_metadata(converged=False))
+    assert not plan_capacity(bad, IDLE, SETTINGS, num_draws=2).is_promised
+    assert plan_capacity(bad, IDLE, SETTINGS, num_draws=2, accept_unconverged=True).is_promised
 
 
-def test_progress_is_told(fit: FittedModel) -> None:
+def test_progress_is_told() -> None:
     told: list[tuple[str, float | None]] = []
-    idle = PoissonWorkload(rate_per_s=1.0, prompt=Lengths(50), output=Lengths(5), num_requests=20)
-    plan_capacity(fit, idle, SETTINGS, num_draws=4, progress=lambda stage, share: told.append((stage, share)))
+    plan_capacity(server(), IDLE, SETTINGS, num_draws=4, progress=lambda *stage: told.append(stage))
     assert told[0] == ("tabulating step times", None)
     assert told[1:] == [("simulating 1 server", share) for share in (0.25, 0.5, 0.75, 1.0)]
-
-
-def test_a_plan_is_plain_values(plan: CapacityPlan) -> None:
-    back = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
-    assert back["replicas"] == plan.replicas
-    assert back["steps_per_second"] > 0
-    assert len(plan.table) == len(plan.simulations)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +147,6 @@ def test_a_plan_is_plain_values(plan: CapacityPlan) -> None:
         ({"confidence": 0.0}, "confidence = 0"),
     ],
 )
-def test_bad_input_is_refused(fit: FittedModel, changes: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        plan_capacity(fit, BUSY, SETTINGS, **{**FEW, **changes})
+        plan_capacity(server(), BUSY, SETTINGS, **{**FEW, **changes})

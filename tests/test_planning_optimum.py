@@ -9,49 +9,41 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bayes_sched.planning.capacity import term_table
-from bayes_sched.planning.settings import ANY_STEP, DECODES, Optimum, optimize_steps
-from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.planning.settings import ANY_STEP, DECODES, Optimum, optimize_steps, term_table
 from bayes_sched.steps import steps_arrays
-from tests.synthetic_fit import synthetic_metadata
-from tests.test_sla_steps import SLO_MS, server
+from tests.synthetic_fit import server, synthetic_metadata
 
-DRAWS = 200
-
-
-@pytest.fixture(scope="module")
-def fit() -> FittedModel:
-    return server()
+DRAWS = 100
+SLO_MS = 20.0
 
 
 @pytest.fixture(scope="module")
-def plan(fit: FittedModel) -> Optimum:
-    return optimize_steps(fit, slo_ms=SLO_MS, max_draws=DRAWS)
+def plan() -> Optimum:
+    return optimize_steps(server(), slo_ms=SLO_MS, max_draws=DRAWS)
 
 
-def all_quantiles(fit: FittedModel, b: Any, s: Any) -> np.ndarray[Any, Any]:
+def all_quantiles(b: Any, s: Any) -> np.ndarray[Any, Any]:
     """The 99 % quantile of every draw at every step, dims (draw, step)."""
-    draws = fit.quantile_draws(steps_arrays(b, s), 0.99, max_draws=DRAWS)
+    draws = server().quantile_draws(steps_arrays(b, s), 0.99, max_draws=DRAWS)
     return draws.to_numpy().reshape(-1, draws.sizes["step"])
 
 
-def test_every_step_up_to_the_best_settings_keeps_the_limit(fit: FittedModel, plan: Optimum) -> None:
+def test_every_step_up_to_the_best_settings_keeps_the_limit(plan: Optimum) -> None:
     best = plan.best[ANY_STEP]
     assert best is not None
     rng = np.random.default_rng(0)
     b = rng.integers(1, best["batch_size"] + 1, 200)
     s = np.maximum(b, rng.integers(1, best["total_tokens"] + 1, 200))
     b, s = np.append(b, best["batch_size"]), np.append(s, best["total_tokens"])
-    worst = all_quantiles(fit, b, s).max(axis=1)
-    assert (worst <= SLO_MS * 1.002).mean() >= 0.945
+    assert (all_quantiles(b, s).max(axis=1) <= SLO_MS * 1.002).mean() >= 0.945
 
 
-def test_no_larger_decode_batch_would_keep_it(fit: FittedModel, plan: Optimum) -> None:
+def test_no_larger_decode_batch_would_keep_it(plan: Optimum) -> None:
     best = plan.best[DECODES]
     assert best is not None
     numbers = plan.frontier[plan.frontier["case"] == DECODES]["batch_size"]
     larger = int(numbers[numbers > best["batch_size"]].min())
-    assert (all_quantiles(fit, [larger], [larger])[:, 0] <= SLO_MS).mean() < 0.95
+    assert (all_quantiles([larger], [larger])[:, 0] <= SLO_MS).mean() < 0.95
 
 
 def test_the_frontier_rises_with_the_limit(plan: Optimum) -> None:
@@ -62,8 +54,8 @@ def test_the_frontier_rises_with_the_limit(plan: Optimum) -> None:
         assert (table["tokens_per_s"] <= table["tokens_per_s_upper"]).all()
 
 
-def test_more_confidence_costs_throughput(fit: FittedModel, plan: Optimum) -> None:
-    bold = optimize_steps(fit, slo_ms=SLO_MS, confidence=0.5, max_draws=100)
+def test_more_confidence_costs_throughput(plan: Optimum) -> None:
+    bold = optimize_steps(server(), slo_ms=SLO_MS, confidence=0.5, max_draws=DRAWS)
     best, bolder = plan.best[DECODES], bold.best[DECODES]
     assert best is not None
     assert bolder is not None
@@ -71,23 +63,23 @@ def test_more_confidence_costs_throughput(fit: FittedModel, plan: Optimum) -> No
     assert bold.floor_ms < plan.floor_ms
 
 
-def test_a_limit_below_the_floor_is_answered_with_the_floor(fit: FittedModel) -> None:
-    refused = optimize_steps(fit, slo_ms=0.5, max_draws=50)
+def test_a_limit_below_the_floor_is_answered_with_the_floor() -> None:
+    refused = optimize_steps(server(), slo_ms=0.5, max_draws=20)
     assert not refused.is_promised
     assert "No settings keep 0.5 ms: the quickest need" in refused.text
-    assert optimize_steps(fit, slo_ms=1.001 * refused.floor_ms, max_draws=50).is_promised
+    assert optimize_steps(server(), slo_ms=1.001 * refused.floor_ms, max_draws=20).is_promised
 
 
-def test_a_fit_that_has_not_converged_plans_nothing(fit: FittedModel) -> None:
-    bad = replace(fit, metadata=synthetic_metadata(converged=False))
-    assert not optimize_steps(bad, slo_ms=SLO_MS, max_draws=50).is_promised
-    assert optimize_steps(bad, slo_ms=SLO_MS, max_draws=50, accept_unconverged=True).is_promised
+def test_a_fit_that_has_not_converged_plans_nothing() -> None:
+    bad = replace(server(), metadata=synthetic_metadata(converged=False))
+    assert not optimize_steps(bad, slo_ms=SLO_MS, max_draws=20).is_promised
+    assert optimize_steps(bad, slo_ms=SLO_MS, max_draws=20, accept_unconverged=True).is_promised
 
 
-def test_the_terms_sum_to_the_latency(fit: FittedModel) -> None:
-    table = term_table(fit, 16, 300, probability=0.9, max_draws=1)
+def test_the_terms_sum_to_the_latency() -> None:
+    table = term_table(server(), 16, 300, probability=0.9, max_draws=1)
     assert table is not None
-    whole = float(fit.mean_latency(steps_arrays(16, 300), max_draws=1).to_numpy().ravel()[0])
+    whole = float(server().mean_latency(steps_arrays(16, 300), max_draws=1).to_numpy().ravel()[0])
     for kind in ("term", "group"):
         rows = table[table["kind"] == kind]
         # One draw of each chain; medians of four add up to about the median of the sum.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,9 @@ def test_the_times_of_a_simulated_server_are_predicted(check: SimulatorCheck) ->
 
 
 def test_the_same_seed_gives_the_same_forecast(record: ServerRecord) -> None:
-    fit = synthetic_fit()
-    found = [check_simulator(fit, record, num_draws=4, seed=seed).table.to_json() for seed in (0, 0, 1)]
+    found = [
+        check_simulator(synthetic_fit(), record, num_draws=2, seed=seed).table.to_json() for seed in (0, 0, 1)
+    ]
     assert found[0] == found[1]
     assert found[0] != found[2]
 
@@ -146,14 +148,11 @@ def test_steps_of_other_requests_are_noticed(record: ServerRecord) -> None:
     assert "there were other requests" in warning
 
 
-@pytest.mark.parametrize("shift_s", [-1e6, 1e6])
-def test_requests_of_another_time_are_refused(record: ServerRecord, shift_s: float) -> None:
-    later = replace(record.requests, arrival_s=record.requests.arrival_s + shift_s)
-    with pytest.raises(InputError, match="they do not overlap; both need one clock"):
-        ServerRecord.of(record.steps, later)
-
-
-def test_steps_without_a_clock_are_refused(record: ServerRecord) -> None:
+def test_steps_of_another_time_or_without_a_clock_are_refused(record: ServerRecord) -> None:
+    for shift_s in (-1e6, 1e6):
+        later = replace(record.requests, arrival_s=record.requests.arrival_s + shift_s)
+        with pytest.raises(InputError, match="they do not overlap; both need one clock"):
+            ServerRecord.of(record.steps, later)
     with pytest.raises(InputError, match="the trace's steps lack timestamp, num_waiting_reqs"):
         ServerRecord.of(record.steps.drop(columns=["timestamp", "num_waiting_reqs"]), record.requests)
 
@@ -203,15 +202,12 @@ GOOD: dict[str, Any] = {
         ({"e2e_ms": 9.0}, "line 3: e2e_ms is below ttft_ms"),
         ({"prompt_tokens": 1.5}, "line 3: prompt_tokens is '1.5': give a whole number from 1"),
         ({"arrival_s": "noon"}, "line 3: arrival_s is 'noon': give seconds, 0 or more"),
-        ({"output_tokens": True}, "line 3: output_tokens is 'True': give a whole number"),
     ],
 )
 def test_a_bad_field_is_named_with_file_and_line(
-    changes: dict[str, Any], message: str, tmp_path: Path
+    write_lines: Callable[..., Path], changes: dict[str, Any], message: str
 ) -> None:
-    rows = [GOOD, GOOD, GOOD | changes, *[GOOD] * 20]
-    path = tmp_path / "requests.jsonl"
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path = write_lines([GOOD, GOOD, GOOD | changes, *[GOOD] * 20], "requests.jsonl")
     with pytest.raises(InputError, match=f"requests.jsonl, {message}"):
         read_measured_requests(path)
 
@@ -219,13 +215,8 @@ def test_a_bad_field_is_named_with_file_and_line(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("r.txt", b"", "a log of requests is a .csv or a .jsonl file"),
         ("r.jsonl", b"", "0 requests are too few: give at least 20"),
-        ("r.jsonl", b'{"a": 1}\n[]\n', "line 1: arrival_s is missing"),
-        ("r.jsonl", b"[]\n", "line 1: no JSON object"),
-        ("r.jsonl", b"{\n", "line 1: not valid JSON"),
         ("r.csv", b"arrival_s,prompt_tokens\n1,2\n", "line 1: the header names no output_tokens, ttft_ms"),
-        ("r.csv", b"\xff\xfe", "not a text file of requests"),
         ("r.jsonl.gz", b"no gzip", "not a text file of requests"),
         ("r.jsonl.gz", b"\x1f\x8b\x08\x00", "not a text file of requests"),
     ],

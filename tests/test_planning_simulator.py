@@ -1,7 +1,8 @@
-"""The simulated scheduler: what it puts into each step, and that nothing is lost."""
+"""The simulated scheduler: what it puts into each step, alone or as a trace says; nothing is lost."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 
 from bayes_sched.errors import InputError
 from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
-from bayes_sched.planning.simulator import counts_over_time, measures
+from bayes_sched.planning.replay_kernel import Given
+from bayes_sched.planning.simulator import counts_over_time, measure
 from bayes_sched.planning.workload import Lengths, PoissonWorkload, Workload
 from bayes_sched.posterior.prediction import component_quantile
+from bayes_sched.sla.risk import Objective
 from bayes_sched.steps import steps_arrays
-from tests.planning_server import replayed, workload
+from tests.planning_server import exact_times, replayed, workload
 from tests.synthetic_fit import synthetic_fit
 
 
@@ -44,16 +47,11 @@ def test_a_full_cache_preempts_the_newest_request_which_is_computed_anew() -> No
     assert done.preemptions.tolist() == [0, 1]
 
 
-def test_a_server_without_requests_waits_for_the_next() -> None:
+def test_a_server_without_requests_waits_and_the_time_between_steps_is_added_to_each() -> None:
     done = replayed(workload([0.0, 1000.0], [5, 5], [1, 1]))
     assert done.finish_ms.tolist() == [15.0, 1015.0]
     assert done.busy_ms == 30.0
-
-
-def test_the_time_between_steps_is_added_to_each() -> None:
-    assert replayed(workload([0.0], [10], [3]), step_overhead_ms=2.0).finish_ms.tolist() == [
-        22.0 + 13.0 + 13.0
-    ]
+    assert replayed(workload([0.0], [10], [3]), step_overhead_ms=2.0).finish_ms == [22.0 + 13.0 + 13.0]
 
 
 @st.composite
@@ -83,13 +81,7 @@ def test_every_schedule_keeps_its_limits_and_serves_everybody(
     case: tuple[Workload, SchedulerSettings],
 ) -> None:
     requests, made = case
-    done = replayed(
-        requests,
-        token_budget=made.token_budget,
-        max_num_seqs=made.max_num_seqs,
-        kv_tokens=made.kv_tokens,
-        block_tokens=made.block_tokens,
-    )
+    done = replayed(requests, **asdict(made))
     steps = done.steps
     assert steps["total_tokens"].between(1, made.token_budget).all()
     assert (steps["batch_size"] <= steps["num_running_reqs"]).all()
@@ -126,12 +118,12 @@ def assert_littles_law(done: Replay) -> None:
 def test_a_single_place_is_an_m_d_1_queue() -> None:
     load, service_ms = 0.7, 10.0
     requests = PoissonWorkload(
-        rate_per_s=1000.0 * load / service_ms, prompt=Lengths(1), output=Lengths(1), num_requests=300_000
+        rate_per_s=1000.0 * load / service_ms, prompt=Lengths(1), output=Lengths(1), num_requests=100_000
     ).draw(np.random.default_rng(5))
     done = replayed(requests, lambda b, s: service_ms + 0.0 * s, max_num_seqs=1, num_logged=0)
     wait = float((done.start_ms - done.arrival_ms).mean())
     assert wait == pytest.approx(load * service_ms / (2.0 * (1.0 - load)), rel=0.05)
-    found = measures([done], {"ttft": None, "tpot": None, "e2e": None})
+    found = measure([done], {"ttft": None, "tpot": None, "e2e": None})
     assert found.utilisation == pytest.approx(load, rel=0.02)
     assert found.queue_mean == pytest.approx(wait * requests.rate_per_s / 1000.0, rel=0.01)
     assert not found.is_overloaded
@@ -141,7 +133,7 @@ def test_a_queue_that_grows_is_called_overload() -> None:
     requests = PoissonWorkload(rate_per_s=150.0, prompt=Lengths(1), output=Lengths(1), num_requests=2000)
     drawn = requests.draw(np.random.default_rng(5))
     done = replayed(drawn, lambda b, s: 10.0 + 0.0 * s, max_num_seqs=1, num_logged=0)
-    found = measures([done], {"ttft": 50.0, "tpot": None, "e2e": None})
+    found = measure([done], {"ttft": Objective(limit_ms=50.0), "tpot": None, "e2e": None})
     assert found.is_overloaded
     assert found.growth == pytest.approx(1.0 / 3.0, abs=0.1)  # 100 of 150 are served
     assert found.within["ttft"] < 0.2
@@ -180,6 +172,59 @@ def test_the_noise_of_steps_is_that_of_the_draw() -> None:
         limit = component_quantile(table.mean[0, 0], table.scale[0, 0], np.array(table.nu), level)
         share = float((done.steps["duration_ms"] <= float(limit)).mean())
         assert share == pytest.approx(level, abs=4.5 * np.sqrt(level * (1 - level) / 20_000))
+
+
+NONE = np.empty(0, dtype=np.int64)
+
+
+def forced(given: Given, *, arrival_ms: list[float]) -> Replay:
+    """Three requests of 6 and 2 tokens at a server of 10 ms a step, 4 tokens, 2 places."""
+    settings = SchedulerSettings(token_budget=4, max_num_seqs=2)
+    table = exact_times(lambda b, s: 10.0 + 0.0 * s, requests=2, tokens=4).table(0, overhead_ms=0.0)
+    requests = workload(arrival_ms, [6, 6, 6], [2, 2, 2])
+    return replay(requests, settings, table, rng=np.random.default_rng(0), given=given, num_logged=50)
+
+
+def test_steps_end_when_the_trace_says_and_then_take_their_own_time() -> None:
+    done = forced(Given(np.array([3.0, 8.0, 40.0]), NONE), arrival_ms=[0.0, 9.0, 9.0])
+    ends = (done.steps["start_ms"] + done.steps["duration_ms"]).tolist()
+    assert ends[:4] == [3.0, 8.0, 40.0, 50.0]
+    assert done.steps["batch_size"].tolist()[:3] == [1, 1, 1]
+    assert done.first_token_ms[0] == 8.0
+    assert done.finish_ms[0] == 40.0
+
+
+def test_a_server_at_rest_joins_the_next_step_of_the_trace() -> None:
+    done = forced(Given(np.array([3.0, 8.0, 40.0, 90.0, 95.0, 99.0]), NONE), arrival_ms=[0.0, 60.0, 500.0])
+    steps = done.steps
+    assert steps["start_ms"].tolist()[:5] == [0.0, 3.0, 8.0, 60.0, 90.0]
+    assert steps["duration_ms"].tolist()[:5] == [3.0, 5.0, 32.0, 30.0, 5.0]
+    assert steps["start_ms"].tolist()[6] == 500.0
+
+
+def test_requests_come_when_the_trace_counts_them() -> None:
+    ends = np.arange(1.0, 30.0)
+    alone = forced(Given(ends, np.ones(29, dtype=np.int64)), arrival_ms=[29.0] * 3)
+    assert alone.steps["batch_size"].max() == 1
+    assert alone.start_ms.tolist() == [0.0, 3.0, 6.0]
+    together = forced(Given(ends, np.array([3, 3, 3, 3, 3, 3, 3, 3])), arrival_ms=[29.0] * 3)
+    assert together.steps["num_waiting_reqs"].tolist()[:2] == [2, 1]
+    assert together.steps["num_running_reqs"].max() == 2
+
+
+def test_a_request_is_admitted_where_the_cache_has_room_for_the_whole_of_it() -> None:
+    done = replayed(
+        workload([0.0, 0.0], [6, 6], [3, 1]), token_budget=8, kv_tokens=10, block_tokens=1, max_num_seqs=2
+    )
+    # Two tokens of the second would fit beside the first, all six would not.
+    assert done.steps["total_tokens"].tolist() == [6, 1, 1, 6]
+    assert done.steps["kv_blocks"].tolist() == [6, 7, 8, 6]
+    assert not done.preemptions.any()
+
+
+def test_what_is_admitted_takes_the_blocks_of_its_first_chunk_alone() -> None:
+    done = replayed(workload([0.0], [12], [1]), token_budget=8, kv_tokens=16, block_tokens=4)
+    assert done.steps["kv_blocks"].tolist() == [2, 3]
 
 
 def test_a_request_that_no_cache_holds_is_refused() -> None:

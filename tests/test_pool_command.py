@@ -13,7 +13,6 @@ import pytest
 from bayes_sched.files import POPULATION
 from bayes_sched.pooling.population import UNSEEN, Population
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.reports.pool import save_pool
 from bayes_sched.sampling import sample as sampling
 from scripts.fit_bayes import main
 from tests.conftest import ROOT
@@ -52,7 +51,7 @@ def fits(in_an_empty_folder: None, saved: Path) -> None:
 def saved_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three fits pooled."""
     folder = tmp_path_factory.mktemp("pooled")
-    save_pool(stub_pool(), folder)
+    stub_pool().save(folder)
     return folder
 
 
@@ -292,7 +291,7 @@ def test_models_that_differ_or_cannot_be_pooled_are_refused_before_sampling(
         "constant): pool fits of one model and noise option (--model, --noise)" in message
     )
     message = fails(main, [*pair, "--model", "saturation_staircase"], capsys)
-    assert "fits of the model saturation_staircase cannot be pooled; use --model saturation" in message
+    assert "fits of the model saturation_staircase cannot be pooled; use the model saturation" in message
 
 
 @pytest.mark.usefixtures("fits")
@@ -309,12 +308,10 @@ def test_one_trace_under_two_names_is_refused(
 def test_a_report_that_fails_does_not_cost_the_pool(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import bayes_sched.reports.pool as writing
-
     def fail(*_args: object, **_options: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(writing, "write_pool", fail)
+    monkeypatch.setattr("bayes_sched.reports.write.write_report", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["--pool", *ALL, *QUICK])
     assert "the pool is saved, results/pool/population.nc; its report is not" in capsys.readouterr().err

@@ -12,21 +12,16 @@ import pandas as pd
 import pytest
 
 from bayes_sched.format import records
-from bayes_sched.pooling.pool import Pool, change_table, spread_table
+from bayes_sched.pooling.pool import Pool
 from bayes_sched.pooling.population import UNSEEN
+from bayes_sched.pooling.summary import PoolSummary, pool_summary, warnings_of
+from bayes_sched.reports.document import report
 from bayes_sched.reports.fit import prior_words, render_page, summary
+from bayes_sched.reports.html import html
 from bayes_sched.reports.plots.pool import pool_latency, pool_shrinkage
-from bayes_sched.reports.pool import (
-    PoolSummary,
-    difference_text,
-    factor_text,
-    notes,
-    paragraph,
-    pool_summary,
-    pool_text,
-    render_pool,
-    write_pool,
-)
+from bayes_sched.reports.pool import difference_text, paragraph
+from bayes_sched.reports.terminal import WIDTH, terminal
+from bayes_sched.reports.write import write_report
 from tests.comparison_fits import by, server, with_groups
 from tests.stub_population import BETWEEN, WITHIN, stub_pool
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
@@ -44,8 +39,8 @@ def found(pool: Pool) -> PoolSummary:
     return pool_summary(pool, probability=0.9, seconds=12.34)
 
 
-def test_spreads_are_those_of_the_population(pool: Pool) -> None:
-    row = by(spread_table(pool), "coordinate")["tau_B"]
+def test_spreads_are_those_of_the_population(found: PoolSummary) -> None:
+    row = by(found.spread, "coordinate")["tau_B"]
     assert row["mean"] == pytest.approx(TRUTH["tau_B"], rel=0.02)
     assert row["between"] == pytest.approx(BETWEEN, rel=0.05)
     assert row["within"] == pytest.approx(WITHIN, rel=0.05)
@@ -54,22 +49,21 @@ def test_spreads_are_those_of_the_population(pool: Pool) -> None:
     assert 0.5 < row["between_contraction"] < 1.0
 
 
-def test_changes_compare_each_interval_alone_with_the_pooled_one(pool: Pool) -> None:
-    table = change_table(pool)
-    row = records(table)[0]
+def test_changes_compare_each_interval_alone_with_the_pooled_one(found: PoolSummary) -> None:
+    row = records(found.changes)[0]
     widths = [math.log(row[f"{key}_upper"] / row[f"{key}_lower"]) for key in ("alone", "pooled")]
     assert row["width_ratio"] == pytest.approx(widths[1] / widths[0])
     assert row["shift"] == pytest.approx(math.log(row["pooled"] / row["alone"]) / widths[0])
 
 
 def test_the_paragraph_says_how_alike_servers_are_and_what_to_expect(found: PoolSummary) -> None:
-    text = found.text
+    text = " ".join(paragraph(found))
     assert "Pooled: 3 traces of 2 servers, X100, llama-3-8b (2 traces) and" in text
     assert "Traces of one server differ by " in text
     assert "Servers differ by " in text
     assert "in the slope c" in text
     assert "On a server not yet seen, a decode step of 8 requests is expected to take" in text
-    assert "Warning: pooled fits share their population" in text
+    assert any("pooled fits share their population" in warning for warning in found.warnings)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +74,11 @@ def test_the_paragraph_says_how_alike_servers_are_and_what_to_expect(found: Pool
     ],
 )
 def test_what_pooling_changed_most_is_named_where_it_is_worth_it(
-    rows: dict[str, float], words: str, pool: Pool, found: PoolSummary
+    rows: dict[str, float], words: str, found: PoolSummary
 ) -> None:
     changes = found.changes.assign(width_ratio=1.0, shift=0.0)
     changes.loc[0, list(rows)] = list(rows.values())
-    said = paragraph(pool, found.spread, changes, found.members, found.steps, probability=0.9)
-    assert words in " ".join(said)
+    assert words in " ".join(paragraph(replace(found, changes=changes)))
 
 
 @pytest.mark.parametrize(
@@ -95,13 +88,9 @@ def test_what_pooling_changed_most_is_named_where_it_is_worth_it(
 def test_a_spread_is_said_in_percent_or_as_a_factor(sd: tuple[float, float, float], text: str) -> None:
     row = dict(zip(("within", "within_lower", "within_upper"), sd, strict=True))
     assert difference_text(row, "within") == text
-    assert (
-        factor_text(row, "within")
-        == f"{math.exp(sd[0]):.2f} ({math.exp(sd[1]):.2f} to {math.exp(sd[2]):.2f})"
-    )
 
 
-def test_typical_steps_are_those_of_all_traces_on_every_server(pool: Pool, found: PoolSummary) -> None:
+def test_typical_steps_are_those_of_all_traces_on_every_server(found: PoolSummary) -> None:
     steps = found.steps
     assert steps["trace"].unique().tolist() == ["day", "night", "other", UNSEEN]
     decode = steps[steps["step"] == "median decode step"].set_index("trace")
@@ -110,44 +99,39 @@ def test_typical_steps_are_those_of_all_traces_on_every_server(pool: Pool, found
     assert not bool(steps["extrapolation"].any())
 
 
-def test_a_server_known_by_one_trace_says_nothing_of_traces_of_one_server() -> None:
-    single = stub_pool(servers={"night": "N"})
-    found = pool_summary(single)
-    assert "Traces of one server differ" not in found.text
-    assert "3 traces of 3 servers" in found.text
-
-
-def test_what_the_prior_alone_says_is_called_so(pool: Pool) -> None:
-    spread = spread_table(pool).assign(between_contraction=0.1)
-    assert any("tell little of how far servers differ in" in note for note in notes(pool, spread))
+def test_traces_of_different_servers_and_fits_that_have_not_converged_are_said_so(pool: Pool) -> None:
+    fits = {"a": server(name="a"), "b": server(name="b", converged=False, problems=("x",))}
+    found = pool_summary(stub_pool(fits, accept_unconverged=True, servers={"b": "B"}))
+    assert "Traces of one server differ" not in " ".join(paragraph(found))
+    assert "2 traces of 2 servers" in " ".join(paragraph(found))
+    assert "b has NOT CONVERGED by itself" in found.warnings
+    spread = found.spread.assign(between_contraction=0.1)
+    assert any("tell little of how far servers differ in" in text for text in warnings_of(pool, spread))
 
 
 def test_the_terminal_shows_the_same_numbers_in_a_hundred_columns(found: PoolSummary) -> None:
-    text = pool_text(found)
-    assert max(map(len, text.splitlines())) <= 100
+    text = terminal(report(found))
+    assert max(map(len, text.splitlines())) <= WIDTH
     row = records(found.spread)[0]
-    assert factor_text(row, "between") in text
+    ends = [math.exp(row[name]) for name in ("between", "between_lower", "between_upper")]
+    assert "{:.2f} ({:.2f} to {:.2f})".format(*ends) in text
     assert "12 s" in text
 
 
-def test_the_page_stands_alone_and_escapes_what_comes_from_data(
-    pool: Pool, found: PoolSummary, tmp_path: Path
-) -> None:
-    paths = write_pool(pool, found, tmp_path)
+def test_the_page_stands_alone_and_escapes_what_comes_from_data(found: PoolSummary, tmp_path: Path) -> None:
+    paths = write_report(report(found), tmp_path)
     page = paths.page.read_text("utf-8")
     assert HOSTILE not in page
     assert "&lt;script&gt;" in page
     assert page.count("data:image/png;base64,") == 2
     assert 'src="http' not in page
-    numbers = json.loads(paths.summary.read_text("utf-8"))
-    assert numbers == json.loads(json.dumps(found.to_dict()))
-    assert pd.read_csv(paths.tables["spread"])["between"].tolist() == pytest.approx(
-        found.spread["between"].tolist()
-    )
+    assert json.loads(paths.summary.read_text("utf-8"))["spread"] == records(found.spread)
+    written = pd.read_csv(paths.tables["spread"])
+    assert written["between"].tolist() == pytest.approx(found.spread["between"].tolist())
 
 
-def test_the_figure_of_shrinkage_shows_each_interval(pool: Pool, found: PoolSummary) -> None:
-    figure = pool_shrinkage(found.changes, found.spread, probability=0.9)
+def test_the_figure_of_shrinkage_shows_each_interval(found: PoolSummary) -> None:
+    figure = pool_shrinkage(found)
     panels = [ax for ax in figure.axes if ax.get_visible()]
     assert [ax.get_title(loc="left") for ax in panels][:2] == ["L_8 (ms)", "c (ms/token)"]
     labels = [tick.get_text() for tick in panels[0].get_yticklabels()]
@@ -160,19 +144,20 @@ def test_the_figure_of_shrinkage_shows_each_interval(pool: Pool, found: PoolSumm
         assert any(np.allclose(segment[:, 0], ends) for segment in segments)
 
 
-def test_the_figure_of_latencies_has_a_panel_a_number_of_requests(pool: Pool) -> None:
-    figure = pool_latency(pool, probability=0.9)
+def test_the_figure_of_latencies_has_a_panel_a_number_of_requests(found: PoolSummary) -> None:
+    figure = pool_latency(found)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles == ["1 request", "8 requests", "32 requests"]
     assert figure.axes[0].get_ylabel() == "mean latency (ms)"
     assert figure.axes[-1].get_xlabel() == "tokens in the step, S"
 
 
-def test_an_unconverged_pool_is_said_first(pool: Pool) -> None:
-    population = replace(pool.population, problems=("R-hat 1.05 on between",))
-    found = pool_summary(replace(pool, population=population))
-    assert "The pool has NOT CONVERGED: R-hat 1.05 on between." in found.text
-    page = render_pool(found, {})
+def test_an_unconverged_pool_is_said_first(found: PoolSummary) -> None:
+    population = replace(found.population, problems=("R-hat 1.05 on between",))
+    document = report(replace(found, population=population))
+    said = " ".join(terminal(document).split())
+    assert "The pool has NOT CONVERGED: R-hat 1.05 on between." in said
+    page = html(replace(document, sections=()), {})
     assert "Do not act on these numbers" in page
     assert "<li>R-hat 1.05 on between</li>" in page
 
@@ -197,9 +182,3 @@ def test_a_fit_s_report_shows_the_prior_that_it_had(whose: str | None) -> None:
     assert f"From {whose}: " in page
     assert f"Its prior is from {whose}." in said
     assert whose in prior_words(fit)
-
-
-def test_a_fit_alone_that_has_not_converged_is_in_the_notes() -> None:
-    fits = {"a": server(name="a"), "b": server(name="b", converged=False, problems=("x",))}
-    made = stub_pool(fits=fits, accept_unconverged=True)
-    assert "b has NOT CONVERGED by itself" in pool_summary(made).notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 
 from bayes_sched.errors import InputError
 from bayes_sched.model.priors import Priors
+from bayes_sched.pooling import members
 from bayes_sched.pooling.hierarchy import TraceDraws, redraw
 from bayes_sched.pooling.members import servers_of, shared_coordinates
 from bayes_sched.pooling.pool import Pool, pool
@@ -18,60 +19,53 @@ from bayes_sched.pooling.population import Population
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.steps import steps_arrays
+from tests.comparison_fits import with_groups
 from tests.richer_fit import richer_fit
 from tests.synthetic_fit import synthetic_fit
 
-SHORT = SamplerSettings(draws=500, tune=500, chains=2, cores=1, target_accept=0.95)
+SHORT = SamplerSettings(draws=300, tune=300, chains=2, cores=1, target_accept=0.95)
 
 
 def server_fit(name: str, *, server: str, factor: float, seed: int, spread: float = 0.05) -> FittedModel:
     """A synthetic fit whose every latency is `factor` times that of the synthetic server."""
-    fit = synthetic_fit(
-        seed=seed,
-        spread=spread,
-        name=name,
-        trace_sha256=name.ljust(64, "0"),
-        labels={"gpu": server, "llm": ""},
-        noise="proportional",
-    )
-    data = fit.data.copy()
+    labels = {"gpu": server, "llm": ""}
+    sha256 = name.ljust(64, "0")
+    fit = synthetic_fit(seed=seed, spread=spread, name=name, trace_sha256=sha256, labels=labels)
     posterior = fit.posterior
     for key in ("tau_0", "tau_B", "tau_S", "sigma_floor"):
         posterior[key] = posterior[key] * factor
     posterior["P_max"] = posterior["P_max"] / factor
-    data["posterior"] = data["posterior"].copy(deep=False)
-    data["posterior"].dataset = posterior
-    return FittedModel(data=data, model=fit.model, metadata=fit.metadata)
+    return with_groups(fit, posterior=posterior)
 
 
 @pytest.fixture(scope="module")
 def fits() -> list[FittedModel]:
-    return [
-        server_fit("fast_256", server="fast", factor=1.0, seed=1),
-        server_fit("fast_512", server="fast", factor=1.05, seed=2),
-        server_fit("slow", server="slow", factor=3.0, seed=3),
-    ]
+    """Fits of three traces that leave the noise open, so that it is not shared."""
+    servers = (("fast_256", "fast", 1.0), ("fast_512", "fast", 1.05), ("slow", "slow", 3.0))
+    found = []
+    for seed, (name, server, factor) in enumerate(servers, start=1):
+        fit = server_fit(name, server=server, factor=factor, seed=seed)
+        noise = {key: fit.posterior[key] ** 16 for key in ("nu", "sigma_rel", "sigma_floor")}
+        found.append(with_groups(fit, posterior=fit.posterior.assign(noise)))
+    return found
 
 
 @pytest.fixture(scope="module")
-def pooled(fits: list[FittedModel]) -> Pool:
-    return pool(fits, name="three", settings=SHORT)
-
-
-def test_traces_of_one_label_are_of_one_server(pooled: Pool) -> None:
-    assert pooled.population.server_of_trace == {"fast_256": "fast", "fast_512": "fast", "slow": "slow"}
-    assert pooled.population.servers == ("fast", "slow")
+def pooled(fits: list[FittedModel]) -> Iterator[Pool]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(members, "_PRIOR_DRAWS", 500)
+        yield pool(fits, name="three", settings=SHORT)
 
 
 def test_the_population_tells_servers_apart_and_knows_their_traces_alike(pooled: Pool) -> None:
+    assert pooled.population.server_of_trace == {"fast_256": "fast", "fast_512": "fast", "slow": "slow"}
+    assert pooled.population.servers == ("fast", "slow")
+    assert pooled.population.coordinates == ("L_8", "c", "tau_B")
     draws = pooled.population.posterior.median(("chain", "draw"))
-    for name in ("L_8", "c", "tau_B"):
-        ratio = np.exp(
-            draws["server_mean"].sel(server="slow", coordinate=name)
-            - draws["server_mean"].sel(server="fast", coordinate=name)
-        )
-        assert float(ratio) == pytest.approx(3.0 / 1.025, rel=0.2)
-        assert float(draws["within"].sel(coordinate=name)) < float(draws["between"].sel(coordinate=name))
+    means = draws["server_mean"]
+    ratio = np.exp((means.sel(server="slow") - means.sel(server="fast")).to_numpy())
+    assert ratio == pytest.approx(3.0 / 1.025, rel=0.2)
+    assert (draws["within"] < draws["between"]).all()
 
 
 def test_pooling_moves_traces_of_one_server_towards_each_other(pooled: Pool) -> None:
@@ -79,9 +73,6 @@ def test_pooling_moves_traces_of_one_server_towards_each_other(pooled: Pool) -> 
     slope = table[table["coordinate"] == "c"].set_index("trace")[["alone", "pooled"]].to_numpy(dtype=float)
     between = abs(np.log(slope[1] / slope[0]))  # fast_512 against fast_256
     assert between[1] < between[0]
-
-
-def test_well_known_traces_keep_nearly_all_their_draws(pooled: Pool) -> None:
     assert all(300.0 < number <= 1000.0 for number in pooled.population.effective_draws.values())
 
 
@@ -110,21 +101,18 @@ def test_a_known_server_s_prior_is_narrower_than_a_new_one_s(pooled: Pool) -> No
         pooled.population.prior("medium")
 
 
-def test_a_population_survives_its_file(pooled: Pool, tmp_path: Path) -> None:
-    pooled.population.save(tmp_path / "population.nc")
+def test_a_pool_survives_its_files(pooled: Pool, tmp_path: Path) -> None:
+    pooled.save(tmp_path)
     loaded = Population.load(tmp_path / "population.nc")
     assert loaded.posterior.identical(pooled.population.posterior)
-    assert loaded.server_of_trace == pooled.population.server_of_trace
-    assert loaded.effective_draws == pooled.population.effective_draws
-    assert loaded.problems == pooled.population.problems
-
-
-def test_members_survive_their_files(pooled: Pool, tmp_path: Path) -> None:
-    for fit in (pooled.pooled["slow"], pooled.unseen):
-        fit.save(tmp_path / "posterior.nc")
-        loaded = FittedModel.load(tmp_path / "posterior.nc")
-        assert loaded.posterior.identical(fit.posterior)
-        assert loaded.metadata == fit.metadata
+    for name in ("server_of_trace", "effective_draws", "problems"):
+        assert getattr(loaded, name) == getattr(pooled.population, name)
+    for name, fit in (("slow", pooled.pooled["slow"]), ("unseen", pooled.unseen)):
+        again = FittedModel.load(tmp_path / "members" / name / "posterior.nc")
+        assert again.posterior.identical(fit.posterior)
+        assert again.metadata == fit.metadata
+    with pytest.raises(InputError, match="no population of servers"):
+        Population.load(tmp_path / "members" / "slow" / "posterior.nc")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x89HDF\r\n\x1a\nrubbish"])
@@ -132,12 +120,6 @@ def test_a_file_that_is_no_population_is_named(tmp_path: Path, content: bytes) -
     (tmp_path / "population.nc").write_bytes(content)
     with pytest.raises(InputError, match=r"population\.nc: no population"):
         Population.load(tmp_path / "population.nc")
-
-
-def test_a_fit_is_no_population(tmp_path: Path) -> None:
-    synthetic_fit().save(tmp_path / "posterior.nc")
-    with pytest.raises(InputError, match="no population of servers"):
-        Population.load(tmp_path / "posterior.nc")
 
 
 def test_draws_are_chosen_in_proportion_to_their_weights() -> None:
@@ -156,14 +138,7 @@ Change = Callable[[FittedModel], FittedModel]
 
 
 def changed(**changes: object) -> Change:
-    def apply(fit: FittedModel) -> FittedModel:
-        return FittedModel(
-            data=fit.data,
-            model=fit.model,
-            metadata=replace(fit.metadata, **changes),  # type: ignore[arg-type]
-        )
-
-    return apply
+    return lambda fit: replace(fit, metadata=replace(fit.metadata, **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -184,12 +159,9 @@ def test_what_cannot_be_pooled_is_refused_by_name(
         pool([fits[0], change(fits[2])])
 
 
-def test_one_trace_is_no_pool(fits: list[FittedModel]) -> None:
+def test_one_trace_or_a_server_for_a_trace_that_is_not_there_is_refused(fits: list[FittedModel]) -> None:
     with pytest.raises(InputError, match="1 trace: a pool takes two or more"):
         pool(fits[:1])
-
-
-def test_a_server_for_a_trace_that_is_not_there_is_refused(fits: list[FittedModel]) -> None:
     with pytest.raises(InputError, match="a server is given for medium, but the pool has fast_256"):
         servers_of({fit.metadata.name: fit for fit in fits}, {"medium": "x"})
 

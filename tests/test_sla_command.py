@@ -17,8 +17,7 @@ from bayes_sched.sla.request import request_sla
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
 from bayes_sched.sla.steps import step_sla
 from scripts.sla import main, parser
-from tests.synthetic_fit import synthetic_fit
-from tests.test_sla_steps import server
+from tests.synthetic_fit import server, synthetic_fit
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"numpy", "pandas", "scipy", "xarray", "pymc", "nutpie", "arviz", "matplotlib", "rich"}

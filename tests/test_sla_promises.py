@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import xarray as xr
-from numpy.typing import NDArray
 from scipy import stats
 
+from bayes_sched.arrays import Bools, Floats, Ints
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.sla.limits import IsKept, Line, largest_kept, point_allowed, promised
+from bayes_sched.sla.limits import IsKept, StepLine, StepSearch, largest_kept
 from bayes_sched.sla.risk import Objective
 from bayes_sched.steps import steps_arrays
 from tests.synthetic_fit import synthetic_fit
@@ -25,11 +25,8 @@ from tests.synthetic_fit import synthetic_fit
 NUM_TRUTHS = 200
 NUM_STEPS = 30
 FIRST, LAST = 9, 2048
-LINE = Line(FIRST)
+LINE, SPAN = StepLine(FIRST), (FIRST, LAST)
 OBJECTIVE = Objective(limit_ms=25.0, quantile=0.99, confidence=0.95)
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +63,10 @@ class Servers:
         places = (np.arange(num) + rng.random()) / num
         return np.searchsorted(cumulated / cumulated[-1], places).clip(0, num - 1)
 
-    def promised(self, posterior: Ints, objective: Objective) -> int:
+    def promised(self, posterior: Ints, objective: Objective = OBJECTIVE) -> int:
         """The largest token budget that may be promised."""
 
-        def is_kept(running: Floats) -> NDArray[np.bool_]:
+        def is_kept(running: Floats) -> Bools:
             return objective.is_confident(objective.confidence_of(running))
 
         return _largest(lambda columns: self.quantile_ms[np.ix_(posterior, columns)], is_kept)
@@ -89,7 +86,7 @@ def _largest(look_up: Callable[[Ints], Floats], is_kept: IsKept) -> int:
     def evaluate(steps: xr.Dataset) -> Floats:
         return look_up(steps["total_tokens"].to_numpy().astype(int) - FIRST)
 
-    (found,) = largest_kept([LINE], [(FIRST, LAST)], evaluate=evaluate, is_kept=is_kept)
+    (found,) = largest_kept([LINE], [SPAN], evaluate=evaluate, is_kept=is_kept)
     return 0 if found is None else found
 
 
@@ -104,8 +101,9 @@ def servers() -> Servers:
     budgets = steps_arrays(FIRST, np.arange(FIRST, LAST + 1))
     rng = np.random.default_rng(8)
     batch_size = rng.integers(4, 33, NUM_STEPS)
-    tokens = np.maximum(batch_size, np.exp(rng.uniform(2.0, 7.5, NUM_STEPS)).astype(int))
-    steps = steps_arrays(batch_size, tokens)
+    steps = steps_arrays(
+        batch_size, np.maximum(batch_size, np.exp(rng.uniform(2.0, 7.5, NUM_STEPS)).astype(int))
+    )
     seen = fit.mean_latency(steps, max_draws=None)
     return Servers(
         fit,
@@ -117,51 +115,34 @@ def servers() -> Servers:
     )
 
 
-@pytest.fixture(scope="module")
-def rounds(servers: Servers) -> dict[str, Ints]:
-    """For each truth: its own limit, what is promised at two confidences, what a point estimate allows."""
-    rng = np.random.default_rng(4)
-    truths = rng.choice(len(servers.nu), NUM_TRUTHS, replace=False)
-    posteriors = [servers.watched(int(truth), rng) for truth in truths]
-    even = replace(OBJECTIVE, confidence=0.5)
-    return {
-        "truth": servers.limits[truths],
-        "sure": np.array([servers.promised(posterior, OBJECTIVE) for posterior in posteriors]),
-        "even": np.array([servers.promised(posterior, even) for posterior in posteriors]),
-        "point": np.array([servers.point(posterior) for posterior in posteriors]),
-    }
-
-
 def test_the_promises_are_those_of_a_fit(servers: Servers) -> None:
     posterior = servers.watched(17, np.random.default_rng(1))
     columns = {
         name: (("chain", "draw"), values.to_numpy().ravel()[posterior][None, :])
         for name, values in servers.fit.posterior.items()
     }
-    coords = {"chain": [0], "draw": np.arange(len(posterior))}
     tree = servers.fit.data.copy()
-    tree["posterior"] = xr.DataTree(xr.Dataset(columns, coords=coords))
+    tree["posterior"] = xr.DataTree(
+        xr.Dataset(columns, coords={"chain": [0], "draw": np.arange(len(posterior))})
+    )
     fit = replace(servers.fit, data=tree)
-    span = [(FIRST, LAST)]
-    assert promised(fit, [LINE], span, OBJECTIVE, max_draws=None) == (servers.promised(posterior, OBJECTIVE),)
-    assert point_allowed(fit, [LINE], span, OBJECTIVE, max_draws=None) == (servers.point(posterior),)
+    search = StepSearch(fit=fit, objective=OBJECTIVE, extrapolate=False, probability=0.9, max_draws=None)
+    assert search.promised([LINE], [SPAN]) == (servers.promised(posterior),)
+    assert search.point_allowed([LINE], [SPAN]) == (servers.point(posterior),)
 
 
-def test_a_promise_at_95_percent_confidence_is_broken_by_at_most_5_percent(rounds: dict[str, Ints]) -> None:
-    broken = float(np.mean(rounds["sure"] > rounds["truth"]))
-    assert broken <= 0.05 + 3.0 * np.sqrt(0.05 * 0.95 / NUM_TRUTHS)
-
-
-def test_a_promise_at_even_odds_is_broken_by_half(rounds: dict[str, Ints]) -> None:
-    broken = float(np.mean(rounds["even"] > rounds["truth"]))
+def test_promises_are_broken_as_rarely_as_they_say_and_give_little_away(servers: Servers) -> None:
+    rng = np.random.default_rng(4)
+    truths = rng.choice(len(servers.nu), NUM_TRUTHS, replace=False)
+    posteriors = [servers.watched(int(truth), rng) for truth in truths]
+    truth = servers.limits[truths]
+    at_even_odds = replace(OBJECTIVE, confidence=0.5)
+    sure = np.array([servers.promised(posterior) for posterior in posteriors])
+    even = np.array([servers.promised(posterior, at_even_odds) for posterior in posteriors])
+    point = np.array([servers.point(posterior) for posterior in posteriors])
+    assert np.mean(sure > truth) <= 0.05 + 3.0 * np.sqrt(0.05 * 0.95 / NUM_TRUTHS)
+    assert 0.9 < np.median(sure / truth) < 1.0
     # Below a half by the truths that are met exactly: servers are few enough for that to happen.
-    met = float(np.mean(rounds["even"] == rounds["truth"]))
-    assert broken - 3.0 * np.sqrt(0.25 / NUM_TRUTHS) <= 0.5 <= broken + met + 3.0 * np.sqrt(0.25 / NUM_TRUTHS)
-
-
-def test_a_promise_gives_little_away(rounds: dict[str, Ints]) -> None:
-    assert 0.9 < float(np.median(rounds["sure"] / rounds["truth"])) < 1.0
-
-
-def test_a_point_estimate_breaks_nearly_every_promise(rounds: dict[str, Ints]) -> None:
-    assert float(np.mean(rounds["point"] > rounds["truth"])) > 0.95
+    broken, met, error = np.mean(even > truth), np.mean(even == truth), 3.0 * np.sqrt(0.25 / NUM_TRUTHS)
+    assert broken - error <= 0.5 <= broken + met + error
+    assert np.mean(point > truth) > 0.95, "a point estimate breaks nearly every promise"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,70 +13,51 @@ import xarray as xr
 
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.sla.limits import EXTRAPOLATION_FACTOR, Line, largest_kept, promised, steps_on
+from bayes_sched.sla.limits import (
+    EXTRAPOLATION_FACTOR,
+    FEW,
+    Evidence,
+    StepLine,
+    StepSearch,
+    evidence,
+    largest_kept,
+    steps_on,
+)
 from bayes_sched.sla.risk import Objective, risk_map, step_risk
 from bayes_sched.sla.steps import StepSLA, step_sla
 from bayes_sched.steps import region_of, steps_arrays
-from tests.synthetic_fit import synthetic_fit, synthetic_metadata
+from tests.synthetic_fit import server, synthetic_cells, synthetic_metadata
 
 SLO_MS = 20.0
-
-
-def server(*, spread: float = 0.05, **factors: float) -> FittedModel:
-    """A server whose small batches are not slow, and whose requests cost something; `factors` change it."""
-    made = synthetic_fit(spread=spread)
-    posterior = made.data["posterior"].to_dataset()
-    changed = {name: posterior[name] * f for name, f in ({"k_B": 30.0, "tau_B": 6.0} | factors).items()}
-    tree = made.data.copy()
-    tree["posterior"] = xr.DataTree(posterior.assign(changed))
-    return replace(made, data=tree)
+OBJECTIVE = Objective(limit_ms=SLO_MS)
+quick_sla = partial(step_sla, max_draws=100)
 
 
 @pytest.fixture(scope="module")
-def fit() -> FittedModel:
-    return server()
+def sla() -> StepSLA:
+    return step_sla(server(), slo_ms=SLO_MS, decodes=7)
 
 
-@pytest.fixture(scope="module")
-def sla(fit: FittedModel) -> StepSLA:
-    return step_sla(fit, slo_ms=SLO_MS, decodes=7)
+@pytest.mark.parametrize(("name", "first", "last"), [("decode_only", 1, 64), ("token_budget", 8, 4096)])
+def test_the_largest_cap_is_that_of_an_exhaustive_search(
+    sla: StepSLA, name: str, first: int, last: int
+) -> None:
+    numbers = np.arange(first, last + 1)
+    steps = steps_arrays(numbers if name == "decode_only" else 8, numbers)
+    draws = server().quantile_draws(steps, 0.99, max_draws=None).to_numpy().reshape(-1, len(numbers))
+    kept = (np.maximum.accumulate(draws, axis=1) <= SLO_MS).mean(axis=0) >= 0.95
+    limit = getattr(sla, name)
+    assert first < limit.promised.number == numbers[kept][-1] < last
+    assert limit.limited_by == "slo"
 
 
-def all_quantiles(fit: FittedModel, batch_size: Any, total_tokens: Any) -> np.ndarray[Any, Any]:
-    """The 99 % quantile of every draw at every step, dims (draw, step)."""
-    draws = fit.quantile_draws(steps_arrays(batch_size, total_tokens), 0.99, max_draws=None)
-    return draws.to_numpy().reshape(-1, draws.sizes["step"])
+def test_a_cap_is_not_promised_over_a_slower_small_batch() -> None:
+    def slow_at_3(steps: xr.Dataset) -> np.ndarray[Any, Any]:
+        return np.where(steps["batch_size"].to_numpy() == 3, 30.0, 10.0)[None, :]
 
-
-def test_the_largest_batch_is_that_of_an_exhaustive_search(fit: FittedModel, sla: StepSLA) -> None:
-    batches = np.arange(1, 65)
-    running = np.maximum.accumulate(all_quantiles(fit, batches, batches), axis=1)
-    kept = (running <= SLO_MS).mean(axis=0) >= 0.95
-    assert sla.decode_only.promised is not None
-    assert 1 < sla.decode_only.promised.number < 64
-    assert sla.decode_only.promised.number == batches[kept][-1]
-
-
-def test_the_largest_budget_is_that_of_an_exhaustive_search(fit: FittedModel, sla: StepSLA) -> None:
-    tokens = np.arange(8, 4097)
-    running = np.maximum.accumulate(all_quantiles(fit, 8, tokens), axis=1)
-    kept = (running <= SLO_MS).mean(axis=0) >= 0.95
-    assert sla.token_budget is not None
-    assert sla.token_budget.promised is not None
-    assert sla.token_budget.promised.number == tokens[kept][-1]
-    assert sla.token_budget.limited_by == "slo"
-
-
-def test_a_cap_is_not_promised_over_a_slower_small_batch(fit: FittedModel) -> None:
-    def slow_first(steps: xr.Dataset) -> np.ndarray[Any, Any]:
-        batch_size = steps["batch_size"].to_numpy()
-        return np.where(batch_size == 3, 30.0, 10.0)[None, :]
-
-    def kept(running: Any) -> Any:
-        return running[0] <= SLO_MS
-
-    assert largest_kept([Line()], [(1, 30)], evaluate=slow_first, is_kept=kept) == (2,)
-    assert largest_kept([Line()], [(3, 30)], evaluate=slow_first, is_kept=kept) == (None,)
+    for first, found in ((1, 2), (3, None)):
+        spans, kept = [(first, 30)], lambda running: running[0] <= SLO_MS
+        assert largest_kept([StepLine()], spans, evaluate=slow_at_3, is_kept=kept) == (found,)
 
 
 def test_small_slow_batches_stop_a_cap_of_the_saturation_equation() -> None:
@@ -92,38 +74,44 @@ def test_the_search_finds_every_end(stop: int) -> None:
     def rising(steps: xr.Dataset) -> np.ndarray[Any, Any]:
         return steps["total_tokens"].to_numpy()[None, :].astype(float)
 
-    lines = [Line(), Line(1)]
-    found = largest_kept(
-        lines, [(1, 4096), (1, 5)], evaluate=rising, is_kept=lambda running: running[0] <= stop + 0.5
-    )
+    lines, spans = [StepLine(), StepLine(1)], [(1, 4096), (1, 5)]
+    found = largest_kept(lines, spans, evaluate=rising, is_kept=lambda running: running[0] <= stop + 0.5)
     assert found == (stop, min(stop, 5))
 
 
-def test_risk_and_confidence_are_what_the_draws_say(fit: FittedModel) -> None:
+def test_risk_and_confidence_are_what_the_draws_say() -> None:
     steps = steps_arrays([8, 8, 40], [8, 900, 40])
-    objective = Objective(limit_ms=SLO_MS)
-    risk = step_risk(fit, steps, objective, max_draws=None)
-    below = fit.probability_below_draws(steps, SLO_MS, max_draws=None)
+    risk = step_risk(server(), steps, OBJECTIVE, max_draws=None)
+    below = server().probability_below_draws(steps, SLO_MS, max_draws=None)
     np.testing.assert_allclose(risk["probability"], below.mean(("chain", "draw")))
     np.testing.assert_allclose(risk["lower"], below.quantile(0.05, ("chain", "draw")))
-    quantiles = fit.quantile_draws(steps, 0.99, max_draws=None)
+    quantiles = server().quantile_draws(steps, 0.99, max_draws=None)
     np.testing.assert_allclose(risk["confidence"], (quantiles <= SLO_MS).mean(("chain", "draw")))
+    surface = risk_map(server(), OBJECTIVE, max_draws=100, num=6)
+    assert surface["probability"].dims == ("batch_size", "total_tokens")
+    assert bool(surface["probability"].isnull().equals(~surface["possible"]))
+    assert {"probability", "lower", "upper", "confidence", "extrapolation"} <= set(surface)
 
 
 def test_more_knowledge_raises_confidence_and_leaves_risk() -> None:
-    vague, sure = server(spread=0.1), server(spread=0.005)
-    steps, objective = steps_arrays(30, 30), Objective(limit_ms=SLO_MS)
-    wide, narrow = (step_risk(f, steps, objective).isel(step=0) for f in (vague, sure))
+    steps = steps_arrays(30, 30)
+    wide, narrow = (step_risk(server(spread=s), steps, OBJECTIVE).isel(step=0) for s in (0.1, 0.005))
     assert float(narrow["upper"] - narrow["lower"]) < 0.2 * float(wide["upper"] - wide["lower"])
     assert float(narrow["probability"]) == pytest.approx(float(wide["probability"]), abs=0.05)
 
 
-def test_a_higher_confidence_or_quantile_promises_less(fit: FittedModel) -> None:
+def test_a_higher_confidence_or_quantile_promises_less() -> None:
     def budget(**changes: float) -> int:
-        limit = step_sla(fit, slo_ms=SLO_MS, decodes=7, **changes).token_budget  # type: ignore[arg-type]
-        assert limit is not None
-        assert limit.promised is not None
-        return limit.promised.number
+        search = StepSearch(
+            fit=server(),
+            objective=Objective(limit_ms=SLO_MS, **changes),
+            extrapolate=False,
+            probability=0.9,
+            max_draws=400,
+        )
+        (found,) = search.promised([StepLine(8)], [(8, 4096)])
+        assert found is not None
+        return found
 
     assert budget(confidence=0.99) < budget(confidence=0.9) < budget(confidence=0.5)
     assert budget(quantile=0.999) < budget(quantile=0.9)
@@ -140,27 +128,27 @@ def test_a_point_estimate_allows_what_breaks_half_of_the_time(sla: StepSLA) -> N
     assert "A point estimate allows" in limit.text
 
 
-def test_the_frontier_is_that_of_single_lines(fit: FittedModel, sla: StepSLA) -> None:
+def test_the_frontier_is_that_of_single_lines(sla: StepSLA) -> None:
     row = sla.frontier.iloc[10]
-    line = Line(int(row["batch_size"]))
-    span = line.span(fit.region)
+    line = StepLine(int(row["batch_size"]))
+    span = line.span(server().region)
     assert span == (row["first_tokens"], row["last_tokens"])
-    assert promised(fit, [line], [span], sla.objective, max_draws=2000) == (row["total_tokens"],)
-    at = step_risk(
-        fit, steps_arrays(row["batch_size"], row["total_tokens"]), sla.objective, max_draws=2000
-    ).isel(step=0)
-    assert row["probability"] == pytest.approx(float(at["probability"]), abs=1e-3)
+    search = StepSearch(fit=server(), objective=OBJECTIVE, extrapolate=False, probability=0.9, max_draws=2000)
+    limit = search.limit(line)
+    assert limit.promised is not None
+    assert (limit.promised.number, limit.limited_by) == (row["total_tokens"], row["limited_by"])
+    assert row["probability"] == pytest.approx(limit.promised.probability, abs=1e-3)
 
 
-def test_nothing_outside_the_data_is_promised_unless_asked(fit: FittedModel) -> None:
-    inside = step_sla(fit, slo_ms=500.0, batch_size=100)
+def test_nothing_outside_the_data_is_promised_unless_asked() -> None:
+    inside = quick_sla(server(), slo_ms=500.0, batch_size=100)
     assert inside.decode_only.promised is not None
     assert inside.decode_only.promised.number == 67  # 64 and the tolerance of the region
     assert inside.decode_only.limited_by == "data"
     assert "the trace holds no larger steps" in inside.text
     assert inside.decode_only.asked_is_kept is False
     assert not inside.is_promised
-    outside = step_sla(fit, slo_ms=500.0, batch_size=100, extrapolate=True)
+    outside = quick_sla(server(), slo_ms=500.0, batch_size=100, extrapolate=True)
     assert outside.is_promised
     assert outside.decode_only.last == EXTRAPOLATION_FACTOR * 67 + 1
     assert outside.decode_only.promised is not None
@@ -168,8 +156,8 @@ def test_nothing_outside_the_data_is_promised_unless_asked(fit: FittedModel) -> 
     assert "EXTRAPOLATION" in outside.text
 
 
-def test_steps_that_were_never_seen_are_not_promised(fit: FittedModel) -> None:
-    answer = step_sla(fit, slo_ms=500.0, decodes=500)
+def test_steps_that_were_never_seen_are_not_promised() -> None:
+    answer = quick_sla(server(), slo_ms=500.0, decodes=500)
     assert answer.token_budget is not None
     assert answer.token_budget.limited_by == "nothing seen"
     assert answer.token_budget.promised is None
@@ -178,66 +166,46 @@ def test_steps_that_were_never_seen_are_not_promised(fit: FittedModel) -> None:
 
 def test_a_span_is_all_that_a_trace_covers_of_a_line() -> None:
     region = region_of(np.array([6, 24, 1, 28]), np.array([6, 24, 512, 512]))
-    assert Line().span(region) == (6, 25)
-    assert Line(1).span(region) is not None
-    assert Line(40).span(region) is None
-    numbers = np.arange(1, 600)
-    steps = steps_on([Line(10)], np.maximum(numbers, 10)[None, :])
+    assert StepLine().span(region) == (6, 25)
+    assert StepLine(1).span(region) is not None
+    assert StepLine(40).span(region) is None
+    steps = steps_on([StepLine(10)], np.maximum(np.arange(1, 600), 10)[None, :])
     seen = steps["total_tokens"].to_numpy()[region.contains(steps["batch_size"], steps["total_tokens"])]
-    assert Line(10).span(region) == (seen.min(), seen.max())
+    assert StepLine(10).span(region) == (seen.min(), seen.max())
 
 
-def test_a_limit_below_the_floor_is_an_answer(fit: FittedModel) -> None:
-    answer = step_sla(fit, slo_ms=0.5)
+def test_a_limit_below_the_floor_is_an_answer() -> None:
+    answer = quick_sla(server(), slo_ms=0.5)
     assert not answer.is_promised
     assert answer.is_below_floor
     assert "No step of this server keeps 0.5 ms" in answer.text
-    possible = step_sla(fit, slo_ms=1.01 * answer.floor_ms)
-    assert not possible.is_below_floor
+    assert not quick_sla(server(), slo_ms=1.01 * answer.floor_ms).is_below_floor
 
 
-def test_what_was_asked_decides_alone(fit: FittedModel, sla: StepSLA) -> None:
-    assert sla.decode_only.promised is not None
-    most = sla.decode_only.promised.number
-    assert step_sla(fit, slo_ms=SLO_MS, batch_size=most).is_promised
-    assert not step_sla(fit, slo_ms=SLO_MS, batch_size=most + 1).is_promised
-    assert not step_sla(fit, slo_ms=SLO_MS, batch_size=most, decodes=7, token_budget=4000).is_promised
+def test_what_was_asked_decides_alone() -> None:
+    decode_only = quick_sla(server(), slo_ms=SLO_MS).decode_only.promised
+    assert decode_only is not None
+    most = decode_only.number
+    assert quick_sla(server(), slo_ms=SLO_MS, batch_size=most).is_promised
+    assert not quick_sla(server(), slo_ms=SLO_MS, batch_size=most + 1).is_promised
+    too_large = quick_sla(server(), slo_ms=SLO_MS, batch_size=most, decodes=7, token_budget=4000)
+    assert not too_large.is_promised
 
 
 def test_a_fit_that_has_not_converged_promises_nothing() -> None:
     fit = replace(server(), metadata=synthetic_metadata(converged=False))
-    refused = step_sla(fit, slo_ms=SLO_MS)
+    refused = quick_sla(fit, slo_ms=SLO_MS)
     assert refused.decode_only.promised is not None
     assert not refused.is_promised
     assert "has not converged" in refused.text
-    assert step_sla(fit, slo_ms=SLO_MS, accept_unconverged=True).is_promised
+    assert quick_sla(fit, slo_ms=SLO_MS, accept_unconverged=True).is_promised
 
 
 def test_an_answer_is_plain_values(sla: StepSLA) -> None:
-    text = json.dumps(sla.to_dict(), allow_nan=False)
-    back = json.loads(text)
+    back = json.loads(json.dumps(sla.to_dict(), allow_nan=False))
     assert back["decode_only"]["promised"]["number"] > 0
     assert len(back["frontier"]) == len(sla.table)
     assert back["is_promised"] is True
-
-
-def test_the_map_is_risk_over_a_grid(fit: FittedModel) -> None:
-    found = risk_map(fit, Objective(limit_ms=SLO_MS), max_draws=100, num=6)
-    assert found["probability"].dims == ("batch_size", "total_tokens")
-    assert bool(found["probability"].isnull().equals(~found["possible"]))
-    assert {"probability", "lower", "upper", "confidence", "extrapolation"} <= set(found)
-
-
-class NeedsContext:
-    """The saturation model, as one that needs a further column."""
-
-    columns = ("batch_size", "total_tokens", "context_tokens")
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
 
 @pytest.mark.parametrize(
@@ -256,12 +224,70 @@ class NeedsContext:
         ({"max_draws": 0}, "max_draws = 0"),
     ],
 )
-def test_bad_input_is_refused(fit: FittedModel, changes: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        step_sla(fit, **{"slo_ms": SLO_MS, **changes})
+        step_sla(server(), **{"slo_ms": SLO_MS, **changes})
 
 
-def test_a_model_of_further_columns_is_refused(fit: FittedModel) -> None:
-    further: Any = NeedsContext(fit.model)
-    with pytest.raises(InputError, match="needs context_tokens of every step"):
-        step_sla(replace(fit, model=further), slo_ms=SLO_MS)
+def seen(*cells: tuple[float, ...]) -> FittedModel:
+    """A server whose trace also holds some cells: B, S, count, and three quantiles of their latency, ms."""
+    names = ["batch_size", "total_tokens", "count", "q05_ms", "median_ms", "q95_ms"]
+    columns = dict(zip(names, np.array(cells).T, strict=True))
+    further = xr.Dataset({name: ("cell", values) for name, values in columns.items()})
+    tree = server().data.copy()
+    tree["cells"] = xr.DataTree(xr.concat([synthetic_cells(), further], "cell"))
+    return replace(server(), data=tree)
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "late"),
+    [
+        ((10.0, 12.0, 15.0), 0),
+        ((10.0, 12.0, 21.0), 5),  # the 95 % quantile of 100 steps and those above it
+        ((10.0, 21.0, 30.0), 50),
+        ((21.0, 25.0, 30.0), 95),
+    ],
+)
+def test_late_steps_are_counted_from_below(quantiles: tuple[float, float, float], late: int) -> None:
+    found = evidence(seen((8, 100, 100, *quantiles)), StepLine(8), 100, OBJECTIVE)
+    assert found.num_steps == 100
+    assert found.late_share == pytest.approx(late / 100)
+    assert found.is_contradicted == (late > 0)
+
+
+def test_the_count_is_never_above_what_really_was_late() -> None:
+    rng = np.random.default_rng(3)
+    for count in (1, 2, 7, 19, 20, 21, 150):
+        latency = rng.gamma(4.0, 4.0, count)
+        cell = (8, 100, count, *np.quantile(latency, [0.05, 0.5, 0.95]))
+        found = evidence(seen(cell), StepLine(8), 100, OBJECTIVE)
+        assert found.late_share is not None
+        assert found.late_share * count <= (latency > SLO_MS).sum() + 1e-9
+
+
+def test_few_late_steps_and_far_ones_are_no_contradiction() -> None:
+    one = seen((8, 100, 99, 10.0, 11.0, 12.0), (8, 99, 1, 30.0, 30.0, 30.0))
+    found = evidence(one, StepLine(8), 100, OBJECTIVE)
+    assert found.late_share == pytest.approx(0.01)
+    assert not found.is_contradicted
+    far = seen(*((b, s, 100, 30.0, 31.0, 32.0) for b, s in ((8, 300), (8, 20), (40, 100))))
+    found = evidence(far, StepLine(8), 100, OBJECTIVE)
+    assert found == Evidence(num_steps=0, late_share=None, is_contradicted=False)
+    assert "The trace holds 0 steps near it: this rests on the equation" in found.text
+
+
+def test_what_the_trace_contradicts_is_not_promised() -> None:
+    honest = quick_sla(server(), slo_ms=SLO_MS, decodes=7)
+    assert honest.token_budget is not None
+    assert honest.token_budget.promised is not None
+    most = honest.token_budget.promised.number
+    assert honest.is_promised
+    assert honest.token_budget.promised.evidence.num_steps < FEW
+    stairs = seen((8, most - 10, 200, 25.0, 26.0, 27.0))
+    words = "The trace CONTRADICTS this: of its 200 steps near it at least 95.0% took longer"
+    for asked in (None, most - 5):
+        refused = quick_sla(stairs, slo_ms=SLO_MS, decodes=7, token_budget=asked)
+        assert not refused.is_promised
+        assert words in refused.text
+    assert quick_sla(stairs, slo_ms=SLO_MS, decodes=7, token_budget=most // 2).is_promised
+    assert bool(refused.frontier["is_contradicted"].any())

@@ -13,24 +13,10 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from bayes_sched.comparison import latency, verdicts
-from bayes_sched.comparison.members import (
-    DEFAULT_PAIRED_DRAWS,
-    Member,
-    Servers,
-    difference_table,
-    discrepancy_of,
-    labelled,
-    prices_of,
-    warnings_of,
-)
-from bayes_sched.comparison.throughput import (
-    DEFAULT_SLO_QUANTILE,
-    cost_table,
-    equivalent_table,
-    rates_of,
-    throughput_table,
-)
+from bayes_sched.comparison import latency, members, throughput, verdicts
+from bayes_sched.comparison.members import DEFAULT_PAIRED_DRAWS, Member, Servers
+from bayes_sched.comparison.throughput import DEFAULT_SLO_QUANTILE
+from bayes_sched.comparison.verdicts import COMPARISON_PROBABILITY, DEFAULT_ROPE, VALUE_WORDS, ratio_row
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.parameters import WELL
@@ -161,8 +147,8 @@ def compare(
     prices: Mapping[str, float] | None = None,
     slo_ms: float | None = None,
     slo_quantile: float = DEFAULT_SLO_QUANTILE,
-    rope: float = verdicts.DEFAULT_ROPE,
-    probability: float = verdicts.COMPARISON_PROBABILITY,
+    rope: float = DEFAULT_ROPE,
+    probability: float = COMPARISON_PROBABILITY,
     batch_size: ArrayLike | None = None,
     total_tokens: ArrayLike | None = None,
     max_draws: int = DEFAULT_PAIRED_DRAWS,
@@ -207,8 +193,8 @@ def compare(
     if slo_ms is not None and not 0.0 < slo_ms < math.inf:
         raise InputError(f"slo_ms = {slo_ms:g}: give a positive number of milliseconds")
     rule = {"rope": verdicts.check_rope(rope), "probability": probability}
-    chosen = labelled(fits)
-    price_of = prices_of(chosen, prices or {})
+    chosen = members.labelled(fits)
+    price_of = members.prices_of(chosen, prices or {})
     servers = Servers(chosen, max_draws=max_draws, seed=seed)
     grid = latency.shared_grid(servers, batch_size=batch_size, total_tokens=total_tokens)
     mean_ms = servers.mean_latency_ms(grid)
@@ -216,19 +202,14 @@ def compare(
     table = latency.pair_rows(maps, grid)
     cells = latency.shared_cells(servers)
     typical = latency.typical_shared_steps(cells)
-    rates = rates_of(servers, typical, slo_ms=slo_ms, slo_quantile=slo_quantile)
+    rates = throughput.rates_of(servers, typical, slo_ms=slo_ms, slo_quantile=slo_quantile)
     parameters = parameter_values(chosen, probability=probability)
-    differences = difference_table(chosen)
-    discrepancies = {label: discrepancy_of(fit) for label, fit in chosen.items()}
+    differences = members.difference_table(chosen)
+    discrepancies = {label: members.discrepancy_of(fit) for label, fit in chosen.items()}
     return Comparison(
         members=tuple(
-            Member(
-                label=label,
-                fit=fit.description,
-                discrepancy=discrepancies[label],
-                price_per_hour=price_of[label],
-            )
-            for label, fit in chosen.items()
+            Member(label=x, fit=fit.description, discrepancy=discrepancies[x], price_per_hour=price_of[x])
+            for x, fit in chosen.items()
         ),
         **rule,
         slo_ms=slo_ms,
@@ -241,17 +222,17 @@ def compare(
         steps=latency.typical_rows(servers, typical, seed=seed, **rule),
         shares=verdicts.share_table(table, latency.seen_rows(servers, cells, **rule)),
         further_data=latency.further_data(servers, table, maps, rope=rope),
-        equivalents=equivalent_table(servers, probability=probability),
-        throughput=throughput_table(rates, price_of, probability=probability),
-        cost_ratios=cost_table(rates, price_of, **rule),
+        equivalents=throughput.equivalent_table(servers, probability=probability),
+        throughput=throughput.throughput_table(rates, price_of, probability=probability),
+        cost_ratios=throughput.cost_table(rates, price_of, **rule),
         parameters=parameters,
         parameter_ratios=parameter_ratios(servers, parameters, **rule),
         symbols={p.name: p.symbol for p in next(iter(chosen.values())).model.parameters},
         differences=differences,
-        bands=latency.latency_bands(chosen, typical, probability=probability),
+        bands=latency.latency_bands(servers, typical, probability=probability),
         outline=latency.outline(servers, grid),
         seen=latency.seen_steps(servers),
-        warnings=warnings_of(chosen, differences, discrepancies, rope=rope),
+        warnings=members.warnings_of(chosen, differences, discrepancies, rope=rope),
     )
 
 
@@ -291,7 +272,7 @@ def parameter_ratios(
                 "difference_lower": lower,
                 "difference_upper": upper,
                 "p_greater": float((a - b > 0.0).mean()),
-                **verdicts.ratio_row(a / b, rope=rope, probability=probability, words=verdicts.VALUE_WORDS),
+                **ratio_row(a / b, rope=rope, probability=probability, words=VALUE_WORDS),
             }
             if open_on:
                 row["verdict"] = f"none: not identified on {' and '.join(open_on)}"

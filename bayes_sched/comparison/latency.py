@@ -6,7 +6,6 @@ trace; elsewhere at least one server is extrapolated, and that is marked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
@@ -97,9 +96,9 @@ def _is_any_shared(grid: xr.Dataset) -> bool:
     return bool(grid["in_region"].all("gpu").any())
 
 
-def _log_points(values: ArrayLike, num: int) -> Floats:
+def _log_points(values: pd.Series[Any], num: int) -> Floats:
     """Return whole numbers over the range of the values, evenly spread on a logarithmic scale."""
-    points: Floats = np.unique(np.rint(np.geomspace(float(np.min(values)), float(np.max(values)), num)))
+    points: Floats = np.unique(np.rint(np.geomspace(float(values.min()), float(values.max()), num)))
     return points
 
 
@@ -297,9 +296,7 @@ def outline(servers: Servers, grid: xr.Dataset) -> xr.Dataset:
     return fine.assign(extrapolation=~servers.in_regions(fine).all("gpu"))
 
 
-def latency_bands(
-    fits: Mapping[str, FittedModel], typical: pd.DataFrame, *, probability: float
-) -> dict[str, xr.Dataset]:
+def latency_bands(servers: Servers, typical: pd.DataFrame, *, probability: float) -> dict[str, xr.Dataset]:
     """Return bands of ``decode`` steps, and of ``mixed`` ones with the requests of the largest shared step.
 
     Each has dims (gpu, step): ``batch_size``, ``total_tokens``, ``mean_ms``, ``extrapolation``, and of single
@@ -307,26 +304,18 @@ def latency_bands(
     """
     largest = typical.loc[typical["step"] == FULL_STEP, "batch_size"]
     b = int(largest.iloc[0]) if len(largest) else 1
-    requests, tokens = (
-        np.concatenate([fit.cells[name].to_numpy() for fit in fits.values()])
-        for name in ("batch_size", "total_tokens")
-    )
-    n = _log_points(requests, _NUM_BAND)
-    most = float(tokens.max())
-    fewest = max(float(b), float(tokens.min()))
-    chosen = {
-        "decode": steps_arrays(n, n),
-        "mixed": steps_arrays(b, _log_points([fewest, max(most, fewest)], _NUM_BAND)),
-    }
-    return {name: _bands(fits, steps, probability=probability) for name, steps in chosen.items()}
+    seen = seen_steps(servers)
+    requests = _log_points(seen["batch_size"], _NUM_BAND)
+    tokens = _log_points(seen["total_tokens"].clip(lower=b), _NUM_BAND)
+    chosen = {"decode": steps_arrays(requests, requests), "mixed": steps_arrays(b, tokens)}
+    return {name: _bands(servers, steps, probability) for name, steps in chosen.items()}
 
 
-def _bands(fits: Mapping[str, FittedModel], steps: xr.Dataset, *, probability: float) -> xr.Dataset:
+def _bands(servers: Servers, steps: xr.Dataset, probability: float) -> xr.Dataset:
     parts = []
-    for fit in fits.values():
+    for fit in servers.fits.values():
         single = fit.predictive_band(steps, probability=probability)
         mean = fit.mean_band(steps, probability=probability)["median"]
-        parts.append(
-            single[["extrapolation"]].assign(mean_ms=mean, lower_ms=single["lower"], upper_ms=single["upper"])
-        )
-    return xr.concat(parts, dim=pd.Index(list(fits), name="gpu"), join="exact")
+        ends = {"mean_ms": mean, "lower_ms": single["lower"], "upper_ms": single["upper"]}
+        parts.append(single[["extrapolation"]].assign(ends))
+    return xr.concat(parts, dim=pd.Index(servers.labels, name="gpu"), join="exact")

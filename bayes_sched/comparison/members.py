@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -41,17 +42,10 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Member:
-    """One server of a comparison.
+    """One server of a comparison, by its label.
 
-    Attributes
-    ----------
-    label : str
-        Distinct among the members.
-    fit : FitDescription
-    discrepancy : float or None
-        By how much the equation misses the observed medians, a share: nine in ten (B, S) by less; None where
-        no (B, S) was seen :data:`MIN_STEPS` times.
-    price_per_hour : float or None
+    `discrepancy`, a share, is by how much the equation misses the observed medians: nine in ten (B, S) by
+    less; None where no (B, S) was seen :data:`MIN_STEPS` times.
     """
 
     label: str
@@ -62,8 +56,8 @@ class Member:
 
 def labelled(fits: Sequence[FittedModel] | Mapping[str, FittedModel]) -> dict[str, FittedModel]:
     """Return the fits by label after making sure that they can be compared."""
-    given = {str(key): fit for key, fit in fits.items()} if isinstance(fits, Mapping) else None
-    chosen = given or dict(zip(labels_of(list(fits)), fits, strict=True))
+    items = fits.items() if isinstance(fits, Mapping) else zip(labels_of(fits), fits, strict=True)
+    chosen = {str(label): fit for label, fit in items}
     if len(chosen) < 2:
         raise InputError(f"{len(chosen)} fit: a comparison takes two or more")
     for (label_a, a), (label_b, b) in combinations(chosen.items(), 2):
@@ -92,7 +86,8 @@ def _check_pair(label_a: str, a: FittedModel, label_b: str, b: FittedModel) -> N
         if others:
             raise InputError(
                 f"{label}: its model {fit.model.name} asks for {', '.join(others)} besides requests and "
-                "tokens: a comparison is over these two alone; fit the traces with the model saturation, say"
+                "tokens: a comparison is over these two alone; fit the traces with the model "
+                "saturation for one"
             )
     shapes = [[(p.name, p.unit) for p in fit.model.parameters] for fit in (a, b)]
     if shapes[0] != shapes[1]:
@@ -119,7 +114,8 @@ def prices_of(fits: Mapping[str, FittedModel], given: Mapping[str, float]) -> di
             what = "fits several" if matches else "is that of no fit"
             known = ", ".join(dict.fromkeys([*names, *names.values()]))
             raise InputError(f"price of {key!r}: the label {what}; give one of {known}")
-        if not isinstance(price, int | float) or isinstance(price, bool) or not 0.0 < price < math.inf:
+        is_number = isinstance(price, Real) and not isinstance(price, bool)
+        if not (is_number and 0.0 < price < math.inf):
             raise InputError(f"price of {key!r}: {price!r} is no positive number an hour")
         if found[matches[0]] is not None:
             raise InputError(f"price of {key!r}: given twice (label and name of the result)")
@@ -161,11 +157,12 @@ def _described(fits: Sequence[FittedModel]) -> list[tuple[str, list[object], boo
     provenances = [fit.metadata for fit in fits]
     keys = dict.fromkeys(key for metadata in provenances for key in metadata.labels)
     titles = {"gpu": "GPU", "llm": "LLM"} | {key: key for key in keys if key not in ("gpu", "llm")}
+    found: list[tuple[str, list[object], bool]] = [
+        (title, [metadata.labels.get(key) for metadata in provenances], key != "gpu")
+        for key, title in titles.items()
+    ]
     return [
-        *(
-            (title, [metadata.labels.get(key) for metadata in provenances], key != "gpu")
-            for key, title in titles.items()
-        ),
+        *found,
         (_BUDGET, [int(fit.cells["total_tokens"].max()) for fit in fits], True),
         ("longest step kept (ms)", [f"{m.cleaning.max_latency_ms:g}" for m in provenances], False),
         ("model", [metadata.model.name for metadata in provenances], False),

@@ -42,17 +42,10 @@ EQUIVALENT_COLUMNS = ["gpu", "batch_size", "other", "median", "lower", "upper", 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rate:
-    """How many tokens a second one server processes in one case.
+    """How many tokens a second one server processes in one case; 0 where a draw has no step within the limit.
 
-    Attributes
-    ----------
-    gpu, case : str
-    tokens_per_s : ndarray, dims (draw,)
-        0 where a draw has no step within the limit.
-    batch_size, total_tokens : float
-        Of the step, or the medians of the best one's; NaN where there is none.
-    set_by : str
-        What keeps it from being more.
+    The step is given, or has the medians of the best one's sizes, NaN where there is none; `set_by` says what
+    keeps the throughput from being more.
     """
 
     gpu: str

@@ -2,270 +2,81 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.format import chance, sureness
-from bayes_sched.model.equation import PARAMETERS, inverse_saturation
 from bayes_sched.planning.replay import SchedulerSettings, StepTimes
-from bayes_sched.planning.simulator import KEYS, NAMES, Simulation, simulate, spread_out
+from bayes_sched.planning.simulator import (
+    KEYS,
+    LEVELS,
+    Objectives,
+    ServerSimulation,
+    simulate,
+    spread_out,
+)
 from bayes_sched.planning.workload import AnyWorkload
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import check_probability, thin
-from bayes_sched.predictor.predictor import Predictor
-from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, refusals
-from bayes_sched.steps import steps_arrays
+from bayes_sched.posterior.prediction import check_probability
+from bayes_sched.posterior.provenance import FitDescription
+from bayes_sched.sla.request import NAMES
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, ROUNDING, Objective, refusals
 
-TOKENS, REQUESTS, FIXED, IDLE, REST = "tokens", "requests", "fixed cost", "unsaturated device", "other terms"
-COLUMNS = (
-    *("kind", "name", "group", "latency_ms", "latency_ms_lower", "latency_ms_upper"),
-    *("share", "share_lower", "share_upper", "p_largest"),
-)
+DEFAULT_DRAWS = 200
+"""Posterior draws, each a replay of its own: a confidence of 0.95 is then known to 1.5 percentage points."""
+DEFAULT_MAX_REPLICAS = 64
+TRUSTED_BEYOND = 0.01
+"""Nothing is promised where more of the simulated time is spent in larger steps than any of the trace."""
 
-_NEGLIGIBLE = 1e-9
-
-
-def term_table(
-    fit: FittedModel,
-    batch_size: float,
-    total_tokens: float,
-    *,
-    probability: float,
-    max_draws: int | None,
-) -> pd.DataFrame | None:
-    """Return what each term of the equation adds to the mean latency of a step.
-
-    Returns
-    -------
-    DataFrame or None
-        ``kind`` (``group`` or ``term``), ``name``, ``group``, ``latency_ms`` and ``share`` (medians, each
-        with ``_lower`` and ``_upper``), ``p_largest``: the probability that it is the largest of its kind.
-        None where the model's parameters are not those of the equation.
-    """
-    draws = thin(fit.posterior, max_draws=max_draws)
-    if any(p.name not in draws for p in PARAMETERS):
-        return None
-    par = {p.name: draws[p.name].to_numpy().ravel() for p in PARAMETERS}
-    slowdown = inverse_saturation(batch_size, total_tokens, k_B=par["k_B"], k_S=par["k_S"])
-    fixed_work, work = par["w_0"] / par["P_max"], par["w_1"] * total_tokens / par["P_max"]
-    parts: dict[tuple[str, str], Floats] = {
-        ("tau_0", FIXED): par["tau_0"],
-        ("w_0 / P_max", FIXED): fixed_work,
-        ("w_1 S / P_max", TOKENS): work,
-        ("tau_S S", TOKENS): par["tau_S"] * total_tokens,
-        ("slowdown of the work", IDLE): (slowdown - 1.0) * (fixed_work + work),
-        ("tau_B B", REQUESTS): par["tau_B"] * batch_size,
-    }
-    steps = steps_arrays(batch_size, total_tokens)
-    whole = fit.mean_latency(steps, max_draws=max_draws).to_numpy().ravel()
-    rest = whole - sum(parts.values())
-    if float(np.abs(rest / whole).max()) > _NEGLIGIBLE:
-        parts[("other terms of the model", REST)] = rest
-    groups: dict[tuple[str, str], Floats] = {}
-    for (_, group), values in parts.items():
-        groups[(group, group)] = groups.get((group, group), 0.0) + values
-    rows = [*_rows("group", groups, whole, probability), *_rows("term", parts, whole, probability)]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _rows(
-    kind: str, parts: dict[tuple[str, str], Floats], whole: Floats, probability: float
-) -> list[tuple[object, ...]]:
-    tail = 0.5 * (1.0 - probability)
-    levels = [0.5, tail, 1.0 - tail]
-    largest = np.argmax(np.stack(list(parts.values())), axis=0)
-    rows = []
-    for place, ((name, group), values) in enumerate(parts.items()):
-        ms, share = np.quantile(values, levels), np.quantile(values / whole, levels)
-        rows.append((kind, name, group, *ms.tolist(), *share.tolist(), float((largest == place).mean())))
-    return rows
-
-
-_SAME = 0.001  # probabilities closer than that are settled by the expected time
-
-
-class ServerLoad(NamedTuple):
-    """A server and what it is doing.
-
-    Attributes
-    ----------
-    predictor : Predictor
-        Its compiled posterior, one for each kind of server; its level follows what the server does.
-    decodes : int
-        Requests that decode.
-    waiting_tokens : int
-        Prompt tokens before the request's own.
-    token_budget : int
-        Most tokens of a step.
-    """
-
-    predictor: Predictor
-    decodes: int
-    waiting_tokens: int
-    token_budget: int
-
-
-class ServerChoice(NamedTuple):
-    """The server to take, and why.
-
-    Attributes
-    ----------
-    number : int
-        Its place among the loads.
-    expected_ms : tuple of float
-        Mean time of the request on each server, ms; infinite where there is no room for a prefill.
-    probabilities : tuple of float or None
-        That it keeps the limit on each; None without a limit.
-    """
-
-    number: int
-    expected_ms: tuple[float, ...]
-    probabilities: tuple[float, ...] | None
-
-
-def choose_server(
-    loads: Sequence[ServerLoad],
-    *,
-    prompt_tokens: int,
-    output_tokens: int = 1,
-    limit_ms: float | None = None,
-) -> ServerChoice:
-    """Return the server on which a request keeps a limit most probably, or is expected to take least time.
-
-    A request waits for the prompt tokens before it and is then prefilled in chunks, beside the decodes that
-    run; its further tokens come out of decode-only steps. The probability takes all of its steps to be
-    equally late, each at the same quantile of its own distribution: exact for a single step, and cautious for
-    many of them where the limit is above the expected time.
-
-    Parameters
-    ----------
-    loads : sequence of ServerLoad
-    prompt_tokens, output_tokens : int
-        Of the request; with 1 output token the time is that to the first token.
-    limit_ms : float, optional
-        Limit on the time of the request, ms.
-
-    Returns
-    -------
-    ServerChoice
-
-    Raises
-    ------
-    InputError
-        There is no server, or a number is out of range, or beyond a predictor's tables.
-    """
-    if not loads:
-        raise InputError("there is no server to choose from")
-    if prompt_tokens < 1 or output_tokens < 1:
-        raise InputError(
-            f"a request of {prompt_tokens} prompt and {output_tokens} output tokens: give 1 at least"
-        )
-    expected, probabilities = [], []
-    for load in loads:
-        mean_ms, probability = _time(load, prompt_tokens, output_tokens, limit_ms)
-        expected.append(mean_ms)
-        probabilities.append(probability)
-    number = min(range(len(loads)), key=expected.__getitem__)
-    if limit_ms is None:
-        return ServerChoice(number, tuple(expected), None)
-    enough = max(probabilities) - _SAME
-    probable = [i for i, probability in enumerate(probabilities) if probability >= enough]
-    return ServerChoice(min(probable, key=expected.__getitem__), tuple(expected), tuple(probabilities))
-
-
-def _time(
-    load: ServerLoad, prompt_tokens: int, output_tokens: int, limit_ms: float | None
-) -> tuple[float, float]:
-    """Return the mean time of a request on a server, ms, and the probability that it keeps the limit."""
-    predictor, decodes, waiting, budget = load
-    if decodes < 0 or waiting < 0:
-        raise InputError(
-            f"a server with {decodes} decodes and {waiting} waiting tokens: give no negative number"
-        )
-    chunk = budget - decodes
-    if chunk < 1:
-        return math.inf, 0.0
-    requests = decodes + 1
-    full, rest = divmod(waiting + prompt_tokens, chunk)
-    steps = [(budget, full), (decodes + rest, 1 if rest else 0), (requests, output_tokens - 1)]
-    parts = [
-        (count * step_ms, tokens, step_ms)
-        for tokens, count in steps
-        if count
-        for step_ms in (predictor.mean_latency(requests, tokens),)
-    ]
-    total_ms = sum(part for part, _, _ in parts)
-    if limit_ms is None:
-        return total_ms, math.nan
-    _, tokens, step_ms = max(parts)
-    return total_ms, predictor.probability_below(requests, tokens, limit_ms * step_ms / total_ms)
-
-
+_MOST_ALONE = 200
 _WORTH_SAYING = 0.01
-_ROUNDING = 1e-12
+
+type ShowStage = Callable[[str, float | None], None]
+"""Called with a stage in words and the share of it that is done."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CapacityPlan:
-    """Whether a workload can be carried, and by how many servers.
+    """Whether a workload can be carried, and by how many servers."""
 
-    Attributes
-    ----------
-    fit : FittedModel
-    workload : Workload or PoissonWorkload
-    settings : SchedulerSettings
-    objectives : Mapping of str to (Objective or None)
-        Limits on ``ttft``, ``tpot`` and ``e2e``.
-    confidence : float
-        Asked.
-    probability : float
-        Of intervals over draws.
-    simulations : tuple of Simulation
-        All that were tried, by their number of replicas.
-    asked_replicas : int or None
-        The number that was to be judged; None: the smallest was sought.
-    max_replicas : int
-        How far it was sought.
-    replicas : int or None
-        The number that was asked for, if it will do, or the smallest that will; None where there is none.
-    alone : Simulation or None
-        What requests do that have a server for themselves, where one server was not enough.
-    extrapolates : bool
-    refusals : tuple of str
-        Reasons, besides the numbers, why nothing is promised.
-    """
-
-    fit: FittedModel
+    fit: FitDescription
     workload: AnyWorkload
     settings: SchedulerSettings
-    objectives: Mapping[str, Objective | None]
+    objectives: Objectives
+    """Limits on ``ttft``, ``tpot`` and ``e2e``."""
     confidence: float
+    """Asked."""
     probability: float
-    simulations: tuple[Simulation, ...]
+    """Of intervals over draws."""
+    simulations: tuple[ServerSimulation, ...]
+    """All that were tried, by their number of replicas."""
     asked_replicas: int | None
+    """The number that was to be judged; None: the smallest was sought."""
     max_replicas: int
+    """How far it was sought."""
     replicas: int | None
-    alone: Simulation | None
-    extrapolates: bool
+    """The number that was asked for, if it will do, or the smallest that will; None where there is none."""
+    shown: ServerSimulation
+    """Of the number that will do, or else of the largest tried."""
+    alone: ServerSimulation | None
+    """What requests do that have a server for themselves, where one server was not enough."""
+    table: pd.DataFrame
+    """One row a number of replicas: ``confidence``, ``p_overloaded``, and intervals of the measures."""
+    request_times: pd.DataFrame
+    """The distribution of each time over requests, of the simulation that is shown: ``time``, ``level``,
+    ``ms`` with ``ms_lower`` and ``ms_upper``."""
     refusals: tuple[str, ...]
+    """Reasons, besides the numbers, why nothing is promised."""
 
     @property
     def is_promised(self) -> bool:
         """Whether the plan can be made."""
         return self.replicas is not None and not self.refusals
-
-    @property
-    def shown(self) -> Simulation:
-        """The simulation of the number that will do, or else of the largest tried."""
-        of = {simulation.replicas: simulation for simulation in self.simulations}
-        return of[self.replicas] if self.replicas is not None else self.simulations[-1]
 
     @property
     def num_steps(self) -> int:
@@ -278,29 +89,8 @@ class CapacityPlan:
         return self.num_steps / max(sum(simulation.seconds for simulation in self._all), 1e-9)
 
     @property
-    def _all(self) -> tuple[Simulation, ...]:
+    def _all(self) -> tuple[ServerSimulation, ...]:
         return self.simulations if self.alone is None else (*self.simulations, self.alone)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row a number of replicas: ``confidence``, ``p_overloaded``, and intervals of the measures."""
-        rows = []
-        for simulation in self.simulations:
-            row = simulation.to_dict(probability=self.probability)
-            flat = {
-                name: row[name]
-                for name in ("replicas", "confidence", "p_overloaded", "extrapolated", "num_draws")
-            }
-            for name in ("all_within", "queue_mean", "queue_p95", "utilisation", "in_system"):
-                flat |= {f"{name}_{end}": value for end, value in row[name].items()}
-            for key, time in row["times"].items():
-                for level in ("p50_ms", "p95_ms", "p99_ms"):
-                    flat |= {f"{key}_{level}_{end}": value for end, value in time[level].items()}
-                if "within" in time:
-                    flat |= {f"{key}_within_{end}": value for end, value in time["within"].items()}
-                    flat[f"{key}_confidence"] = time["confidence"]
-            rows.append(flat)
-        return pd.DataFrame(rows)
 
     @property
     def text(self) -> str:
@@ -313,33 +103,31 @@ class CapacityPlan:
         is_one = shown.replicas == 1
         goal = "every limit" if shown.asked else "up with the arrivals"
         servers = f"{shown.replicas:,} server{'' if is_one else 's'}"
+        known = f"confidence {sureness(shown.confidence)}"
         if self.replicas is not None:
             least = "" if self.asked_replicas is not None else ", the fewest that will do"
-            verb = "keeps" if is_one else "keep"
-            return f"{servers} {verb} {goal} {sure}{least} (confidence {sureness(shown.confidence)})."
-        if self.alone is not None and self.alone.confidence < self.confidence - _ROUNDING:
-            worst = min(self.alone.asked, key=lambda key: float(self.alone.is_kept(key).mean()))  # type: ignore[union-attr]
-            objective = self.objectives[worst]
-            limit = "" if objective is None else f" within {objective.limit_ms:g} ms"
-            share = chance(float(self.alone.within(worst).mean()))
-            return (
-                "No number of servers will do: even a request that has one for itself keeps its "
-                f"{NAMES[worst]}{limit} too rarely ({share} of them do)."
-            )
+            return f"{servers} {'keeps' if is_one else 'keep'} {goal} {sure}{least} ({known})."
+        if self.alone is not None and self.alone.confidence < self.confidence - ROUNDING:
+            return self._alone_text(self.alone)
         up_to = "" if self.asked_replicas is not None else f", and no number up to {self.max_replicas:,} does"
-        verb = "does" if is_one else "do"
-        known = f"confidence {sureness(shown.confidence)}"
-        return f"{servers} {verb} NOT keep {goal} {sure} ({known}){up_to}."
+        return f"{servers} {'does' if is_one else 'do'} NOT keep {goal} {sure} ({known}){up_to}."
+
+    def _alone_text(self, alone: ServerSimulation) -> str:
+        worst = min(alone.asked, key=lambda key: float(alone.times[key]["confidence"]))
+        share = chance(float(np.mean([draw.within[worst] for draw in alone.draws])))
+        return (
+            "No number of servers will do: even a request that has one for itself keeps its "
+            f"{NAMES[worst]} within {alone.times[worst]['limit_ms']:g} ms too rarely ({share} of them do)."
+        )
 
     def _overload_text(self) -> str:
-        shown = self.shown
-        if not shown.p_overloaded:
+        if not self.shown.p_overloaded:
             return ""
-        growth = float(np.median(shown.values("growth")))
+        growth = self.shown.load["growth"]["median"] or 0.0
         return (
-            f"OVERLOAD in {chance(shown.p_overloaded)} of the draws: more requests come than are served, and "
-            f"the queue grows by {100 * growth:.0f} in 100 arrivals (median); times are those of a finite "
-            "workload and grow with it."
+            f"OVERLOAD in {chance(self.shown.p_overloaded)} of the draws: more requests come than are "
+            f"served, and the queue grows by {100 * growth:.0f} in 100 arrivals (median); times are those of "
+            "a finite workload and grow with it."
         )
 
     def _outside_text(self) -> str:
@@ -364,23 +152,11 @@ class CapacityPlan:
             "probability": self.probability,
             "text": self.text,
             "refusals": list(self.refusals),
-            "simulations": [each.to_dict(probability=self.probability) for each in self.simulations],
-            "alone": None if self.alone is None else self.alone.to_dict(probability=self.probability),
+            "simulations": [simulation.to_dict() for simulation in self.simulations],
+            "alone": None if self.alone is None else self.alone.to_dict(),
             "num_steps": self.num_steps,
             "steps_per_second": round(self.steps_per_second),
         }
-
-
-DEFAULT_DRAWS = 200
-"""Posterior draws, each a replay of its own: a confidence of 0.95 is then known to 1.5 percentage points."""
-DEFAULT_MAX_REPLICAS = 64
-TRUSTED_BEYOND = 0.01
-"""Nothing is promised where more of the simulated time is spent in larger steps than any of the trace."""
-
-_MOST_ALONE = 200
-
-type ShowStage = Callable[[str, float | None], None]
-"""Called with a stage in words and the share of it that is done."""
 
 
 def plan_capacity(
@@ -425,7 +201,7 @@ def plan_capacity(
         A number to be judged, in place of the smallest to be found.
     max_replicas : int
     extrapolate, accept_unconverged : bool
-        What else is trusted, as for :func:`~bayes_sched.sla.request_sla`.
+        What else is trusted, as for :func:`~bayes_sched.sla.request.request_sla`.
     probability : float
         Of intervals.
     num_draws : int
@@ -457,7 +233,7 @@ def plan_capacity(
         fit, max_batch_size=settings.max_num_seqs, max_tokens=settings.token_budget, max_draws=num_draws
     )
 
-    def run(number: int, of: AnyWorkload = workload, name: str = "") -> Simulation:
+    def run(number: int, of: AnyWorkload = workload, name: str = "") -> ServerSimulation:
         stage = name or f"simulating {number:,} server{'' if number == 1 else 's'}"
         return simulate(
             of,
@@ -466,61 +242,65 @@ def plan_capacity(
             fit.region,
             replicas=number,
             objectives=objectives,
-            seed=seed,
             confidence=confidence,
+            probability=probability,
+            seed=seed,
             progress=lambda share: progress(stage, share),
         )
 
-    def run_alone() -> Simulation:
+    def run_alone() -> ServerSimulation:
         return run(1, spread_out(workload, most=_MOST_ALONE, seed=seed), "simulating requests alone")
 
     tried, best, alone = _search(run, run_alone, confidence, asked=replicas, most=max_replicas)
-    plan = CapacityPlan(
-        fit=fit,
+    simulations = tuple(tried[number] for number in sorted(tried))
+    shown = simulations[-1] if best is None else tried[best]
+    reasons = [*refusals(fit, accept_unconverged=accept_unconverged)]
+    if shown.beyond > TRUSTED_BEYOND and not extrapolate:
+        reasons.append(
+            f"{100 * shown.beyond:.0f}% of the simulated time lies in steps of more requests or tokens "
+            "than any of the trace: nothing is promised there unless that is asked for; limit the number of "
+            f"sequences or the token budget. {fit.region.text}"
+        )
+    return CapacityPlan(
+        fit=fit.description,
         workload=workload,
         settings=settings,
         objectives=objectives,
         confidence=confidence,
         probability=probability,
-        simulations=tuple(tried[number] for number in sorted(tried)),
+        simulations=simulations,
         asked_replicas=replicas,
         max_replicas=max_replicas,
         replicas=best,
+        shown=shown,
         alone=alone,
-        extrapolates=extrapolate,
-        refusals=(),
+        table=pd.DataFrame([_row(simulation) for simulation in simulations]),
+        request_times=_request_times(shown, probability),
+        refusals=tuple(reasons),
     )
-    reasons = [*refusals(fit, accept_unconverged=accept_unconverged)]
-    if plan.shown.beyond > TRUSTED_BEYOND and not extrapolate:
-        reasons.append(
-            f"{100 * plan.shown.beyond:.0f}% of the simulated time lies in steps of more requests or tokens "
-            "than any of the trace: nothing is promised there unless that is asked for; limit the number of "
-            f"sequences or the token budget. {fit.region.text}"
-        )
-    return replace(plan, refusals=tuple(reasons))
 
 
 def _search(
-    run: Callable[[int], Simulation],
-    run_alone: Callable[[], Simulation],
+    run: Callable[[int], ServerSimulation],
+    run_alone: Callable[[], ServerSimulation],
     confidence: float,
     *,
     asked: int | None,
     most: int,
-) -> tuple[dict[int, Simulation], int | None, Simulation | None]:
+) -> tuple[dict[int, ServerSimulation], int | None, ServerSimulation | None]:
     """Return what was tried, the smallest number that will do, and what requests do alone."""
-    tried: dict[int, Simulation] = {}
+    tried: dict[int, ServerSimulation] = {}
 
     def will_do(number: int) -> bool:
         if number not in tried:
             tried[number] = run(number)
-        return tried[number].confidence >= confidence - _ROUNDING
+        return tried[number].confidence >= confidence - ROUNDING
 
     first = 1 if asked is None else asked
     if will_do(first):
         return tried, first, None
     alone = run_alone()
-    if asked is not None or alone.confidence < confidence - _ROUNDING:
+    if asked is not None or alone.confidence < confidence - ROUNDING:
         return tried, None, alone
     low, high = 1, 2
     while high < most and not will_do(high):
@@ -532,3 +312,30 @@ def _search(
         middle = (low + high) // 2
         low, high = (low, middle) if will_do(middle) else (middle, high)
     return tried, high, alone
+
+
+def _row(simulation: ServerSimulation) -> dict[str, Any]:
+    """Return a simulation as a row of the table of servers."""
+    row = simulation.to_dict()
+    flat = {
+        name: row[name] for name in ("replicas", "confidence", "p_overloaded", "extrapolated", "num_draws")
+    }
+    for name in ("all_within", "queue_mean", "queue_p95", "utilisation", "in_system"):
+        flat |= {f"{name}_{end}": value for end, value in row[name].items()}
+    for key, time in simulation.times.items():
+        for name in ("p50_ms", "p95_ms", "p99_ms", "within"):
+            flat |= {f"{key}_{name}_{end}": value for end, value in time.get(name, {}).items()}
+        if "confidence" in time:
+            flat[f"{key}_confidence"] = time["confidence"]
+    return flat
+
+
+def _request_times(simulation: ServerSimulation, probability: float) -> pd.DataFrame:
+    tail = 0.5 * (1.0 - probability)
+    parts = []
+    for key in KEYS:
+        draws = pd.DataFrame([draw.quantiles[key] for draw in simulation.draws], columns=LEVELS)
+        ends = draws.quantile([0.5, tail, 1.0 - tail]).to_numpy()
+        columns = dict(zip(("ms", "ms_lower", "ms_upper"), ends, strict=True))
+        parts.append(pd.DataFrame({"time": key, "level": LEVELS, **columns}))
+    return pd.concat(parts, ignore_index=True)

@@ -2,63 +2,57 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from bayes_sched.arrays import Bools, Floats
+from bayes_sched.arrays import Bools, Floats, Ints
 from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
 from bayes_sched.planning.replay_kernel import Given, StepTable
 from bayes_sched.planning.server_record import ServerRecord
-from bayes_sched.planning.simulator import KEYS, LEVELS
+from bayes_sched.planning.simulator import KEYS, LEVELS, request_quantiles
 from bayes_sched.planning.workload import Workload
 from bayes_sched.posterior.fitted import FittedModel
 
+COMPARED = (0.5, 0.95)
+"""Quantiles over requests that are compared."""
+CORRECTIONS = ("none", "median", "drawn")
+"""What is added to the times of the simulated engine: nothing; the median of :attr:`Residuals.first_ms`; the
+residuals of a request of the first half, drawn by lot."""
+
 _AFTER_ROUNDING_MS = 1e-3
+
+type Times = Mapping[str, Floats]
+type ShowShare = Callable[[float], None]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Decisions:
-    """The steps of a real scheduler beside the simulated ones.
-
-    Attributes
-    ----------
-    steps : DataFrame
-        One row a real step: ``start_ms`` and ``duration_ms`` (until the next could begin), ``batch_size``,
-        ``total_tokens``, and the simulated ``simulated_batch_size``, ``simulated_total_tokens``; 0 where the
-        simulated scheduler had nothing to do.
-    num_simulated : int
-        Steps it took for the same requests.
-    """
+    """The steps of a real scheduler beside the simulated ones."""
 
     steps: pd.DataFrame
+    """One row a real step: ``start_ms`` and ``duration_ms`` (until the next could begin), ``batch_size``,
+    ``total_tokens``, and the simulated ``simulated_batch_size``, ``simulated_total_tokens``; 0 where the
+    simulated scheduler had nothing to do."""
     num_simulated: int
+    """Steps it took for the same requests."""
 
-    @property
-    def batch_size_difference(self) -> Floats:
-        """Simulated less real requests, dims (step,)."""
-        return self._difference("batch_size")
-
-    @property
-    def total_tokens_difference(self) -> Floats:
-        """Simulated less real tokens, dims (step,)."""
-        return self._difference("total_tokens")
-
-    def _difference(self, name: str) -> Floats:
+    def difference(self, name: str) -> Floats:
+        """Return simulated less real ``batch_size`` or ``total_tokens``, dims (step,)."""
         values: Floats = (self.steps[f"simulated_{name}"] - self.steps[name]).to_numpy(float)
         return values
 
     @property
     def share_equal(self) -> float:
         """Share of the steps with the same requests and tokens."""
-        return float(((self.batch_size_difference == 0) & (self.total_tokens_difference == 0)).mean())
+        return float(((self.difference("batch_size") == 0) & (self.difference("total_tokens") == 0)).mean())
 
     def to_dict(self) -> dict[str, float]:
         """Return plain values: shares over steps, differences of B also over time."""
-        b, s = self.batch_size_difference, self.total_tokens_difference
+        b, s = self.difference("batch_size"), self.difference("total_tokens")
         span = self.steps["duration_ms"].to_numpy(float)
         return {
             "num_steps": len(b),
@@ -121,7 +115,7 @@ def _plain_table(settings: SchedulerSettings) -> StepTable:
     return times.table(0, overhead_ms=0.0)
 
 
-def _beside(record: ServerRecord, done: Replay, number: NDArray[np.int64]) -> Decisions:
+def _beside(record: ServerRecord, done: Replay, number: Ints) -> Decisions:
     """Put simulated steps beside the real ones of the same numbers."""
     num = len(record.steps)
     is_real = number < num
@@ -134,47 +128,27 @@ def _beside(record: ServerRecord, done: Replay, number: NDArray[np.int64]) -> De
     return Decisions(steps=table, num_simulated=done.num_steps)
 
 
-COMPARED = (0.5, 0.95)
-"""Quantiles over requests that are compared."""
-CORRECTIONS = ("none", "median", "drawn")
-"""What is added to the times of the simulated engine: nothing; the median of :attr:`Residuals.first_ms`; the
-residuals of a request of the first half, drawn by lot."""
-
-type Times = Mapping[str, Floats]
-type ShowShare = Callable[[float], None]
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RequestForecast:
-    """Quantiles of the second half's requests: measured, and predicted by each posterior draw.
-
-    Attributes
-    ----------
-    measured : Mapping of str to ndarray, dims (level,)
-        By :data:`~bayes_sched.planning.measures.KEYS`, at :data:`~bayes_sched.planning.measures.LEVELS`.
-    predicted : Mapping of str to Mapping of str to ndarray, dims (draw, level)
-        By `CORRECTIONS`, then by time. One replay of all requests a draw, those of the second half counted.
-    own_steps : Mapping of str to Mapping of str to ndarray, dims (level,)
-        The same of one replay with the server's own step times in place of the fit's: what is left is not
-        the fit's error.
-    residual_ms : float
-        Median over the first half's requests of the measured time to first token, less that of the replay
-        with the server's own step times: see :class:`Residuals`.
-    level : float
-        Time that the second half's steps took, as a share of what the fit expects of them.
-    num_requests : int
-        Of the second half.
-    num_steps : int
-        Simulated.
-    """
+    """Quantiles of the second half's requests: measured, and predicted by each posterior draw."""
 
     measured: Times
+    """By `KEYS`, dims (level,)."""
     predicted: Mapping[str, Times]
+    """By `CORRECTIONS`, then by time, dims (draw, level). One replay of all requests a draw, those of the
+    second half counted."""
     own_steps: Mapping[str, Times]
+    """The same of one replay with the server's own step times in place of the fit's, dims (level,): what is
+    left is not the fit's error."""
     residual_ms: float
+    """Median over the first half's requests of the measured time to first token, less that of the replay with
+    the server's own step times: see :class:`Residuals`."""
     level: float
+    """Time that the second half's steps took, as a share of what the fit expects of them."""
     num_requests: int
+    """Of the second half."""
     num_steps: int
+    """Simulated."""
 
     def table(self, *, probability: float) -> pd.DataFrame:
         """Return one row a correction, time and level, times in ms.
@@ -183,31 +157,28 @@ class RequestForecast:
         ``lower_ms`` and ``upper_ms``, ``error`` (share of what was measured), ``is_inside``,
         ``own_steps_error``.
         """
-        rows = [
-            self._row(correction, key, level, 0.5 * (1.0 - probability))
-            for correction in CORRECTIONS
-            for key in KEYS
-            for level in COMPARED
-        ]
+        levels = [0.5, 0.5 * (1.0 - probability), 1.0 - 0.5 * (1.0 - probability)]
+        rows: list[dict[str, float | str | bool]] = []
+        for correction, key, level in itertools.product(CORRECTIONS, KEYS, COMPARED):
+            at = int(np.argmin(np.abs(LEVELS - level)))
+            measured, own = float(self.measured[key][at]), float(self.own_steps[correction][key][at])
+            draws = self.predicted[correction][key][:, at]
+            middle, lower, upper = map(float, np.quantile(draws, levels))
+            rows.append(
+                {
+                    "correction": correction,
+                    "time": key,
+                    "level": level,
+                    "measured_ms": measured,
+                    "predicted_ms": middle,
+                    "lower_ms": lower,
+                    "upper_ms": upper,
+                    "error": middle / measured - 1.0,
+                    "is_inside": lower <= measured <= upper,
+                    "own_steps_error": own / measured - 1.0,
+                }
+            )
         return pd.DataFrame(rows)
-
-    def _row(self, correction: str, key: str, level: float, tail: float) -> dict[str, float | str | bool]:
-        at = int(np.argmin(np.abs(LEVELS - level)))
-        measured = float(self.measured[key][at])
-        draws = self.predicted[correction][key][:, at]
-        middle, lower, upper = map(float, np.quantile(draws, [0.5, tail, 1.0 - tail]))
-        return {
-            "correction": correction,
-            "time": key,
-            "level": level,
-            "measured_ms": measured,
-            "predicted_ms": middle,
-            "lower_ms": lower,
-            "upper_ms": upper,
-            "error": middle / measured - 1.0,
-            "is_inside": lower <= measured <= upper,
-            "own_steps_error": float(self.own_steps[correction][key][at]) / measured - 1.0,
-        }
 
 
 def forecast_requests(
@@ -221,24 +192,8 @@ def forecast_requests(
 ) -> RequestForecast:
     """Replay all requests once for each posterior draw, and keep the quantiles of the second half.
 
-    The first half is replayed too, so that the second meets a server as busy as it was. Of the measured times
-    only those of the first half are used, and only for the corrections.
-
-    Parameters
-    ----------
-    fit : FittedModel
-        Of the first half's steps.
-    record : ServerRecord
-    settings : SchedulerSettings
-    num_draws : int
-    seed : int
-    progress : callable
-        Called with the share that is done.
-
-    Raises
-    ------
-    InputError
-        The fit's model needs more than B and S, or a request does not fit into the KV cache.
+    The fit is of the first half's steps, which is replayed too, so that the second meets a server as busy as
+    it was. Of the measured times only those of the first half are used, and only for the corrections.
     """
     times = StepTimes.of(
         fit, max_batch_size=settings.max_num_seqs, max_tokens=settings.token_budget, max_draws=num_draws
@@ -246,8 +201,7 @@ def forecast_requests(
     workload, second = record.requests.workload, record.is_second
     own = replay_on_clock(record, settings, ingress_ms=record.ingress_ms)
     residuals = Residuals.of(record, own)
-    replays = []
-    num_steps = 0
+    replays, num_steps = [], 0
     for draw in range(times.num_draws):
         table = times.table(draw, overhead_ms=settings.step_overhead_ms)
         rng = np.random.default_rng([seed, draw])
@@ -256,7 +210,7 @@ def forecast_requests(
         num_steps += done.num_steps
         progress((draw + 1) / times.num_draws)
     return RequestForecast(
-        measured={key: _levels(record.requests.times_ms[key][second]) for key in KEYS},
+        measured={key: request_quantiles(record.requests.times_ms[key][second]) for key in KEYS},
         predicted={
             correction: {key: np.stack([found[correction][key] for found in replays]) for key in KEYS}
             for correction in CORRECTIONS
@@ -274,12 +228,8 @@ class Residuals:
     """What clients measured beyond the simulated engine, of the first half's requests.
 
     That is what is outside the engine (HTTP, tokenisation, the way there and back) and, not to be told from
-    it, whatever the simulation gets wrong though it knows the time of every step.
-
-    Attributes
-    ----------
-    first_ms, last_ms : ndarray, dims (request,)
-        Of first and last tokens.
+    it, whatever the simulation gets wrong though it knows the time of every step. Of first and of last
+    tokens, dims (request,).
     """
 
     first_ms: Floats
@@ -314,7 +264,7 @@ class Residuals:
             "drawn": (ttft + late_first, np.where(single, np.nan, spread), e2e + late_last),
         }
         return {
-            correction: {key: _levels(of) for key, of in zip(KEYS, values, strict=True)}
+            correction: {key: request_quantiles(of) for key, of in zip(KEYS, values, strict=True)}
             for correction, values in found.items()
         }
 
@@ -325,8 +275,3 @@ def _level(fit: FittedModel, record: ServerRecord) -> float:
     steps = later[["batch_size", "total_tokens"]].reset_index(drop=True)
     expected = fit.mean_latency(steps, max_draws=100).mean(("chain", "draw"))
     return float(later["latency_ms"].sum() / float(expected.sum()))
-
-
-def _levels(values: Floats) -> Floats:
-    known = values[~np.isnan(values)]
-    return np.quantile(known, LEVELS) if known.size else np.full(LEVELS.size, np.nan)

@@ -1,40 +1,40 @@
-"""The token budget of the next step: what a scheduler asks for every few milliseconds."""
+"""What a scheduler asks at every step: the token budget of the next one, and which server takes a request."""
 
 from __future__ import annotations
 
 import math
+import timeit
 from bisect import bisect_right
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
+from bayes_sched.planning.replay import whole_numbers
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.prediction import check_probability
 from bayes_sched.predictor.predictor import Predictor
-
-if TYPE_CHECKING:
-    from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.region import Region
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, check_columns
+from bayes_sched.steps import steps_arrays
 
 _EXACT = 64
 _RATIO = 1.02
+_SAME = 0.001  # probabilities closer than that are settled by the expected time
 
 
 class StepBudget(NamedTuple):
-    """What the next step may hold.
-
-    Attributes
-    ----------
-    total_tokens : int
-        Decodes and prefill tokens together.
-    prefill_tokens : int
-        Those for prefills.
-    is_kept : bool
-        Whether the step keeps the limit. Decodes run in any case, so it may not.
-    """
+    """What the next step may hold."""
 
     total_tokens: int
+    """Decodes and prefill tokens together."""
     prefill_tokens: int
+    """Those for prefills."""
     is_kept: bool
+    """Whether the step keeps the limit. Decodes run in any case, so it may not."""
 
 
 class StepBudgets:
@@ -51,7 +51,8 @@ class StepBudgets:
     nodes : ndarray, dims (node,)
         Token counts, rising.
     latency_ms : ndarray, dims (batch_size, node)
-        What steps of 1, 2, ... requests and so many tokens stay below; NaN where a step is impossible.
+        What steps of 1, 2, ... requests and so many tokens stay below; those with fewer tokens than requests
+        are not looked at.
     predictor : Predictor, optional
         Whose level, which follows what the server does, scales the latencies.
     """
@@ -60,8 +61,8 @@ class StepBudgets:
         self._predictor = predictor
         self._tokens: list[list[int]] = [[]]
         self._ms: list[list[float]] = [[]]
-        for row in latency_ms:
-            is_possible = ~np.isnan(row)
+        for requests, row in enumerate(latency_ms, start=1):
+            is_possible = nodes >= requests
             self._tokens.append(nodes[is_possible].astype(int).tolist())
             # All steps up to a budget have to keep the limit, whatever is waiting.
             self._ms.append(np.maximum.accumulate(row[is_possible]).tolist())
@@ -77,27 +78,12 @@ class StepBudgets:
     ) -> StepBudgets:
         """Return budgets whose steps keep a limit with probability `quantile`, all uncertainty together.
 
-        Parameters
-        ----------
-        predictor : Predictor
-            Asked again at each step for its level alone.
-        quantile : float
-        max_batch_size, max_tokens : int, optional
-            Largest step; by default that of the trace.
-
-        Raises
-        ------
-        InputError
-            A number is out of range, or beyond the predictor's tables.
+        The predictor is asked again at each step for its level alone. The largest step is by default that of
+        the trace; numbers out of range, or beyond the predictor's tables, raise InputError.
         """
-        corners = np.exp(predictor.region.corners.max(axis=0))
-        last_b, last_s = _ends(corners, max_batch_size, max_tokens)
-        nodes, b = _nodes(last_s), np.arange(1.0, last_b + 1.0)
-        level = predictor.level
-        latency = np.stack(
-            [predictor.quantile(np.full(len(nodes), n), np.maximum(nodes, n), quantile) for n in b]
-        )
-        return cls(nodes, _possible(latency / level, b, nodes), predictor=predictor)
+        b, nodes = _axes(predictor.region, max_batch_size, max_tokens)
+        rows = [predictor.quantile(np.full(len(nodes), n), np.maximum(nodes, n), quantile) for n in b]
+        return cls(nodes, np.stack(rows) / predictor.level, predictor=predictor)
 
     @classmethod
     def of_fit(
@@ -111,59 +97,27 @@ class StepBudgets:
     ) -> StepBudgets:
         """Return budgets of which one is as sure as `confidence` that a share `quantile` keeps the limit.
 
-        Parameters
-        ----------
-        fit : FittedModel
-        quantile, confidence : float
-            Risk and confidence kept apart, as in :class:`~bayes_sched.sla.Objective`.
-        max_batch_size, max_tokens : int, optional
-            Largest step; by default that of the trace.
-
-        Raises
-        ------
-        InputError
-            A number is out of range, or the fit's model needs more than B and S.
+        Risk and confidence are kept apart, as in :class:`~bayes_sched.sla.risk.Objective`. The largest step
+        is by default that of the trace; numbers out of range, and a fit whose model needs more than B and S,
+        raise InputError.
         """
-        from bayes_sched.posterior.prediction import check_probability
-        from bayes_sched.sla.risk import check_columns
-        from bayes_sched.steps import steps_arrays
-
         check_columns(fit)
-        corners = np.exp(fit.region.corners.max(axis=0))
-        last_b, last_s = _ends(corners, max_batch_size, max_tokens)
-        nodes, b = _nodes(last_s), np.arange(1.0, last_b + 1.0)
+        b, nodes = _axes(fit.region, max_batch_size, max_tokens)
         level = check_probability(confidence, name="confidence")
         rows = []
         for requests in b:  # one by one, as the draws of all would fill the memory
             steps = steps_arrays(requests, np.maximum(nodes, requests))
             draws = fit.quantile_draws(steps, quantile).transpose("chain", "draw", "step").to_numpy()
             rows.append(np.quantile(draws.reshape(-1, len(nodes)), level, axis=0, method="inverted_cdf"))
-        return cls(nodes, _possible(np.stack(rows), b, nodes))
+        return cls(nodes, np.stack(rows))
 
     def next_step(
         self, *, slo_ms: float, decodes: int, waiting_tokens: int = 0, prefills: int = 1
     ) -> StepBudget:
-        """Return the budget of a step.
+        """Return the budget of a step under a limit, ms; negative numbers and no work raise InputError.
 
-        Parameters
-        ----------
-        slo_ms : float
-            Limit on the step, ms.
-        decodes : int
-            Running decodes; each takes a token.
-        waiting_tokens : int
-            Prompt tokens that wait.
-        prefills : int
-            Requests that they may belong to in one step.
-
-        Returns
-        -------
-        StepBudget
-
-        Raises
-        ------
-        InputError
-            A number is negative, or there is nothing to do.
+        Each running decode takes a token; `waiting_tokens` of prompts may belong to as many as `prefills`
+        requests in one step.
         """
         if decodes < 0 or waiting_tokens < 0 or prefills < 1 or decodes + waiting_tokens < 1:
             raise InputError(
@@ -194,25 +148,145 @@ class StepBudgets:
         return first + int((limit_ms - ms[place - 1]) / rise * (tokens[place] - first))
 
 
-def _ends(largest: Floats, max_batch_size: int | None, max_tokens: int | None) -> tuple[int, int]:
-    given = zip(("max_batch_size", "max_tokens"), (max_batch_size, max_tokens), largest, strict=True)
-    ends = [round(float(seen)) if end is None else end for _, end, seen in given]
-    if min(ends) < 1 or ends[1] < ends[0]:
+@dataclass(frozen=True, kw_only=True)
+class NextStep:
+    """The budget of one step of a server, and how long the answer takes."""
+
+    slo_ms: float
+    decodes: int
+    waiting_tokens: int
+    budget: StepBudget
+    is_promised: bool
+    """Whether the step keeps the limit, and the fit has converged or is trusted all the same."""
+    microseconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        asked = {"slo_ms": self.slo_ms, "decodes": self.decodes, "waiting_tokens": self.waiting_tokens}
+        answer = {"is_promised": self.is_promised, "microseconds": round(self.microseconds, 2)}
+        return asked | self.budget._asdict() | answer
+
+
+def plan_next_step(
+    fit: FittedModel,
+    *,
+    slo_ms: float,
+    decodes: int,
+    waiting_tokens: int = 0,
+    quantile: float = DEFAULT_QUANTILE,
+    confidence: float = DEFAULT_CONFIDENCE,
+    extrapolate: bool = False,
+    accept_unconverged: bool = False,
+) -> NextStep:
+    """Ask :class:`StepBudgets` of a fit for one step, with as many requests as it needs."""
+    seen = round(float(fit.cells["batch_size"].max()))
+    needed = decodes + 1  # beyond the data only where that is asked for
+    budgets = StepBudgets.of_fit(
+        fit,
+        quantile=quantile,
+        confidence=confidence,
+        max_batch_size=needed if extrapolate else min(needed, seen),
+    )
+
+    def ask() -> StepBudget:
+        return budgets.next_step(slo_ms=slo_ms, decodes=decodes, waiting_tokens=waiting_tokens)
+
+    budget = ask()
+    return NextStep(
+        slo_ms=slo_ms,
+        decodes=decodes,
+        waiting_tokens=waiting_tokens,
+        budget=budget,
+        is_promised=budget.is_kept and (fit.converged or accept_unconverged),
+        microseconds=1e6 * float(np.median(timeit.repeat(ask, repeat=5, number=2000))) / 2000,
+    )
+
+
+def _axes(region: Region, max_batch_size: int | None, max_tokens: int | None) -> tuple[Floats, Floats]:
+    """Return the numbers of requests and of tokens of a table of budgets."""
+    seen_b, seen_s = np.exp(region.corners.max(axis=0))
+    last_b = round(float(seen_b)) if max_batch_size is None else max_batch_size
+    last_s = round(float(seen_s)) if max_tokens is None else max_tokens
+    if last_b < 1 or last_s < last_b:
         raise InputError(
-            f"budgets of up to {ends[0]:,} requests and {ends[1]:,} tokens: give at least one of each, and a "
+            f"budgets of up to {last_b:,} requests and {last_s:,} tokens: give at least one of each, and a "
             "token for each request"
         )
-    return ends[0], ends[1]
+    return np.arange(1.0, last_b + 1.0), whole_numbers(last_s, _EXACT, _RATIO).astype(np.float64)
 
 
-def _nodes(last: int) -> Floats:
-    """Return token counts: every number up to 64 and 2 % apart from there."""
-    exact = np.arange(1.0, min(_EXACT, last) + 1.0)
-    if last <= _EXACT:
-        return exact
-    num = math.ceil(math.log(last / _EXACT) / math.log(_RATIO)) + 1
-    return np.union1d(exact, np.rint(np.geomspace(_EXACT, last, num)))
+class ServerLoad(NamedTuple):
+    """A server and what it is doing."""
+
+    predictor: Predictor
+    """Its compiled posterior, one for each kind of server; its level follows what the server does."""
+    decodes: int
+    """Requests that decode."""
+    waiting_tokens: int
+    """Prompt tokens before the request's own."""
+    token_budget: int
+    """Most tokens of a step."""
 
 
-def _possible(latency_ms: Floats, b: Floats, nodes: Floats) -> Floats:
-    return np.where(nodes[None, :] >= b[:, None], latency_ms, np.nan)
+class ServerChoice(NamedTuple):
+    """The server to take, and why."""
+
+    number: int
+    """Its place among the loads."""
+    expected_ms: tuple[float, ...]
+    """Mean time of the request on each server, ms; infinite where there is no room for a prefill."""
+    probabilities: tuple[float, ...] | None
+    """That it keeps the limit on each; None without a limit."""
+
+
+def choose_server(
+    loads: Sequence[ServerLoad],
+    *,
+    prompt_tokens: int,
+    output_tokens: int = 1,
+    limit_ms: float | None = None,
+) -> ServerChoice:
+    """Return the server on which a request keeps a limit most probably, or is expected to take least time.
+
+    A request waits for the prompt tokens before it and is then prefilled in chunks, beside the decodes that
+    run; its further tokens come out of decode-only steps. The probability takes all of its steps to be
+    equally late, each at the same quantile of its own distribution: exact for a single step, and cautious for
+    many of them where the limit is above the expected time. With one output token the time is that to the
+    first token. No server, and numbers out of range or beyond a predictor's tables, raise InputError.
+    """
+    if not loads:
+        raise InputError("there is no server to choose from")
+    if prompt_tokens < 1 or output_tokens < 1:
+        raise InputError(
+            f"a request of {prompt_tokens} prompt and {output_tokens} output tokens: give 1 at least"
+        )
+    times = [_request_time(load, prompt_tokens, output_tokens, limit_ms) for load in loads]
+    expected, probabilities = zip(*times, strict=True)
+    if limit_ms is None:
+        return ServerChoice(min(range(len(loads)), key=expected.__getitem__), expected, None)
+    enough = max(probabilities) - _SAME
+    probable = [i for i, probability in enumerate(probabilities) if probability >= enough]
+    return ServerChoice(min(probable, key=expected.__getitem__), expected, probabilities)
+
+
+def _request_time(
+    load: ServerLoad, prompt_tokens: int, output_tokens: int, limit_ms: float | None
+) -> tuple[float, float]:
+    """Return the mean time of a request on a server, ms, and the probability that it keeps the limit."""
+    predictor, decodes, waiting, budget = load
+    if decodes < 0 or waiting < 0:
+        raise InputError(
+            f"a server with {decodes} decodes and {waiting} waiting tokens: give no negative number"
+        )
+    chunk = budget - decodes
+    if chunk < 1:
+        return math.inf, 0.0
+    requests = decodes + 1
+    full, rest = divmod(waiting + prompt_tokens, chunk)
+    steps = [(budget, full), (decodes + rest, int(rest > 0)), (requests, output_tokens - 1)]
+    kinds = [(predictor.mean_latency(requests, tokens), tokens, count) for tokens, count in steps if count]
+    total_ms = sum(count * step_ms for step_ms, _, count in kinds)
+    if limit_ms is None:
+        return total_ms, math.nan
+    step_ms, tokens, _ = max(kinds, key=lambda kind: (kind[0] * kind[2], kind[1], kind[0]))
+    return total_ms, predictor.probability_below(requests, tokens, limit_ms * step_ms / total_ms)

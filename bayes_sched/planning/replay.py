@@ -14,8 +14,8 @@ from bayes_sched.planning.replay_kernel import (
     LOG_COLUMNS,
     Arrivals,
     Given,
-    Limits,
     State,
+    StepLimits,
     StepTable,
     replay_steps,
 )
@@ -97,42 +97,28 @@ _RATIO = 1.03
 
 @dataclass(frozen=True, eq=False)
 class StepTimes:
-    """Location and scale of the step times of some draws, at nodes of B and S.
+    """Location and scale of the step times of some draws, ms, dims (draw, node_b, node_s).
 
-    Nodes are every number up to 32 and 3 % apart from there; between them both are linear, which is within a
-    thousandth of the model's own answer for the saturation equation.
-
-    Attributes
-    ----------
-    mean_ms, scale_ms : ndarray, dims (draw, node_b, node_s)
-    nu : ndarray, dims (draw,)
-        Degrees of freedom of the noise; 0: no noise.
-    nodes_b, nodes_s : ndarray, dims (node,)
-        Requests and tokens of the nodes.
-    longest_ms : float
-        A step lasts at most this (or three times its mean): the longest latency that the fit's trace was
-        cleaned to. Beyond it the noise's tail has seen no data.
+    Nodes are every number of requests and of tokens up to 32 and 3 % apart from there; between them both are
+    linear, which is within a thousandth of the model's own answer for the saturation equation.
     """
 
     mean_ms: Floats
     scale_ms: Floats
     nu: Floats
+    """Degrees of freedom of the noise, dims (draw,); 0: no noise."""
     nodes_b: Ints
     nodes_s: Ints
     longest_ms: float
+    """A step lasts at most this (or three times its mean): the longest latency that the fit's trace was
+    cleaned to. Beyond it the noise's tail has seen no data."""
 
     @classmethod
     def of(cls, fit: FittedModel, *, max_batch_size: int, max_tokens: int, max_draws: int) -> StepTimes:
-        """Tabulate a fit.
-
-        Raises
-        ------
-        InputError
-            The fit's model needs more of a step than B and S.
-        """
+        """Tabulate a fit; one whose model needs more of a step than B and S is refused."""
         check_columns(fit)
         evaluator = Evaluator(fit.model, fit.posterior, max_draws=max_draws)
-        nodes_b, nodes_s = _nodes(max_batch_size), _nodes(max_tokens)
+        nodes_b, nodes_s = (whole_numbers(max(n, 2), _EXACT, _RATIO) for n in (max_batch_size, max_tokens))
         b, s = (axis.ravel() for axis in np.meshgrid(nodes_b, nodes_s, indexing="ij"))
         steps = xr.Dataset(
             {
@@ -147,15 +133,13 @@ class StepTimes:
             values = evaluator.per_draw(steps, function).transpose("chain", "draw", "step")
             return np.ascontiguousarray(values, dtype=np.float64).reshape(-1, len(nodes_b), len(nodes_s))
 
-        nu = tabulated(lambda mean, scale, nu, x: nu + 0.0 * mean)[:, 0, 0]
-        cleaning = fit.metadata.cleaning
         return cls(
-            tabulated(lambda mean, scale, nu, x: mean),
-            tabulated(lambda mean, scale, nu, x: scale),
-            np.ascontiguousarray(nu),
-            nodes_b,
-            nodes_s,
-            float(cleaning.max_latency_ms),
+            mean_ms=tabulated(lambda mean, scale, nu, x: mean),
+            scale_ms=tabulated(lambda mean, scale, nu, x: scale),
+            nu=np.ascontiguousarray(tabulated(lambda mean, scale, nu, x: nu + 0.0 * mean)[:, 0, 0]),
+            nodes_b=nodes_b,
+            nodes_s=nodes_s,
+            longest_ms=float(fit.metadata.cleaning.max_latency_ms),
         )
 
     @property
@@ -163,40 +147,20 @@ class StepTimes:
         """How many draws there are."""
         return len(self.nu)
 
-    @property
-    def max_batch_size(self) -> int:
-        """Most requests of a step."""
-        return int(self.nodes_b[-1])
-
-    @property
-    def max_tokens(self) -> int:
-        """Most tokens of a step."""
-        return int(self.nodes_s[-1])
-
     def table(self, draw: int, *, overhead_ms: float) -> StepTable:
         """Return the step times of one draw as a replay reads them."""
-        (left_b, share_b), (left_s, share_s) = _places(self.nodes_b), _places(self.nodes_s)
-        return StepTable(
-            self.mean_ms[draw],
-            self.scale_ms[draw],
-            left_b,
-            share_b,
-            left_s,
-            share_s,
-            float(self.nu[draw]),
-            self.longest_ms,
-            overhead_ms,
-        )
+        places = (*_places(self.nodes_b), *_places(self.nodes_s))
+        nu = float(self.nu[draw])
+        return StepTable(self.mean_ms[draw], self.scale_ms[draw], *places, nu, self.longest_ms, overhead_ms)
 
 
-def _nodes(last: int) -> Ints:
-    """Return the nodes from 1 to at least `last`, two of them at least."""
-    last = max(last, 2)
-    exact = np.arange(1, min(_EXACT, last) + 1)
-    if last <= _EXACT:
-        return exact
-    num = int(np.ceil(np.log(last / _EXACT) / np.log(_RATIO))) + 1
-    return np.unique(np.concatenate([exact, np.rint(np.geomspace(_EXACT, last, num)).astype(np.int64)]))
+def whole_numbers(last: int, exact: int, ratio: float) -> Ints:
+    """Return every number from 1 to `exact`, and further ones to `last` that lie a factor `ratio` apart."""
+    first = np.arange(1, min(exact, last) + 1)
+    if last <= exact:
+        return first
+    num = int(np.ceil(np.log(last / exact) / np.log(ratio))) + 1
+    return np.union1d(first, np.rint(np.geomspace(exact, last, num)).astype(np.int64))
 
 
 def _places(nodes: Ints) -> tuple[Ints, Floats]:
@@ -206,37 +170,23 @@ def _places(nodes: Ints) -> tuple[Ints, Floats]:
     return left, np.clip((numbers - nodes[left]) / np.diff(nodes)[left], 0.0, 1.0)
 
 
-NOTHING_GIVEN = Given(np.empty(0), np.empty(0, dtype=np.int64))
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Replay:
-    """What became of each request, dims (request,), in ms since the first arrival.
-
-    Attributes
-    ----------
-    arrival_ms, start_ms, first_token_ms, finish_ms : ndarray
-        When it came, was first scheduled, had its first token, and its last.
-    output_tokens : ndarray
-    preemptions : ndarray
-        How often it lost its place in the KV cache.
-    num_steps : int
-    busy_ms : float
-        Time during which a step was running.
-    steps : DataFrame
-        The first steps, as many as were to be logged; columns as in
-        :data:`~bayes_sched.planning.replay_kernel.LOG_COLUMNS`.
-    """
+    """What became of each request, dims (request,), in ms since the first arrival."""
 
     arrival_ms: Floats
     start_ms: Floats
+    """When it was first scheduled."""
     first_token_ms: Floats
     finish_ms: Floats
     output_tokens: Ints
     preemptions: Ints
+    """How often it lost its place in the KV cache."""
     num_steps: int
     busy_ms: float
+    """Time during which a step was running."""
     steps: pd.DataFrame
+    """The first steps, as many as were to be logged: `LOG_COLUMNS`."""
 
     @property
     def ttft_ms(self) -> Floats:
@@ -256,46 +206,34 @@ class Replay:
         return tpot
 
 
+NOTHING_GIVEN = Given(np.empty(0), np.empty(0, dtype=np.int64))
+
+
 def replay(
     workload: Workload,
     settings: SchedulerSettings,
     table: StepTable,
     *,
     rng: np.random.Generator,
-    given: Given | None = None,
+    given: Given = NOTHING_GIVEN,
     time_at: Floats | None = None,
     num_logged: int = 0,
 ) -> Replay:
-    """Run a workload through the scheduler until every request is served.
+    """Run a workload through the scheduler until every request is served, and log the first steps.
 
-    Parameters
-    ----------
-    workload : Workload
-    settings : SchedulerSettings
-    table : StepTable
-        Reaches to the settings' token budget and number of sequences.
-    rng : Generator
-    given : Given, optional
-        What is taken from a trace: when steps end, or who is there.
-    time_at : ndarray, optional, dims (node_b, node_s)
-        The time of the steps is added to it, by the nodes of the table.
-    num_logged : int
-        Steps to log.
-
-    Raises
-    ------
-    InputError
-        A request does not fit into the KV cache.
+    The table reaches to the settings' token budget and number of sequences. `given` is what is taken from a
+    trace; to `time_at`, dims (node_b, node_s), the time of the steps is added by the nodes of the table. A
+    request that does not fit into the KV cache on its own is refused.
     """
-    check_fits(workload, settings)
+    _check_fits(workload, settings)
+    state = State.empty(workload.num_requests, settings.max_num_seqs)
     arrival_ms = 1000.0 * workload.arrival_s
-    state = _empty_state(workload.num_requests, places=settings.max_num_seqs)
     log = np.full((num_logged, len(LOG_COLUMNS)), np.nan)
     num_steps, busy_ms = replay_steps(
         Arrivals(arrival_ms, workload.prompt_tokens, workload.output_tokens),
-        Limits(settings.token_budget, settings.max_num_seqs, settings.num_blocks, settings.block_tokens),
+        StepLimits(settings.token_budget, settings.max_num_seqs, settings.num_blocks, settings.block_tokens),
         table,
-        NOTHING_GIVEN if given is None else given,
+        given,
         state,
         rng,
         np.zeros(table.mean.shape) if time_at is None else time_at,
@@ -314,35 +252,7 @@ def replay(
     )
 
 
-def _empty_state(num: int, *, places: int) -> State:
-    def counts(size: int) -> Ints:
-        return np.zeros(size, dtype=np.int64)
-
-    def times() -> Floats:
-        return np.full(num, np.nan)
-
-    return State(
-        computed=counts(num),
-        generated=counts(num),
-        blocks=counts(num),
-        start_ms=times(),
-        first_ms=times(),
-        finish_ms=times(),
-        preemptions=counts(num),
-        running=counts(places),
-        chunk=counts(places),
-        preempted=counts(places),
-    )
-
-
-def check_fits(workload: Workload, settings: SchedulerSettings) -> None:
-    """Check that each request fits into the KV cache on its own.
-
-    Raises
-    ------
-    InputError
-        One does not.
-    """
+def _check_fits(workload: Workload, settings: SchedulerSettings) -> None:
     if settings.kv_tokens is None:
         return
     tokens = workload.prompt_tokens + workload.output_tokens

@@ -45,7 +45,7 @@ class Arrivals(NamedTuple):
     output: Ints
 
 
-class Limits(NamedTuple):
+class StepLimits(NamedTuple):
     """What a step may hold."""
 
     token_budget: int
@@ -93,11 +93,20 @@ class State(NamedTuple):
     chunk: Ints
     preempted: Ints
 
+    @classmethod
+    def empty(cls, num_requests: int, num_places: int) -> State:
+        """Return what is known before the first step."""
+        computed, generated, blocks, preemptions = np.zeros((4, num_requests), dtype=np.int64)
+        start, first, finish = np.full((3, num_requests), np.nan)
+        running, chunk, preempted = np.zeros((3, num_places), dtype=np.int64)
+        requests = computed, generated, blocks, start, first, finish, preemptions
+        return cls(*requests, running, chunk, preempted)
+
 
 @njit(cache=True, nogil=True)
 def replay_steps(
     arrivals: Arrivals,
-    limits: Limits,
+    limits: StepLimits,
     table: StepTable,
     given: Given,
     state: State,
@@ -105,27 +114,11 @@ def replay_steps(
     time_at: Floats,
     log: Floats,
 ) -> tuple[int, float]:
-    """Run all requests through the scheduler.
+    """Run all requests through the scheduler; return the number of steps, and the time they took, ms.
 
-    Parameters
-    ----------
-    arrivals : Arrivals
-    limits : Limits
-        Every request fits into the blocks on its own.
-    table : StepTable
-    given : Given
-    state : State
-        Empty; filled in.
-    rng : Generator
-    time_at : ndarray, dims (node_b, node_s)
-        The time of the steps is added to it, ms, at the node below each.
-    log : ndarray, dims (step, column)
-        The first steps are written into it, columns as in `LOG_COLUMNS`.
-
-    Returns
-    -------
-    tuple of int and float
-        Steps, and the time during which one was running, ms.
+    Every request has to fit into the blocks on its own. Filled in are `state`, which comes empty; `time_at`,
+    dims (node_b, node_s), to which the time of each step is added at the node below it; and `log`, dims
+    (step, column), with the first steps.
     """
     num_requests = arrivals.arrival_ms.size
     running = preempted = admitted = arrived = finished = steps = upcoming = 0
@@ -149,7 +142,8 @@ def replay_steps(
         if scheduled == 0:  # a request that cannot fit: excluded by the caller
             break
         tokens, context, pairs, prefills = _columns(arrivals, state, scheduled)
-        upcoming = _upcoming(given.ends_ms, upcoming, now)
+        while upcoming < given.ends_ms.size and given.ends_ms[upcoming] <= now + 1e-6:  # but for rounding
+            upcoming += 1
         if upcoming < given.ends_ms.size:
             duration = given.ends_ms[upcoming] - now
         else:
@@ -170,7 +164,7 @@ def replay_steps(
 
 @njit(cache=True, nogil=True)
 def _run_running(
-    arrivals: Arrivals, limits: Limits, state: State, running: int, preempted: int, free: int
+    arrivals: Arrivals, limits: StepLimits, state: State, running: int, preempted: int, free: int
 ) -> tuple[int, int, int, int, int, bool]:
     """Give running requests their tokens, the oldest first."""
     left, place, has_preempted = limits.token_budget, 0, False
@@ -201,7 +195,7 @@ def _run_running(
 @njit(cache=True, nogil=True)
 def _admit(
     arrivals: Arrivals,
-    limits: Limits,
+    limits: StepLimits,
     state: State,
     scheduled: int,
     left: int,
@@ -252,14 +246,6 @@ def _columns(arrivals: Arrivals, state: State, scheduled: int) -> tuple[int, int
             prefills += 1
             pairs += float(chunk) * before + 0.5 * chunk * (chunk + 1)
     return tokens, context, pairs, prefills
-
-
-@njit(cache=True, nogil=True)
-def _upcoming(ends_ms: Floats, upcoming: int, now: float) -> int:
-    """Return the number of the next end, behind the last one by more than rounding."""
-    while upcoming < ends_ms.size and ends_ms[upcoming] <= now + 1e-6:
-        upcoming += 1
-    return upcoming
 
 
 @njit(cache=True, nogil=True)

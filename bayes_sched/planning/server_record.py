@@ -20,26 +20,25 @@ MEASURED = tuple(f"{key}_ms" for key in KEYS)
 """Fields of a measured request beside those of any request."""
 LEAST = 20
 """Fewer requests have no quantiles worth a comparison."""
+NEEDED = ("timestamp", "num_decode_reqs", "num_waiting_reqs", "num_running_reqs")
+"""Columns of the steps, beside B, S and the latency."""
+TOLERATED = 0.005
+"""Share of the requests' tokens that the steps may hold too many or too few before that is said."""
+
+_FEWEST_ALONE = 5
+_NULL_BLOCKS = 1  # of the KV cache, which vLLM keeps for itself
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MeasuredRequests:
-    """Requests with the times that their clients measured, dims (request,), in the order of their arrival.
-
-    Attributes
-    ----------
-    arrival_s : ndarray
-        When they were sent, s, on the clock of the server's trace.
-    prompt_tokens, output_tokens : ndarray
-    times_ms : Mapping of str to ndarray
-        Time to first token, per output token and end to end, by
-        :data:`~bayes_sched.planning.measures.KEYS`; NaN where a request has no such time.
-    """
+    """Requests with the times that their clients measured, dims (request,), in the order of their arrival."""
 
     arrival_s: Floats
+    """When they were sent, on the clock of the server's trace."""
     prompt_tokens: Ints
     output_tokens: Ints
     times_ms: Mapping[str, Floats]
+    """By `KEYS`; NaN where a request has no such time."""
 
     @property
     def num_requests(self) -> int:
@@ -65,13 +64,8 @@ class MeasuredRequests:
 def read_measured_requests(path: str | os.PathLike[str]) -> MeasuredRequests:
     """Read requests that were measured: ``arrival_s``, the tokens, ``ttft_ms``, ``tpot_ms``, ``e2e_ms``.
 
-    The time per output token may be missing of requests of one token. Other fields are ignored.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read, holds too few requests, or a field of a line is missing or no such number:
-        the message names file and line.
+    The time per output token may be missing of requests of one token. Other fields are ignored; what cannot
+    be read is refused with file and line.
     """
     path = Path(path)
     rows = []
@@ -94,52 +88,23 @@ def read_measured_requests(path: str | os.PathLike[str]) -> MeasuredRequests:
     )
 
 
-NEEDED = ("timestamp", "num_decode_reqs", "num_waiting_reqs", "num_running_reqs")
-"""Columns of the steps, beside B, S and the latency."""
-TOLERATED = 0.005
-"""Share of the requests' tokens that the steps may hold too many or too few before that is said."""
-_FEWEST_ALONE = 5
-_NULL_BLOCKS = 1  # of the KV cache, which vLLM keeps for itself
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ServerRecord:
-    """Steps and requests of the same time.
-
-    Attributes
-    ----------
-    steps : DataFrame
-        Those from the first arrival to the last token, as :func:`~bayes_sched.trace.read_trace` gives them.
-    requests : MeasuredRequests
-    warnings : tuple of str
-        Where steps and requests do not go together.
-    told : mapping of str to int
-        What the trace's side-car tells of the scheduler, by :data:`~bayes_sched.trace.sidecar.SCHEDULER`.
-    """
+    """Steps and requests of the same time; times of steps are in ms since the first arrival, dims (step,)."""
 
     steps: pd.DataFrame
+    """Those from the first arrival to the last token, with the columns of a trace."""
     requests: MeasuredRequests
     warnings: tuple[str, ...]
+    """Where steps and requests do not go together."""
     told: Mapping[str, int] = field(default_factory=dict)
+    """What :func:`~bayes_sched.trace.sidecar.read_scheduler` finds in the trace's side-car."""
 
     @classmethod
     def of(
         cls, steps: pd.DataFrame, requests: MeasuredRequests, *, told: Mapping[str, int] | None = None
     ) -> ServerRecord:
-        """Bring steps and requests together.
-
-        Parameters
-        ----------
-        steps : DataFrame
-        requests : MeasuredRequests
-        told : mapping of str to int, optional
-            What :func:`~bayes_sched.trace.sidecar.read_scheduler` found.
-
-        Raises
-        ------
-        InputError
-            A column is missing, or there is no step in the time of the requests.
-        """
+        """Bring steps and requests together; refuse those of different times, or steps without a clock."""
         missing = [name for name in NEEDED if name not in steps or steps[name].isna().any()]
         if missing:
             raise InputError(
@@ -147,15 +112,14 @@ class ServerRecord:
             )
         work = steps[steps["total_tokens"] > 0].sort_values("timestamp", kind="stable")
         start, end = float(requests.arrival_s[0]), float(requests.finish_s.max())
-        if work.empty or work["timestamp"].iloc[-1] < start or work["timestamp"].iloc[0] > end:
-            first, last = (float(work["timestamp"].iloc[i]) if len(work) else np.nan for i in (0, -1))
+        first, last = (float(work["timestamp"].iloc[i]) if len(work) else np.nan for i in (0, -1))
+        if not (first <= end and last >= start):
             raise InputError(
                 f"the requests came from {start:.3f} to {end:.3f} s and the steps ran from {first:.3f} to "
                 f"{last:.3f} s: they do not overlap; both need one clock (arrival_s as Unix time)"
             )
         work = work[work["timestamp"].between(start, end)].reset_index(drop=True)
-        warnings = tuple(_mismatch(work, requests))
-        return cls(steps=work, requests=requests, warnings=warnings, told=told or {})
+        return cls(steps=work, requests=requests, warnings=_mismatch(work, requests), told=told or {})
 
     @property
     def num_first(self) -> int:
@@ -174,35 +138,37 @@ class ServerRecord:
 
     @property
     def start_ms(self) -> Floats:
-        """When each step was begun to be scheduled, ms since the first arrival, dims (step,)."""
-        at: Floats = 1000.0 * (self.steps["timestamp"].to_numpy(float) - self.requests.arrival_s[0])
+        """When each step was begun to be scheduled."""
+        at: Floats = 1000.0 * (self._column("timestamp") - self.requests.arrival_s[0])
         return at
 
     @property
     def done_ms(self) -> Floats:
-        """When each step's tokens were there, on the same clock, dims (step,)."""
-        return self.start_ms + _whole_step_ms(self.steps)
+        """When each step's tokens were there."""
+        whole = self._column("latency_ms")
+        if "schedule_ms" in self.steps:
+            whole = whole + np.nan_to_num(self._column("schedule_ms"))
+        if "step_ms" in self.steps:
+            told = self._column("step_ms")
+            whole = np.where(np.isnan(told), whole, told)
+        return self.start_ms + whole
 
     @property
     def is_first_step(self) -> Bools:
-        """Whether a step was over when the second half began, dims (step,)."""
-        ended: Bools = self.done_ms <= 1000.0 * (self.split_s - self.requests.arrival_s[0])
-        return ended
+        """Whether a step was over when the second half began."""
+        return np.asarray(self.done_ms <= 1000.0 * (self.split_s - self.requests.arrival_s[0]))
 
     @property
     def goes_on(self) -> Bools:
         """Whether a step carries on a request of the one before: the server was busy between the two."""
-        decodes = self.steps["num_decode_reqs"].to_numpy(float) > 0
-        context = self.steps.get("context_tokens", pd.Series(0.0, self.steps.index)).to_numpy(float) > 0
-        carried: Bools = decodes | context
-        return carried
+        has_context = self._column("context_tokens") > 0 if "context_tokens" in self.steps else False
+        return (self._column("num_decode_reqs") > 0) | has_context
 
     @property
     def gaps_ms(self) -> Floats:
-        """Time between the model runs of two steps in the first half, where the server was busy, ms."""
-        gaps: Floats = np.diff(self.start_ms) - self.steps["latency_ms"].to_numpy(float)[:-1]
-        is_busy = self.goes_on[1:] & self.is_first_step[1:]
-        return gaps[is_busy]
+        """Time between the model runs of two steps in the first half, where the server was busy."""
+        gaps: Floats = np.diff(self.start_ms) - self._column("latency_ms")[:-1]
+        return gaps[self.goes_on[1:] & self.is_first_step[1:]]
 
     @property
     def step_overhead_ms(self) -> float:
@@ -211,7 +177,7 @@ class ServerRecord:
 
     @property
     def ends_ms(self) -> Floats:
-        """When the next step could begin, ms since the first arrival, dims (step,)."""
+        """When the next step could begin."""
         start = self.start_ms
         ends = self.done_ms + self.step_overhead_ms
         ends[:-1] = np.where(self.goes_on[1:], start[1:], np.minimum(ends[:-1], start[1:]))
@@ -219,7 +185,7 @@ class ServerRecord:
 
     @property
     def present(self) -> Ints:
-        """Requests that wait or run in each step, dims (step,)."""
+        """Requests that wait or run in each step."""
         there: Ints = (self.steps["num_waiting_reqs"] + self.steps["num_running_reqs"]).to_numpy(np.int64)
         return there
 
@@ -230,9 +196,8 @@ class ServerRecord:
         It shows where a request finds the server at rest, and its arrival begins a step. 0 where that was
         seen fewer than five times.
         """
-        begins = np.flatnonzero(
-            ~self.goes_on & self.is_first_step & (self.steps["batch_size"] == 1).to_numpy()
-        )
+        is_single = (self.steps["batch_size"] == 1).to_numpy()
+        begins = np.flatnonzero(~self.goes_on & self.is_first_step & is_single)
         arrival_ms = 1000.0 * (self.requests.arrival_s - self.requests.arrival_s[0])
         latest = np.searchsorted(arrival_ms, self.start_ms[begins], side="right") - 1
         before_ms = np.concatenate([[-np.inf], self.done_ms])[begins]
@@ -252,9 +217,8 @@ class ServerRecord:
 
         A trace shows the token budget as the most tokens of a step, and the limit on sequences, where the KV
         cache has none, as what ran while somebody waited though tokens were left. What it does not show is
-        :data:`~bayes_sched.planning.scheduler.MAX_NUM_SEQS`, no limit on the KV cache, and
-        :data:`~bayes_sched.planning.scheduler.BLOCK_TOKENS`. Of the blocks that a side-car tells, vLLM keeps
-        one for itself.
+        `MAX_NUM_SEQS`, no limit on the KV cache, and `BLOCK_TOKENS`. Of the blocks that a side-car tells,
+        vLLM keeps one for itself.
         """
         told = self.told
         tokens = int(self.steps["total_tokens"].max())
@@ -277,28 +241,20 @@ class ServerRecord:
         held_back = (steps["num_waiting_reqs"] > 0) & (steps["total_tokens"] < budget)
         return int(steps["num_running_reqs"][held_back].max()) if held_back.any() else MAX_NUM_SEQS
 
+    def _column(self, name: str) -> Floats:
+        return self.steps[name].to_numpy(np.float64)
+
 
 def _first(*values: int | None) -> int:
     """Return the first that is not None."""
     return next(value for value in values if value is not None)
 
 
-def _whole_step_ms(steps: pd.DataFrame) -> Floats:
-    """Return the time of scheduling and model run, ms, dims (step,)."""
-    whole = steps["latency_ms"].to_numpy(float)
-    if "schedule_ms" in steps:
-        whole = whole + np.nan_to_num(steps["schedule_ms"].to_numpy(float))
-    if "step_ms" in steps:
-        told = steps["step_ms"].to_numpy(float)
-        whole = np.where(np.isnan(told), whole, told)
-    return whole
-
-
-def _mismatch(steps: pd.DataFrame, requests: MeasuredRequests) -> list[str]:
+def _mismatch(steps: pd.DataFrame, requests: MeasuredRequests) -> tuple[str, ...]:
     held, brought = int(steps["total_tokens"].sum()), requests.num_computed
     if abs(held - brought) <= TOLERATED * brought:
-        return []
-    return [
+        return ()
+    return (
         f"the steps in the time of the requests hold {held:,} tokens, and the requests bring {brought:,}: "
-        "there were other requests, a prefix cache, preemptions, or steps are missing"
-    ]
+        "there were other requests, a prefix cache, preemptions, or steps are missing",
+    )

@@ -1,4 +1,4 @@
-"""A workload replayed over posterior draws: how requests fare, and how sure one may be of that."""
+"""A workload replayed over posterior draws: how requests fare, and how confident one may be of that."""
 
 from __future__ import annotations
 
@@ -8,151 +8,136 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bayes_sched.arrays import Floats
 from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
 from bayes_sched.planning.workload import AnyWorkload, PoissonWorkload, Workload
 from bayes_sched.region import TOLERANCE, Region
-from bayes_sched.sla.risk import Objective
+from bayes_sched.sla.request import NAMES
+from bayes_sched.sla.risk import ROUNDING, Objective
 
-KEYS = ("ttft", "tpot", "e2e")
-NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end-to-end time"}
+KEYS = tuple(NAMES)
 LEVELS = np.concatenate([np.arange(0.01, 1.0, 0.01), [0.995, 0.999]])
 """Levels at which the distribution over requests is kept."""
+WARMUP = 0.1
+"""Share of generated requests that is not counted: they meet a server that has just begun."""
+FEWEST_DRAWS = 40
+"""Draws that are replayed even where the confidence asked for is out of reach."""
 GROWTH = 0.05
 """A queue that grows by this share of the arrivals, over the second half of them, does not end."""
 
 _LEAST_GROWTH = 5  # requests: fewer are the play of chance
+_SHOWN_LEVELS = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
+_LOAD = ("queue_mean", "queue_p95", "queue_max", "in_system", "utilisation", "preemptions", "growth")
+
+type Objectives = Mapping[str, Objective | None]
+"""What is asked of the requests, by `KEYS`."""
+type Interval = Mapping[str, float | None]
+"""``median``, ``lower`` and ``upper`` over posterior draws; None where no draw has a value."""
+type ShowShare = Callable[[float], None]
+"""Called with the share of the work that is done."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measures:
-    """One draw's outcome, all replicas together; times in ms.
+    """One draw's outcome, all servers together.
 
-    Attributes
-    ----------
-    quantiles : Mapping of str to ndarray, dims (level,)
-        Of the times over requests, by `KEYS`; NaN where no request has such a time.
-    within : Mapping of str to float
-        Share of the requests within each limit.
-    all_within : float
-        Share within all of them.
-    queue_mean, queue_p95, queue_max : float
-        Requests that wait for their first step, at one server, over time from the first counted to the last
-        arrival.
-    in_system : float
-        Mean number of requests at one server, waiting or running.
-    utilisation : float
-        Share of that time in which a server runs a step.
-    growth : float
-        Growth of the queues over the second half of the arrivals, as a share of these arrivals.
-    is_overloaded : bool
-    preemptions : float
-        Per request.
+    Queues and utilisation are those of one server, over time from the first request counted to the last
+    arrival.
     """
 
     quantiles: Mapping[str, Floats]
+    """Of the times over requests, ms, by `KEYS`, dims (level,); NaN where no request has such a time."""
     within: Mapping[str, float]
+    """Share of the requests within each limit."""
     all_within: float
     queue_mean: float
+    """Requests that wait for their first step."""
     queue_p95: float
     queue_max: float
     in_system: float
+    """Mean number of requests, waiting or running."""
     utilisation: float
+    """Share of the time in which a step runs."""
     growth: float
+    """Growth of the queues over the second half of the arrivals, as a share of these arrivals."""
     is_overloaded: bool
     preemptions: float
+    """Per request."""
+
+    def will_do(self, objectives: Objectives) -> bool:
+        """Return whether enough requests keep every limit and no queue grows without end."""
+        return not self.is_overloaded and all(self.keeps(key, of) for key, of in objectives.items() if of)
+
+    def keeps(self, key: str, objective: Objective) -> bool:
+        """Return whether the share of requests that is asked for keeps a limit."""
+        return self.within[key] >= objective.quantile - ROUNDING
 
 
-def measures(
-    replays: Sequence[Replay], limits_ms: Mapping[str, float | None], *, warmup_ms: float = 0.0
-) -> Measures:
-    """Measure one draw.
-
-    Parameters
-    ----------
-    replays : sequence of Replay
-        One a server.
-    limits_ms : Mapping of str to (float or None)
-        By `KEYS`.
-    warmup_ms : float
-        Requests that come earlier are not counted.
-    """
-    counted = [part.arrival_ms >= warmup_ms for part in replays]
+def measure(replays: Sequence[Replay], objectives: Objectives, *, warmup_ms: float = 0.0) -> Measures:
+    """Measure one draw, a replay a server; requests that come before `warmup_ms` are not counted."""
+    counted = [r.arrival_ms >= warmup_ms for r in replays]
     times = {
         key: np.concatenate([getattr(r, f"{key}_ms")[c] for r, c in zip(replays, counted, strict=True)])
         for key in KEYS
     }
     is_within = {
-        key: (times[key] <= limit) | np.isnan(times[key])
-        for key, limit in limits_ms.items()
-        if limit is not None
+        key: (times[key] <= of.limit_ms) | np.isnan(times[key])
+        for key, of in objectives.items()
+        if of is not None
     }
-    num = len(times["ttft"])
+    everybody = np.ones(len(times["ttft"]), dtype=bool)
     last_ms = max(float(r.arrival_ms[-1]) for r in replays)
     end_ms = last_ms if last_ms > warmup_ms else max(float(r.finish_ms.max()) for r in replays)
-    lengths, spans, in_system, utilisation = _over_time(replays, warmup_ms, end_ms)
     growth, is_overloaded = _growth(replays, last_ms)
-    order = np.argsort(lengths, kind="stable")
-    below = np.cumsum(spans[order]) / spans.sum()
     return Measures(
-        quantiles={key: _quantiles(values) for key, values in times.items()},
+        quantiles={key: request_quantiles(values) for key, values in times.items()},
         within={key: float(kept.mean()) for key, kept in is_within.items()},
-        all_within=float(np.logical_and.reduce([*is_within.values(), np.ones(num, dtype=bool)]).mean()),
-        queue_mean=float(lengths @ spans / spans.sum()),
-        queue_p95=float(lengths[order][np.searchsorted(below, 0.95)]),
-        queue_max=float(lengths.max()),
-        in_system=in_system,
-        utilisation=utilisation,
+        all_within=float(np.logical_and.reduce([*is_within.values(), everybody]).mean()),
+        **_over_time(replays, warmup_ms, end_ms),
         growth=growth,
         is_overloaded=is_overloaded,
         preemptions=sum(int(r.preemptions.sum()) for r in replays) / sum(len(r.arrival_ms) for r in replays),
     )
 
 
-def _quantiles(values: Floats) -> Floats:
+def request_quantiles(values: Floats) -> Floats:
+    """Return the quantiles of a time over requests, dims (level,); NaN where none has such a time."""
     known = values[~np.isnan(values)]
     return np.quantile(known, LEVELS) if known.size else np.full(LEVELS.size, np.nan)
 
 
-def _over_time(
-    replays: Sequence[Replay], start_ms: float, end_ms: float
-) -> tuple[Floats, Floats, float, float]:
-    """Return queue lengths with the time each lasted, the mean number at a server, and the busy share."""
-    lengths, spans, present, busy = [], [], 0.0, 0.0
+def _over_time(replays: Sequence[Replay], start_ms: float, end_ms: float) -> dict[str, float]:
+    """Return what the queues, and who is there, were over time."""
+    queues, present, busy = [], 0.0, 0.0
     for r in replays:
-        length, span = counts_over_time(r.arrival_ms, r.start_ms, start_ms, end_ms)
-        lengths.append(length)
-        spans.append(span)
+        queues.append(counts_over_time(r.arrival_ms, r.start_ms, start_ms, end_ms))
         inside, span = counts_over_time(r.arrival_ms, r.finish_ms, start_ms, end_ms)
         present += float(inside @ span / span.sum())
         # Whoever is there is served: a server rests only while it has no request at all.
         busy += float(span[inside > 0].sum() / span.sum())
-    return np.concatenate(lengths), np.concatenate(spans), present / len(replays), busy / len(replays)
+    lengths, spans = (np.concatenate(pieces) for pieces in zip(*queues, strict=True))
+    order = np.argsort(lengths, kind="stable")
+    below = np.cumsum(spans[order]) / spans.sum()
+    return {
+        "queue_mean": float(lengths @ spans / spans.sum()),
+        "queue_p95": float(lengths[order][np.searchsorted(below, 0.95)]),
+        "queue_max": float(lengths.max()),
+        "in_system": present / len(replays),
+        "utilisation": busy / len(replays),
+    }
 
 
 def counts_over_time(
     begin_ms: Floats, end_ms: Floats, window_start_ms: float, window_end_ms: float
 ) -> tuple[Floats, Floats]:
-    """Return how many of some intervals are open, piece by piece of a window, and how long each piece lasts.
-
-    Parameters
-    ----------
-    begin_ms, end_ms : ndarray, dims (interval,)
-    window_start_ms, window_end_ms : float
-
-    Returns
-    -------
-    tuple of ndarray, dims (piece,)
-    """
+    """Return how many intervals are open, piece by piece of a window, and how long each piece lasts."""
     at = np.concatenate([begin_ms, end_ms])
     change = np.concatenate([np.ones(begin_ms.size), -np.ones(end_ms.size)])
     order = np.argsort(at, kind="stable")
-    edges = np.clip(
-        np.concatenate([[window_start_ms], at[order], [window_end_ms]]), window_start_ms, window_end_ms
-    )
-    return np.concatenate([[0.0], np.cumsum(change[order])]), np.diff(edges)
+    edges = np.concatenate([[window_start_ms], at[order], [window_end_ms]])
+    spans = np.diff(np.clip(edges, window_start_ms, window_end_ms))
+    return np.concatenate([[0.0], np.cumsum(change[order])]), spans
 
 
 def _growth(replays: Sequence[Replay], last_ms: float) -> tuple[float, bool]:
@@ -169,125 +154,50 @@ def _growth(replays: Sequence[Replay], last_ms: float) -> tuple[float, bool]:
     return grown / arrivals, grown >= max(_LEAST_GROWTH, GROWTH * arrivals)
 
 
-WARMUP = 0.1
-"""Share of generated requests that is not counted: they meet a server that has just begun."""
-
-FEWEST_DRAWS = 40
-"""Draws that are replayed even where the confidence asked for is out of reach."""
-
-_ROUNDING = 1e-12
-
-type ShowShare = Callable[[float], None]
-"""Called with the share of the work that is done."""
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Simulation:
-    """What some servers did with a workload, one replay a posterior draw.
-
-    Attributes
-    ----------
-    replicas : int
-        Servers, all of the same draw; requests are dealt to them in turn (round-robin).
-    draws : tuple of Measures
-        One a posterior draw.
-    objectives : Mapping of str to (Objective or None)
-        What was asked of the requests, by key.
-    num_steps : int
-        Scheduler steps simulated.
-    seconds : float
-        Time they took to simulate.
-    extrapolated : float
-        Share of the simulated time in steps outside of what the trace covers.
-    beyond : float
-        Share in steps of more requests, or more tokens, than any of the trace.
-    """
+class ServerSimulation:
+    """What some servers did with a workload, one replay a posterior draw."""
 
     replicas: int
+    """Servers, all of the same draw; requests are dealt to them in turn (round-robin)."""
     draws: tuple[Measures, ...]
-    objectives: Mapping[str, Objective | None]
-    num_steps: int
-    seconds: float
+    asked: tuple[str, ...]
+    """The times with a limit."""
+    confidence: float
+    """Share of the draws in which all limits are kept, at once, and no queue grows without end."""
+    p_overloaded: float
+    """Share of the draws in which more comes than is served."""
+    all_within: Interval
+    """Share of the requests that keep all limits."""
+    times: Mapping[str, Mapping[str, Any]]
+    """By `KEYS` the intervals ``p50_ms``, ``p95_ms`` and ``p99_ms``; of those with a limit ``limit_ms``,
+    ``quantile``, ``within`` (interval) and ``confidence`` too."""
+    load: Mapping[str, Interval]
+    """Intervals of queues, utilisation, preemptions and growth, as in `Measures`."""
     extrapolated: float
+    """Share of the simulated time in steps outside of what the trace covers."""
     beyond: float
+    """Share in steps of more requests, or more tokens, than any of the trace."""
+    num_steps: int
+    """Scheduler steps simulated."""
+    seconds: float
+    """Time they took to simulate."""
 
-    def values(self, name: str) -> Floats:
-        """Return a measure of each draw, dims (draw,)."""
-        return np.array([getattr(draw, name) for draw in self.draws], dtype=np.float64)
-
-    def quantile_draws(self, key: str) -> Floats:
-        """Return the quantiles of a time over requests, ms, dims (draw, level)."""
-        return np.stack([draw.quantiles[key] for draw in self.draws])
-
-    def within(self, key: str) -> Floats:
-        """Return the share of the requests within a limit, dims (draw,)."""
-        return np.array([draw.within[key] for draw in self.draws])
-
-    def is_kept(self, key: str) -> NDArray[np.bool_]:
-        """Return whether the asked share of requests keeps a limit, dims (draw,)."""
-        objective = self.objectives[key]
-        assert objective is not None, f"no limit on {key}"
-        kept: NDArray[np.bool_] = self.within(key) >= objective.quantile - _ROUNDING
-        return kept
-
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """The times with a limit."""
-        return tuple(key for key in KEYS if self.objectives[key] is not None)
-
-    @property
-    def confidence(self) -> float:
-        """Share of the draws in which all limits are kept, at once, and no queue grows without end."""
-        return float(np.mean([_will_do(draw, self.objectives) for draw in self.draws]))
-
-    @property
-    def p_overloaded(self) -> float:
-        """Share of the draws in which more comes than is served."""
-        return float(self.values("is_overloaded").mean())
-
-    @property
-    def steps_per_second(self) -> float:
-        """How fast it was simulated."""
-        return self.num_steps / max(self.seconds, 1e-9)
-
-    def to_dict(self, *, probability: float) -> dict[str, Any]:
-        """Return plain values, ready for JSON; intervals over draws of a probability."""
-        tail = 0.5 * (1.0 - probability)
-
-        def interval(draws: Floats) -> dict[str, float | None]:
-            known = draws[np.isfinite(draws)]
-            ends = np.quantile(known, [0.5, tail, 1.0 - tail]).tolist() if known.size else [None] * 3
-            return dict(zip(("median", "lower", "upper"), ends, strict=True))
-
-        times = {}
-        for key in KEYS:
-            draws, objective = self.quantile_draws(key), self.objectives[key]
-            row: dict[str, Any] = {
-                f"p{100 * level:g}_ms": interval(draws[:, np.argmin(np.abs(LEVELS - level))])
-                for level in (0.5, 0.95, 0.99)
-            }
-            if objective is not None:
-                row |= {
-                    "limit_ms": objective.limit_ms,
-                    "quantile": objective.quantile,
-                    "within": interval(self.within(key)),
-                    "confidence": float(self.is_kept(key).mean()),
-                }
-            times[key] = row
-        names = ("queue_mean", "queue_p95", "queue_max", "in_system", "utilisation", "preemptions", "growth")
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
         return {
             "replicas": self.replicas,
             "confidence": self.confidence,
             "p_overloaded": self.p_overloaded,
-            "all_within": interval(self.values("all_within")),
-            "times": times,
-            **{name: interval(self.values(name)) for name in names},
+            "all_within": self.all_within,
+            "times": self.times,
+            **self.load,
             "extrapolated": self.extrapolated,
             "beyond": self.beyond,
             "num_draws": len(self.draws),
             "num_steps": self.num_steps,
             "seconds": round(self.seconds, 3),
-            "steps_per_second": round(self.steps_per_second),
+            "steps_per_second": round(self.num_steps / max(self.seconds, 1e-9)),
         }
 
 
@@ -298,37 +208,19 @@ def simulate(
     region: Region,
     *,
     replicas: int,
-    objectives: Mapping[str, Objective | None],
+    objectives: Objectives,
+    confidence: float,
+    probability: float,
     seed: int,
-    confidence: float = 0.0,
     progress: ShowShare = lambda share: None,
-) -> Simulation:
-    """Replay a workload once for each draw.
+) -> ServerSimulation:
+    """Replay a workload once for each draw, on servers whose trace covers a region.
 
     All steps of a replay, on all servers, share the draw's parameters; their noise is independent. A
-    :class:`PoissonWorkload` is drawn anew for each replay, so that intervals hold the luck of the arrivals
-    too; the same seed gives the same arrivals whatever the servers.
-
-    Parameters
-    ----------
-    workload : Workload or PoissonWorkload
-    settings : SchedulerSettings
-    times : StepTimes
-    region : Region
-        Where the trace has steps.
-    replicas : int
-    objectives : Mapping of str to (Objective or None)
-    seed : int
-    confidence : float
-        What is asked for: where it is out of reach, no more than `FEWEST_DRAWS` draws are replayed.
-    progress : callable
-
-    Raises
-    ------
-    InputError
-        A request does not fit into the KV cache.
+    :class:`PoissonWorkload` is drawn anew for each replay, so that intervals (of a probability) hold the luck
+    of the arrivals too; the same seed gives the same arrivals whatever the servers. Where the confidence
+    asked for is out of reach, no more than `FEWEST_DRAWS` draws are replayed.
     """
-    limits = {key: None if of is None else of.limit_ms for key, of in objectives.items()}
     time_at = np.zeros(times.mean_ms.shape[1:])
     draws: list[Measures] = []
     num_steps, seconds, num_failed = 0, 0.0, 0
@@ -352,29 +244,24 @@ def simulate(
         ]
         seconds += time.perf_counter() - start
         num_steps += sum(r.num_steps for r in replays)
-        draws.append(measures(replays, limits, warmup_ms=warmup_ms))
-        num_failed += not _will_do(draws[-1], objectives)
+        draws.append(measure(replays, objectives, warmup_ms=warmup_ms))
+        num_failed += not draws[-1].will_do(objectives)
         progress((draw + 1) / times.num_draws)
-    extrapolated, beyond = outside_shares(time_at, times, region)
-    return Simulation(
+    extrapolated, beyond = _outside_shares(time_at, times, region)
+    return ServerSimulation(
         replicas=replicas,
         draws=tuple(draws),
-        objectives=objectives,
-        num_steps=num_steps,
-        seconds=seconds,
+        asked=tuple(key for key in KEYS if objectives[key] is not None),
+        confidence=(len(draws) - num_failed) / len(draws),
+        p_overloaded=float(np.mean([draw.is_overloaded for draw in draws])),
+        all_within=_interval([draw.all_within for draw in draws], probability),
+        times={key: _time(draws, key, objectives[key], probability) for key in KEYS},
+        load={name: _interval([getattr(draw, name) for draw in draws], probability) for name in _LOAD},
         extrapolated=extrapolated,
         beyond=beyond,
+        num_steps=num_steps,
+        seconds=seconds,
     )
-
-
-def _will_do(draw: Measures, objectives: Mapping[str, Objective | None]) -> bool:
-    """Return whether a draw keeps every limit and no queue grows without end."""
-    kept = (
-        draw.within[key] >= objective.quantile - _ROUNDING
-        for key, objective in objectives.items()
-        if objective is not None
-    )
-    return not draw.is_overloaded and all(kept)
 
 
 def _drawn(workload: AnyWorkload, rng: np.random.Generator) -> tuple[Workload, float]:
@@ -386,7 +273,7 @@ def _drawn(workload: AnyWorkload, rng: np.random.Generator) -> tuple[Workload, f
     return requests, 1000.0 * float(requests.arrival_s[first])
 
 
-def outside_shares(time_at: Floats, times: StepTimes, region: Region) -> tuple[float, float]:
+def _outside_shares(time_at: Floats, times: StepTimes, region: Region) -> tuple[float, float]:
     """Return the shares of the time outside of a region, and beyond its largest steps."""
     b, s = np.meshgrid(times.nodes_b.astype(float), times.nodes_s.astype(float), indexing="ij")
     outside = ~region.contains(b, np.maximum(b, s))
@@ -396,16 +283,34 @@ def outside_shares(time_at: Floats, times: StepTimes, region: Region) -> tuple[f
     return float(time_at[outside].sum() / total), float(time_at[beyond].sum() / total)
 
 
-def spread_out(workload: AnyWorkload, *, most: int, seed: int) -> Workload:
-    """Return requests of a workload that never meet: what each does alone on a server.
+def _time(
+    draws: Sequence[Measures], key: str, objective: Objective | None, probability: float
+) -> dict[str, Any]:
+    quantiles = np.stack([draw.quantiles[key] for draw in draws])
+    found: dict[str, Any] = {
+        name: _interval(quantiles[:, np.argmin(np.abs(LEVELS - level))], probability)
+        for name, level in _SHOWN_LEVELS.items()
+    }
+    if objective is not None:
+        found |= {
+            "limit_ms": objective.limit_ms,
+            "quantile": objective.quantile,
+            "within": _interval([draw.within[key] for draw in draws], probability),
+            "confidence": float(np.mean([draw.keeps(key, objective) for draw in draws])),
+        }
+    return found
 
-    Parameters
-    ----------
-    workload : Workload or PoissonWorkload
-    most : int
-        Requests to take, at most.
-    seed : int
-    """
+
+def _interval(draws: Sequence[float] | Floats, probability: float) -> Interval:
+    tail = 0.5 * (1.0 - probability)
+    values = np.asarray(draws, dtype=np.float64)
+    known = values[np.isfinite(values)]
+    ends = np.quantile(known, [0.5, tail, 1.0 - tail]).tolist() if known.size else [None] * 3
+    return dict(zip(("median", "lower", "upper"), ends, strict=True))
+
+
+def spread_out(workload: AnyWorkload, *, most: int, seed: int) -> Workload:
+    """Return at most so many requests that never meet: what each does alone on a server."""
     requests = workload
     if isinstance(requests, PoissonWorkload):
         requests = requests.draw(np.random.default_rng([seed, 0]))

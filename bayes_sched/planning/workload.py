@@ -1,4 +1,7 @@
-"""Reads a log of requests: CSV with a header, or one JSON object a line, plain or packed."""
+"""Requests that a server is to carry: drawn from distributions, or read from a log of requests.
+
+A log is CSV with a header or one JSON object a line, plain or packed; each slip is named with file and line.
+"""
 
 from __future__ import annotations
 
@@ -93,19 +96,9 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How many tokens requests have: a median, and a log-normal spread around it.
+    """How many tokens requests have: a log-normal spread around a median.
 
-    Attributes
-    ----------
-    median : int
-        Tokens.
-    spread : float
-        Factor by which two requests in three stay within of the median; 1: all have as many.
-
-    Raises
-    ------
-    InputError
-        A number is out of range.
+    Two requests in three lie within a factor `spread` of the median; with 1 all have as many.
     """
 
     median: int
@@ -130,13 +123,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoissonWorkload:
-    """Requests that come independently of each other, so many a second in the mean.
-
-    Attributes
-    ----------
-    rate_per_s : float
-    prompt, output : Lengths
-    num_requests : int
+    """Requests that come independently of each other, `rate_per_s` a second in the mean.
 
     Raises
     ------
@@ -172,95 +159,8 @@ class PoissonWorkload:
 
 type AnyWorkload = Workload | PoissonWorkload
 
-
 FIELDS = ("arrival_s", "prompt_tokens", "output_tokens")
-"""What every request has."""
-
-_CSV, _JSON_LINES, _PACKED = ".csv", ".jsonl", ".gz"
-
-
-def request_records(path: Path, *, fields: tuple[str, ...] = FIELDS) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place of each request (``FILE, line 7``) and its record.
-
-    Parameters
-    ----------
-    path : Path
-        ``.csv`` or ``.jsonl``, and either with ``.gz`` behind it.
-    fields : tuple of str
-        What the header of a CSV file has to name.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read, is of another kind, or a line of it is no record.
-    """
-    kind = Path(path.stem).suffix if path.suffix == _PACKED else path.suffix
-    if kind not in (_CSV, _JSON_LINES):
-        raise InputError(
-            f"{path}: a log of requests is a .csv or a .jsonl file (or .gz of it) with {', '.join(fields)}"
-        )
-    try:
-        with _opened(path) as file:
-            yield from _csv(path, file, fields) if kind == _CSV else _json_lines(path, file)
-    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: not a text file of requests ({error})") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _opened(path: Path) -> TextIO:
-    if path.suffix == _PACKED:
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def _csv(path: Path, file: TextIO, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(file)
-    missing = [name for name in fields if name not in (reader.fieldnames or ())]
-    if missing and reader.fieldnames is not None:
-        raise InputError(f"{path}, line 1: the header names no {', '.join(missing)}")
-    for record in reader:
-        yield f"{path}, line {reader.line_num}", record
-
-
-def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{place}: not valid JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise InputError(f"{place}: no JSON object; each line holds one request")
-        yield place, record
-
-
-def request_value(record: dict[str, Any], name: str, place: str) -> float:
-    """Return a number of a record: whole for tokens, and 0 or more for what is measured.
-
-    Raises
-    ------
-    InputError
-        It is missing, or no such number.
-    """
-    value = record.get(name)
-    if value is None or value == "":
-        raise InputError(f"{place}: {name} is missing")
-    is_tokens = name.endswith("_tokens")
-    unit = "milliseconds" if name.endswith("_ms") else "seconds"
-    wanted = f"a whole number from 1 to {MAX_TOKENS:,}" if is_tokens else f"{unit}, 0 or more"
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    is_fine = 0.0 <= number < math.inf
-    if is_tokens:
-        is_fine = 1 <= number <= MAX_TOKENS and number.is_integer()
-    if not is_fine:
-        raise InputError(f"{place}: {name} is {str(value)[:40]!r}: give {wanted}")
-    return number
+"""What every request of a log has."""
 
 
 def read_workload(path: str | os.PathLike[str]) -> Workload:
@@ -282,3 +182,63 @@ def read_workload(path: str | os.PathLike[str]) -> Workload:
         raise InputError(f"{path}: the file holds no request")
     arrival, prompt, output = np.array(rows, dtype=np.float64).T
     return Workload.of(arrival, prompt.astype(np.int64), output.astype(np.int64))
+
+
+def request_records(path: Path, *, fields: tuple[str, ...] = FIELDS) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place of each request (``FILE, line 7``) and its record; the header of a CSV has `fields`."""
+    is_packed = path.suffix == ".gz"
+    kind = Path(path.stem).suffix if is_packed else path.suffix
+    if kind not in (".csv", ".jsonl"):
+        raise InputError(
+            f"{path}: a log of requests is a .csv or a .jsonl file (or .gz of it) with {', '.join(fields)}"
+        )
+    try:
+        with (gzip.open if is_packed else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield from _csv_records(path, file, fields) if kind == ".csv" else _json_records(path, file)
+    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: not a text file of requests ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _csv_records(path: Path, file: TextIO, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(file)
+    missing = [name for name in fields if name not in (reader.fieldnames or ())]
+    if missing and reader.fieldnames is not None:
+        raise InputError(f"{path}, line 1: the header names no {', '.join(missing)}")
+    for record in reader:
+        yield f"{path}, line {reader.line_num}", record
+
+
+def _json_records(path: Path, file: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{place}: not valid JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{place}: no JSON object; each line holds one request")
+        yield place, record
+
+
+def request_value(record: dict[str, Any], name: str, place: str) -> float:
+    """Return a number of a record: whole for tokens, and 0 or more for what is measured."""
+    value = record.get(name)
+    if value is None or value == "":
+        raise InputError(f"{place}: {name} is missing")
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if name.endswith("_tokens"):
+        is_fine = 1 <= number <= MAX_TOKENS and number.is_integer()
+        right = f"a whole number from 1 to {MAX_TOKENS:,}"
+    else:
+        is_fine = 0.0 <= number < math.inf
+        right = f"{'milliseconds' if name.endswith('_ms') else 'seconds'}, 0 or more"
+    if not is_fine:
+        raise InputError(f"{place}: {name} is {str(value)[:40]!r}: give {right}")
+    return number

@@ -137,8 +137,8 @@ def pooled_fit(
     `chosen`, dims (population draw,), positions among the source's draws, chains one after the other;
     `prior`, of :func:`population_prior_draws`.
     """
-    draws = {name: values.to_numpy().ravel()[chosen] for name, values in source.posterior.items()}
-    same = {name: source.data[name] for name in ("cells", "typical") if name in source.data.children}
+    draws = {str(name): values.to_numpy().ravel()[chosen] for name, values in source.posterior.items()}
+    same = {name: group for name, group in source.data.children.items() if name in ("cells", "typical")}
     return _fit_of(population, draws, prior=prior, model=source.model, metadata=metadata, groups=same)
 
 
@@ -150,7 +150,7 @@ def unseen_fit(
     mean, sd = population.moments()
     logs = complete(rng.normal(mean, sd), population.coordinates, priors, rng)
     cells = _joint_cells([fit.cells for fit in members.values()])
-    typical = {"typical": first.data["typical"]} if "typical" in first.data.children else {}
+    typical = {name: group for name, group in first.data.children.items() if name == "typical"}
     rows = [fit.metadata.rows for fit in members.values()]
     metadata = replace(
         first.metadata,

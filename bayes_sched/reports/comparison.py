@@ -12,7 +12,7 @@ from bayes_sched.comparison.compare import Comparison
 from bayes_sched.comparison.throughput import COST
 from bayes_sched.comparison.verdicts import EQUIVALENT, IN_TRACES, ON_GRID, UNDECIDED
 from bayes_sched.files import COMPARISON
-from bayes_sched.format import NONE, listed, number, percent, records, span
+from bayes_sched.format import NONE, count, listed, number, percent, records, span
 from bayes_sched.reports.document import (
     Column,
     Document,
@@ -25,6 +25,7 @@ from bayes_sched.reports.document import (
     how_made,
     made,
     report,
+    titled,
 )
 from bayes_sched.reports.plots.comparison import (
     MAX_PAIRS,
@@ -38,6 +39,8 @@ from bayes_sched.steps import POSSIBLE
 COMPARISON_VERSION = 1
 """Raised when a key of the JSON file changes its meaning or goes."""
 
+_KEYS = {"latency": "grid", "wanted_data": "wanted", "throughput_and_cost_ratios": "money"}  # in JSON
+_RATIO = ("ratio_median", "ratio_lower", "ratio_upper")
 _LABEL_WIDTH = 13
 _NARROW = 1.02
 _ALARM = (
@@ -97,6 +100,7 @@ def _(result: Comparison, *, command: str = "") -> Document:
         f"{num_draws:,} draws of each posterior, paired at random (seed {result.seed}): posteriors of "
         "different traces are independent."
     )
+    files = ["summary.json", COMPARISON]
     return Document(
         title=names,
         name=f"Comparison: {names}",
@@ -111,53 +115,41 @@ def _(result: Comparison, *, command: str = "") -> Document:
             _throughput(result),
             _parameters(result),
             Text(result.rule, on="terminal"),
-            how_made(
-                command, Text(paired, on="page"), files=["summary.json", COMPARISON], frames=list(frames)
-            ),
+            how_made(command, Text(paired, on="page"), files=files, frames=list(frames)),
         ),
-        numbers={**_numbers(result, sentences, num_draws=num_draws), "command": command},
+        numbers={
+            **_numbers(result, num_draws),
+            "text": " ".join(sentences),
+            "warnings": list(result.warnings),
+            **{_KEYS.get(name, name): records(frames[name]) for name in ("shares", "steps", *frames)},
+            "command": command,
+        },
         frames=frames,
     )
 
 
-def _numbers(result: Comparison, sentences: list[str], *, num_draws: int) -> dict[str, Any]:
-    tables = {
-        "shares": result.shares,
-        "steps": result.steps,
-        "grid": result.table,
-        "wanted": result.further_data,
-        "equivalents": result.equivalents,
-        "throughput": result.throughput,
-        "money": result.cost_ratios,
-        "parameters": result.parameters,
-        "parameter_ratios": result.parameter_ratios,
-        "differences": result.differences,
-    }
-    fits = [
-        {
-            "label": member.label,
-            "name": member.fit.metadata.name,
-            "labels": dict(member.fit.metadata.labels),
-            "trace_sha256": member.fit.metadata.trace_sha256,
-            "converged": member.fit.metadata.converged,
-            "problems": list(member.fit.metadata.problems),
-            "price_per_hour": member.price_per_hour,
-        }
-        for member in result.members
-    ]
+def _numbers(result: Comparison, num_draws: int) -> dict[str, Any]:
     settings = ("rope", "probability", "slo_ms", "slo_quantile", "seed")
     return {
         "comparison_version": COMPARISON_VERSION,
         "labels": list(result.labels),
-        "fits": fits,
+        "fits": [
+            {
+                "label": member.label,
+                "name": member.fit.metadata.name,
+                "labels": dict(member.fit.metadata.labels),
+                "trace_sha256": member.fit.metadata.trace_sha256,
+                "converged": member.fit.metadata.converged,
+                "problems": list(member.fit.metadata.problems),
+                "price_per_hour": member.price_per_hour,
+            }
+            for member in result.members
+        ],
         **{name: getattr(result, name) for name in settings},
         "num_draws": num_draws,
         "converged": result.converged,
         "compares_servers": result.compares_servers,
         "rule": result.rule,
-        "text": " ".join(sentences),
-        "warnings": list(result.warnings),
-        **{name: records(table) for name, table in tables.items()},
     }
 
 
@@ -189,20 +181,16 @@ def _members(result: Comparison) -> Section:
         ]
     )
     columns = (
-        Column("label", "label"),
-        Column("name", "result"),
-        Column("gpu", "GPU"),
-        Column("llm", "LLM"),
-        Column("steps", "steps"),
+        *titled(label="label", name="result", gpu="GPU", llm="LLM", steps="steps"),
         Column("discrepancy", "equation off by", lambda x: NONE if x is None else f"< {percent(x, 1)}"),
         Column("price", "price an hour"),
         Column("converged", "converged", lambda x: "yes" if x else "NO"),
     )
-    items: list[Item] = [Table(frame, columns, failed=list(~frame["converged"]), on="page")]
-    items.append(Text(_OFF_BY, on="page"))
+    members = Table(frame, columns, failed=list(~frame["converged"]), on="page")
+    items: list[Item] = [members, Text(_OFF_BY, on="page")]
     if len(result.differences):
-        names = [Column("what", "what"), *(Column(label, label) for label in result.labels)]
-        differing: list[Item] = [Table(result.differences, tuple(names), on="page")]
+        columns = (*titled(what="what"), *(Column(label, label) for label in result.labels))
+        differing: list[Item] = [Table(result.differences, columns, on="page")]
         if result.compares_servers:
             has_part = "Whatever differs besides the GPU has its part in every number below."
             differing.append(Text(has_part, on="page"))
@@ -230,11 +218,9 @@ def _latency(result: Comparison) -> Section:
     if len(result.further_data):
         further = (
             *_servers(),
-            Column("batch_size", "B"),
-            Column("total_tokens", "S"),
+            *titled(batch_size="B", total_tokens="S"),
             Column(_RATIO, "ratio", ratio_text),
-            Column("measure", "measure on"),
-            Column("steps_seen", "such steps so far"),
+            *titled(measure="measure on", steps_seen="such steps so far"),
             Column("times_data", "data that would decide", _times),
         )
         shown = (Text(_FURTHER, on="page"), Table(result.further_data, further, on="page"))
@@ -246,12 +232,9 @@ def _steps(result: Comparison) -> tuple[Item, ...]:
     """Return the typical steps: one table on a page, on a terminal one a pair, headed by its names."""
     columns = (
         Column("step", "step", short="mean (ms)"),
-        Column("batch_size", "B"),
-        Column("total_tokens", "S"),
-        Column("gpu", "server", short=""),
-        Column("gpu_ms", "mean (ms)", short="first"),
-        Column("other", "against", short=""),
-        Column("other_ms", "its mean (ms)", short="second"),
+        *titled(batch_size="B", total_tokens="S"),
+        *titled("page", gpu="server", gpu_ms="mean (ms)", other="against", other_ms="its mean (ms)"),
+        *titled("terminal", gpu_ms="first", other_ms="second"),
         Column(_RATIO, f"ratio ({percent(result.probability)} interval)", ratio_text, short="ratio"),
         Column("p_faster", "P(faster on average)", certainty, short=""),
         Column("p_faster", "", _compact, short="P(faster)"),
@@ -281,22 +264,16 @@ def _map_figures(result: Comparison) -> list[Item]:
 
 def _rest(result: Comparison) -> str:
     num_pairs = result.maps.sizes["pair"]
-    if num_pairs <= MAX_PAIRS:
-        return ""
-    return f" The first {MAX_PAIRS} of {num_pairs} pairs; the tables hold all."
+    rest = f" The first {MAX_PAIRS} of {num_pairs} pairs; the tables hold all."
+    return rest if num_pairs > MAX_PAIRS else ""
 
 
 def _equivalents(result: Comparison) -> Section:
     columns = (
-        Column("batch_size", "decodes"),
-        Column("gpu", "on"),
+        *titled(batch_size="decodes", gpu="on"),
         Column(("median", "limit"), "cost what", _decodes),
         Column("other", "on the server"),
-        Column(
-            ("lower", "upper", "limit"),
-            f"{percent(result.probability)} interval",
-            lambda lower, upper, limit: f"{_decodes(lower, limit)} to {_decodes(upper, limit)}",
-        ),
+        Column(("lower", "upper", "limit"), f"{percent(result.probability)} interval", _decodes_span),
         Column("extrapolation", "extrapolation"),
     )
     about = "How many decoding requests one server serves in the time that the other takes for so many."
@@ -316,29 +293,28 @@ def _throughput(result: Comparison) -> Section:
     if has_prices:
         about += " Costs are for a server that is never idle."
     interval = f"{percent(result.probability)} interval"
-    server = Column("gpu", "server", short="")
     short_server = Column("gpu", "", _short, short="server")
+    costs = ("cost", "cost_lower", "cost_upper")
     tokens = (
         Column("case", "case"),
-        server,
+        *titled("page", gpu="server"),
         short_server,
-        Column("batch_size", "B", _whole, short=""),
-        Column("total_tokens", "S", _whole, short=""),
-        Column("set_by", "set by", short=""),
+        Column("batch_size", "B", count, short=""),
+        Column("total_tokens", "S", count, short=""),
+        *titled("page", set_by="set by"),
         Column("tokens_per_s", "tokens/s"),
         Column(("tokens_per_s_lower", "tokens_per_s_upper"), interval, partial(span, digits=4)),
-        Column("cost", "cost of a million", short=""),
-        Column(("cost", "cost_lower", "cost_upper"), f"its {interval}", _cost_span, short=""),
+        *titled("page", cost="cost of a million"),
+        Column(costs, f"its {interval}", _cost_span, short=""),
     )
     cost = (
         Column("case", "case"),
         short_server,
-        Column("cost", "", number, short="cost of a million"),
-        Column(("cost", "cost_lower", "cost_upper"), "", _cost_span, short=interval),
+        *titled("terminal", cost="cost/million"),
+        Column(costs, "", _cost_span, short=interval),
     )
     ratios = (
-        Column("case", "case"),
-        Column("quantity", "quantity"),
+        *titled(case="case", quantity="quantity"),
         *_servers(),
         Column(_RATIO, f"ratio ({interval})", ratio_text),
         Column("p_better", "P(better)", certainty),
@@ -360,28 +336,15 @@ def _parameters(result: Comparison) -> Section:
     first, second = (
         medians.loc[pd.MultiIndex.from_frame(ratios[[of, "name"]])].to_numpy() for of in ("gpu", "other")
     )
+    page = {"unit": "unit", "gpu": "server", "median": "median", "other": "against"}
     columns = (
         Column("name", "name", short="parameter"),
-        Column("unit", "unit", short=""),
-        Column("gpu", "server", short=""),
-        Column("median", "median", short=""),
-        Column("other", "against", short=""),
-        Column("other_median", "its median", short=""),
-        Column(
-            ("difference", "difference_lower", "difference_upper"),
-            "difference",
-            lambda middle, lower, upper: f"{number(middle)} ({span(lower, upper)})",
-            short="",
-        ),
+        *titled("page", **page, other_median="its median"),
+        Column(("difference", "difference_lower", "difference_upper"), "difference", interval_text, short=""),
         Column(("gpu", "other"), "", _pair, short="ratio of"),
         Column(_RATIO, "ratio", ratio_text),
-        Column(
-            ("identified", "p_greater"),
-            "P(greater)",
-            lambda known, p: certainty(p) if known else NONE,
-            short="",
-        ),
-        Column("verdict", "verdict", short=""),
+        Column(("identified", "p_greater"), "P(greater)", _known_certainty, short=""),
+        *titled("page", verdict="verdict"),
         Column("verdict", "", lambda verdict: verdict.partition(" on ")[0], short="verdict"),
     )
     about = (
@@ -399,13 +362,10 @@ def _parameters(result: Comparison) -> Section:
     )
 
 
-_RATIO = ("ratio_median", "ratio_lower", "ratio_upper")
-
-
 def _servers(short: str = "") -> tuple[Column, ...]:
     """Return the columns of a pair: two on a page, one on a terminal, where names are cut."""
     pair = Column(("gpu", "other"), "", _pair, short=short)
-    return Column("gpu", "server", short=""), Column("other", "against", short=""), pair
+    return *titled("page", gpu="server", other="against"), pair
 
 
 def _pair(gpu: str, other: str) -> str:
@@ -419,8 +379,12 @@ def _short(label: str) -> str:
 
 def ratio_text(median: float, lower: float, upper: float) -> str:
     """Write a ratio with its interval, with a digit more where that is narrow."""
-    digits = 4 if upper < _NARROW * lower else 3
-    return f"{number(median, digits)} ({span(lower, upper, digits)})"
+    return interval_text(median, lower, upper, digits=4 if upper < _NARROW * lower else 3)
+
+
+def interval_text(middle: float, lower: float, upper: float, digits: int = 3) -> str:
+    """Write a number with its interval."""
+    return f"{number(middle, digits)} ({span(lower, upper, digits)})"
 
 
 def certainty(p: float | None) -> str:
@@ -430,6 +394,10 @@ def certainty(p: float | None) -> str:
     if p > 0.999:
         return "above 99.9%"
     return "below 0.1%" if p < 0.001 else percent(p, 1)
+
+
+def _known_certainty(is_known: bool, p: float) -> str:
+    return certainty(p) if is_known else NONE
 
 
 def _compact(p: float | None) -> str:
@@ -446,8 +414,8 @@ def _decodes(value: float | None, limit: float) -> str:
     return "< 1" if value == 0 else number(value)
 
 
-def _whole(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.0f}"
+def _decodes_span(lower: float | None, upper: float | None, limit: float) -> str:
+    return f"{_decodes(lower, limit)} to {_decodes(upper, limit)}"
 
 
 def _cost_span(cost: float | None, lower: float | None, upper: float | None) -> str:

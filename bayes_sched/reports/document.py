@@ -94,6 +94,14 @@ class Column:
         return [self.format(*(row[name] for name in names)) for row in rows]
 
 
+def titled(on: Medium | None = None, /, **titles: str) -> tuple[Column, ...]:
+    """Return columns as they stand, titles by source; only on a medium if it is given."""
+    if on == "terminal":
+        return tuple(Column(source, "", short=title) for source, title in titles.items())
+    short = "" if on == "page" else None
+    return tuple(Column(source, title, short=short) for source, title in titles.items())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """Rows of a frame.

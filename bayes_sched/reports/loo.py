@@ -1,70 +1,113 @@
-"""A comparison of models, and what their fits cost, as plain text."""
+"""A comparison of models by leave-one-out, and what their fits cost, as a document."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import pandas as pd
+
 from bayes_sched.checks.loo import ModelComparison
-from bayes_sched.format import NONE, number, records
-from bayes_sched.reports.terminal import text_table
+from bayes_sched.format import NONE, count
+from bayes_sched.reports.document import (
+    Column,
+    Document,
+    Figure,
+    Section,
+    Table,
+    Text,
+    how_made,
+    made,
+    report,
+)
+from bayes_sched.reports.plots.comparison import model_differences
 
-LEGEND = """\
-elpd: expected log predictive density, more is better. SE: standard error of the difference, steps
-taken for independent; stretches: the same from 20 stretches of consecutive steps. k: Pareto k of a
-step. weight: in the mixture of these models that would predict best. ESS: smallest bulk effective
-sample size; gradients: leapfrog steps after warm-up. seconds: wall time of the whole fit, compiling
-included; CPU s: over all processors."""
+_LEGEND = (
+    "elpd: expected log predictive density, more is better. SE: standard error of the difference, steps "
+    "taken for independent; stretches: the same from 20 stretches of consecutive steps. k: Pareto k of a "
+    "step. weight: in the mixture of these models that would predict best."
+)
+_COSTS = (
+    "ESS: smallest bulk effective sample size; gradients: leapfrog steps after warm-up. seconds: wall time "
+    "of the whole fit, compiling included; CPU s: over all processors."
+)
+_CAPTION = (
+    "Further left is worse. The thin interval allows for steps that resemble their neighbours in time, the "
+    "thick one takes them for independent. A hollow mark cannot be relied on."
+)
 
 
-def comparison_text(found: ModelComparison, fits: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return two tables, how well the models predict and what their fits cost, and what that means.
+@dataclass(frozen=True, eq=False)
+class ComparedModels:
+    """Models by leave-one-out, and the account of each one's fit.
 
-    Parameters
-    ----------
-    found : ModelComparison
-    fits : mapping of str to mapping
-        :func:`bayes_sched.benchmarking.fit_account` of each model's fit, with ``gradients``, ``seconds`` and
-        ``cpu_seconds``.
+    That is :func:`bayes_sched.studies.speed.fit_account`, with ``gradients``, ``seconds``, ``cpu_seconds``.
     """
-    return "\n\n".join([loo_text(found), cost_text(found, fits), LEGEND, found.text])
+
+    comparison: ModelComparison
+    fits: Mapping[str, Mapping[str, Any]]
 
 
-def loo_text(found: ModelComparison) -> str:
-    """Return the models with their elpd and its differences, the best first."""
+@report.register
+def _(result: ComparedModels, *, command: str = "") -> Document:
+    found, fits = result.comparison, result.fits
+    table = found.table.reset_index()
+    costs = pd.DataFrame([{"model": name, **fits[name]} for name in table["model"]])
+    draw = partial(model_differences, found)
+    return Document(
+        title="Which model predicts best?",
+        name="Models compared",
+        subtitle=made(f"leave-one-out over {found.num_steps:,} steps"),
+        sections=(
+            Section("Leave-one-out", (_loo(found, table), Text(_LEGEND))),
+            Section("Cost", (_costs(costs), Text(_COSTS))),
+            Figure("model_differences", "How far behind the best model?", _CAPTION, draw),
+            Text(" ".join(found.sentences), "lead"),
+            how_made(command, files=["summary.json"], frames=["models"]),
+        ),
+        numbers={**found.to_dict(), "fits": {name: _plain(account) for name, account in fits.items()}},
+        frames={"models": table},
+    )
+
+
+def _loo(found: ModelComparison, table: pd.DataFrame) -> Table:
     limit = f"k > {next(iter(found.members.values())).max_k:.2g}"
-    titles = ["model", "elpd", "difference", "SE", "stretches", "p_loo", limit, "weight"]
-    rows = [
-        [
-            row["model"],
-            f"{row['elpd']:,.1f}",
-            f"{row['difference']:,.1f}",
-            f"{row['difference_se']:,.1f}",
-            NONE if row["difference_se_stretches"] is None else f"{row['difference_se_stretches']:,.1f}",
-            f"{row['p_loo']:,.1f}",
-            f"{row['num_unreliable']:,}",
-            f"{row['weight']:.2f}",
-        ]
-        for row in records(found.table.reset_index())
-    ]
-    return text_table(titles, rows, right=set(titles[1:]))
+    columns = (
+        Column("model", "model"),
+        Column("elpd", "elpd", _tenths),
+        Column("difference", "difference", _tenths),
+        Column("difference_se", "SE", _tenths),
+        Column("difference_se_stretches", "stretches", _tenths),
+        Column("p_loo", "p_loo", _tenths),
+        Column("num_unreliable", limit, count),
+        Column("weight", "weight", "{:.2f}".format),
+    )
+    return Table(table, columns)
 
 
-def cost_text(found: ModelComparison, fits: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what the fits took, in the order of the models."""
-    titles = ["model", "gate", "divergent", "ESS/1,000 gradients", "gradients", "seconds", "CPU s"]
-    rows = []
-    for name in map(str, found.table.index):
-        fit = fits[name]
-        rows.append(
-            [
-                name,
-                "passed" if fit["gate_passed"] else "failed",
-                f"{fit['divergences']:,}",
-                number(fit["effective_per_1000_gradients"]),
-                f"{fit['gradients']:,}",
-                f"{fit['seconds']:,.1f}",
-                f"{fit['cpu_seconds']:,.1f}",
-            ]
-        )
-    return text_table(titles, rows, right=set(titles[2:]))
+def _costs(costs: pd.DataFrame) -> Table:
+    columns = (
+        Column("model", "model"),
+        Column("gate_passed", "gate", lambda passed: "passed" if passed else "failed"),
+        Column("divergences", "divergent"),
+        Column("effective_per_1000_gradients", "ESS/1,000 gradients"),
+        Column("gradients", "gradients"),
+        Column("seconds", "seconds", _tenths),
+        Column("cpu_seconds", "CPU s", _tenths),
+    )
+    return Table(costs, columns, failed=[not passed for passed in costs["gate_passed"]])
+
+
+def _tenths(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.1f}"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put None in the place of numbers that JSON cannot say."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }

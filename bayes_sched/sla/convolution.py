@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, special
 
-from bayes_sched.arrays import Floats
+from bayes_sched.arrays import Floats, Ints
 
 type CellsOf = Callable[[Floats], Floats]
 """Width of a cell, ms, dims (draw,), to the probability of each cell around the centre, dims (draw, cell)."""
@@ -30,27 +30,20 @@ _NUM_CELLS = 2048
 _CELLS_PER_WIDTH = 16
 _BLOCK = 64
 _FEW = 8  # sums of so few steps are fine enough on the grid as they are
-
 _BISECTIONS = 60
 
 
 @dataclass(frozen=True, eq=False)
 class SumDistribution:
-    """The distribution of a sum of step times, for each draw.
-
-    Attributes
-    ----------
-    first_ms : ndarray, dims (draw,)
-        The first place at which the distribution function is known, ms.
-    cell_ms : ndarray, dims (draw,)
-        Distance of these places, ms.
-    cdf : ndarray, dims (draw, place)
-        P(sum <= place). Its end is below 1 by the probability that a single step is late beyond all bounds.
-    """
+    """The distribution of a sum of step times, for each draw."""
 
     first_ms: Floats
+    """The first place at which the distribution function is known, dims (draw,)."""
     cell_ms: Floats
+    """Distance of these places, dims (draw,)."""
     cdf: Floats
+    """P(sum <= place), dims (draw, place). Its end is below 1 by the probability that a single step is late
+    beyond all bounds."""
 
     def scaled(self, factor: float) -> SumDistribution:
         """Return the distribution of the sum times a positive factor, such as a mean over tokens."""
@@ -95,19 +88,11 @@ class SumDistribution:
         return high
 
 
-def sum_distribution(
-    mean_ms: Floats, scale_ms: Floats, nu: Floats, counts: NDArray[np.int64]
-) -> SumDistribution:
+def sum_distribution(mean_ms: Floats, scale_ms: Floats, nu: Floats, counts: Ints) -> SumDistribution:
     """Return the distribution of a sum of independent steps of some kinds.
 
-    Parameters
-    ----------
-    mean_ms, scale_ms : ndarray, dims (draw, kind)
-        Location and Student-t scale of each kind of step, ms.
-    nu : ndarray, dims (draw,)
-        Degrees of freedom.
-    counts : ndarray, dims (kind,)
-        How many steps of each kind, each at least 1.
+    Location and Student-t scale have dims (draw, kind), the degrees of freedom (draw,); `counts`, dims
+    (kind,), says how many steps there are of each kind, each at least 1.
     """
     alpha = np.minimum(nu, 2.0)
     widths = scale_ms * counts ** (1.0 / alpha[:, None])

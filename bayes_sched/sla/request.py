@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bayes_sched.arrays import Floats
+from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
-from bayes_sched.format import chance, chances, number, records, span, sureness
+from bayes_sched.format import chance, chances, number, records, sentence, span, sureness
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import Evaluator, check_probability
+from bayes_sched.posterior.prediction import Evaluator, PerDraw, check_probability
 from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.sla.convolution import SumDistribution, sum_distribution
 from bayes_sched.sla.risk import (
@@ -26,6 +26,14 @@ from bayes_sched.sla.risk import (
 )
 from bayes_sched.steps import steps_arrays
 
+MAX_DRAWS = 400
+"""Posterior draws, evenly spaced, that requests use unless told otherwise: each costs a convolution."""
+
+NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end-to-end time"}
+
+_NUM_PLACES = 200  # of a curve of survival, and the shares of the requests between which it is drawn
+_ENDS = (0.001, 0.997)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSteps:
@@ -35,17 +43,6 @@ class RequestSteps:
     output token comes out of the last prefill step, each further one out of a decode-only step. The decodes
     run on all the while, and no other request comes; a wait for the first step is not counted.
 
-    Attributes
-    ----------
-    prompt_tokens : int
-        Tokens to prefill (those in the prefix cache left out).
-    output_tokens : int or None
-        Tokens to generate, the first one included; None where that is of no interest.
-    decodes : int
-        Other requests, which decode in every step.
-    token_budget : int
-        Tokens of a step, at most, those of the decodes included.
-
     Raises
     ------
     InputError
@@ -53,9 +50,13 @@ class RequestSteps:
     """
 
     prompt_tokens: int
+    """Tokens to prefill (those in the prefix cache left out)."""
     output_tokens: int | None = None
+    """Tokens to generate, the first one included; None where that is of no interest."""
     decodes: int = 0
+    """Other requests, which decode in every step."""
     token_budget: int
+    """Tokens of a step, at most, those of the decodes included."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
@@ -99,147 +100,133 @@ class RequestSteps:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RequestTime:
-    """The time to the first token, the time per output token, or the whole time of a request.
+    """The time to the first token, the time per output token, or the whole time of a request, ms.
 
-    Attributes
-    ----------
-    key, name : str
-        ``ttft``, ``tpot`` or ``e2e``, and in words.
-    distribution : SumDistribution
-        One for each posterior draw.
-    quantile : float
-        Share of the requests that a promise is about.
-    probability : float
-        Of credible intervals.
-    objective : Objective or None
-        What was asked for.
+    Times are None where they are beyond all bounds; what is of the limit is None without one.
     """
 
     key: str
+    """``ttft``, ``tpot`` or ``e2e``."""
     name: str
-    distribution: SumDistribution
+    """The same in words."""
+    median_ms: float | None
     quantile: float
-    probability: float
-    objective: Objective | None
+    """Share of the requests that a promise is about."""
+    quantile_ms: float | None
+    """Predictive quantile, draws and noise together; then the credible interval of that of a draw."""
+    quantile_lower_ms: float | None
+    quantile_upper_ms: float | None
+    limit_ms: float | None
+    probability: float | None
+    """Of keeping the limit, draws and noise together, with the credible interval of that of a draw."""
+    lower: float | None
+    upper: float | None
+    confidence: float | None
+    """Share of the draws in which the asked share of requests keeps the limit."""
+    is_kept: bool | None
+    """Whether the limit may be promised, as far as numbers go."""
+    interval: float
+    """Probability of credible intervals."""
+    distribution: SumDistribution
+    """One for each posterior draw."""
 
-    def credible(self, draws: Floats) -> tuple[float, float]:
-        """Return the credible interval of what has a value for each draw, dims (draw,)."""
-        tail = 0.5 * (1.0 - self.probability)
-        # Values of draws, not values between two: either may be infinite.
-        lower, upper = np.quantile(draws, [tail, 1.0 - tail], method="inverted_cdf")
-        return float(lower), float(upper)
+    @classmethod
+    def of(
+        cls,
+        key: str,
+        distribution: SumDistribution,
+        objective: Objective | None,
+        *,
+        quantile: float,
+        interval: float,
+    ) -> RequestTime:
+        """Say what follows from the distribution of a time."""
+        tail = 0.5 * (1.0 - interval)
 
-    @property
-    def confidence(self) -> float | None:
-        """Share of the draws in which the asked share of requests keeps the limit; None without one."""
-        if self.objective is None:
-            return None
-        return float(self.objective.confidence_of(self.distribution.quantile_draws(self.quantile)))
+        def credible(draws: Floats) -> list[float]:
+            # Values of draws, not values between two: either may be infinite.
+            ends: list[float] = np.quantile(draws, [tail, 1.0 - tail], method="inverted_cdf").tolist()
+            return ends
 
-    @property
-    def is_kept(self) -> bool | None:
-        """Whether the limit may be promised, as far as numbers go; None without one."""
-        if self.objective is None or self.confidence is None:
-            return None
-        return bool(self.objective.is_confident(self.confidence))
+        limit_ms = probability = lower = upper = confidence = is_kept = None
+        draws_ms = distribution.quantile_draws(quantile)
+        if objective is not None:
+            limit_ms = objective.limit_ms
+            lower, upper = credible(distribution.cdf_draws(np.array([limit_ms]))[:, 0])
+            probability = distribution.probability_below(limit_ms)
+            confidence = float(objective.confidence_of(draws_ms))
+            is_kept = bool(objective.is_confident(confidence))
+        lower_ms, upper_ms = credible(draws_ms)
+        return cls(
+            key=key,
+            name=NAMES[key],
+            median_ms=_finite(distribution.quantile(0.5)),
+            quantile=quantile,
+            quantile_ms=_finite(distribution.quantile(quantile)),
+            quantile_lower_ms=_finite(lower_ms),
+            quantile_upper_ms=_finite(upper_ms),
+            limit_ms=limit_ms,
+            probability=probability,
+            lower=lower,
+            upper=upper,
+            confidence=confidence,
+            is_kept=is_kept,
+            interval=interval,
+            distribution=distribution,
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON; None where a time is beyond all bounds."""
-        risk: dict[str, Any] = dict.fromkeys(
-            ("limit_ms", "probability", "lower", "upper", "confidence", "is_kept")
-        )
-        if self.objective is not None:
-            limit = self.objective.limit_ms
-            lower, upper = self.credible(self.distribution.cdf_draws(np.array([limit]))[:, 0])
-            risk = {
-                "limit_ms": limit,
-                "probability": self.distribution.probability_below(limit),
-                "lower": lower,
-                "upper": upper,
-                "confidence": self.confidence,
-                "is_kept": self.is_kept,
-            }
-        lower_ms, upper_ms = self.credible(self.distribution.quantile_draws(self.quantile))
-        return {
-            "key": self.key,
-            "name": self.name,
-            "median_ms": _finite(self.distribution.quantile(0.5)),
-            "quantile": self.quantile,
-            "quantile_ms": _finite(self.distribution.quantile(self.quantile)),
-            "quantile_lower_ms": _finite(lower_ms),
-            "quantile_upper_ms": _finite(upper_ms),
-            **risk,
-        }
+        """Return plain values, ready for JSON."""
+        kept = [field.name for field in fields(self) if field.name not in ("interval", "distribution")]
+        return {name: getattr(self, name) for name in kept}
 
     def survival(self) -> pd.DataFrame:
         """Return the share of the requests that take longer than ``time_ms``, with its interval."""
         ends = [self.distribution.quantile(q) for q in _ENDS]
-        if self.objective is not None:
-            ends.append(self.objective.limit_ms)
+        if self.limit_ms is not None:
+            ends.append(self.limit_ms)
         finite = [end for end in ends if math.isfinite(end)]
         places = np.linspace(min(finite), max(finite) + 0.03 * (max(finite) - min(finite)), _NUM_PLACES)
         late = 1.0 - self.distribution.cdf_draws(places)
-        tail = 0.5 * (1.0 - self.probability)
+        tail = 0.5 * (1.0 - self.interval)
         lower, upper = np.quantile(late, [tail, 1.0 - tail], axis=0)
         return pd.DataFrame({"time_ms": places, "late": late.mean(axis=0), "lower": lower, "upper": upper})
 
     @property
     def text(self) -> str:
         """Sentences a person can paste."""
-        row = self.to_dict()
         share = f"{100 * self.quantile:g}%"
-        ends = span(row["quantile_lower_ms"], row["quantile_upper_ms"])
-        parts = [
-            f"{self.name[0].upper()}{self.name[1:]}: half of the requests within {number(row['median_ms'])} "
-            f"ms, {share} within {number(row['quantile_ms'])} ms ({ends})"
-        ]
-        if self.objective is not None:
-            verdict = "may be promised" if self.is_kept else "may NOT be promised"
-            parts.append(
-                f"{row['limit_ms']:g} ms {verdict}: {chance(row['probability'])} of the requests keep it "
-                f"({chances(row['lower'], row['upper'])}), and the confidence that at least {share} do is "
-                f"{sureness(row['confidence'])}"
-            )
-        return "; ".join(parts) + "."
-
-
-_NUM_PLACES = 200
-_ENDS = (0.001, 0.997)
+        told = (
+            f"{sentence(self.name)}: half of the requests within {number(self.median_ms)} ms, {share} within "
+            f"{number(self.quantile_ms)} ms ({span(self.quantile_lower_ms, self.quantile_upper_ms)})"
+        )
+        if self.limit_ms is None:
+            return f"{told}."
+        return (
+            f"{told}; {self.limit_ms:g} ms {'may' if self.is_kept else 'may NOT'} be promised: "
+            f"{chance(self.probability)} of the requests keep it ({chances(self.lower, self.upper)}), and "
+            f"the confidence that at least {share} do is {sureness(self.confidence)}."
+        )
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-MAX_DRAWS = 400
-"""Posterior draws, evenly spaced, that requests use unless told otherwise: each costs a convolution."""
-
-NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end-to-end time"}
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RequestSLA:
-    """What may be promised of a kind of request.
-
-    Attributes
-    ----------
-    fit : FitDescription
-        What it was found with.
-    steps : RequestSteps
-        The request, and the steps it takes.
-    times : tuple of RequestTime
-        What was asked for, or can be said: ``ttft``, and with output tokens ``tpot`` and ``e2e``.
-    step_table : DataFrame
-        ``phase``, ``batch_size``, ``total_tokens``, ``count``, ``extrapolation``.
-    refusals : tuple of str
-        Reasons, besides the numbers, why nothing is promised.
-    """
+    """What may be promised of a kind of request."""
 
     fit: FitDescription
+    """What it was found with."""
     steps: RequestSteps
+    """The request, and the steps it takes."""
     times: tuple[RequestTime, ...]
+    """What was asked for, or can be said: ``ttft``, and with output tokens ``tpot`` and ``e2e``."""
     step_table: pd.DataFrame
+    """``phase``, ``batch_size``, ``total_tokens``, ``count``, ``extrapolation``."""
     refusals: tuple[str, ...]
+    """Reasons, besides the numbers, why nothing is promised."""
 
     @property
     def is_promised(self) -> bool:
@@ -248,7 +235,7 @@ class RequestSLA:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a time; see :meth:`bayes_sched.sla.request_time.RequestTime.to_dict`."""
+        """One row a time: the fields of `RequestTime`."""
         return pd.DataFrame([time.to_dict() for time in self.times])
 
     @property
@@ -267,11 +254,10 @@ class RequestSLA:
     @property
     def text(self) -> str:
         """Sentences a person can paste."""
-        outside = ""
-        if bool(self.step_table["extrapolation"].any()):
-            outside = "EXTRAPOLATION: the trace holds no such steps as some of this request."
-        parts = [self.request_text, *(time.text for time in self.times), outside, *self.refusals]
-        return " ".join(part for part in parts if part)
+        outside = "EXTRAPOLATION: the trace holds no such steps as some of this request."
+        is_outside = bool(self.step_table["extrapolation"].any())
+        parts = [self.request_text, *(time.text for time in self.times), *([outside] if is_outside else ())]
+        return " ".join([*parts, *self.refusals])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -312,12 +298,12 @@ def request_sla(
     ----------
     fit : FittedModel
     prompt_tokens, token_budget, output_tokens, decodes : int
-        See :class:`~bayes_sched.sla.request_steps.RequestSteps`.
+        See :class:`RequestSteps`.
     ttft_ms, tpot_ms, e2e_ms : float, optional
         Limits, ms: time to first token, time per output token (mean over the tokens after the first, as
         clients measure it), end-to-end time. The last two need `output_tokens`.
     quantile, confidence : float
-        As for :func:`~bayes_sched.sla.step_promise.step_sla`, over requests.
+        As for :func:`~bayes_sched.sla.steps.step_sla`, over requests.
     extrapolate, accept_unconverged : bool
     probability : float
         Of credible intervals.
@@ -334,9 +320,8 @@ def request_sla(
         than B and S.
     """
     check_columns(fit)
-    check_probability(quantile, name="quantile")
-    check_probability(confidence, name="confidence")
-    check_probability(probability, name="probability")
+    for name, share in (("quantile", quantile), ("confidence", confidence), ("probability", probability)):
+        check_probability(share, name=name)
     limits = {"ttft": ttft_ms, "tpot": tpot_ms, "e2e": e2e_ms}
     objectives = {
         key: None if ms is None else Objective(limit_ms=ms, quantile=quantile, confidence=confidence)
@@ -347,9 +332,8 @@ def request_sla(
     )
     _check_output(steps, limits)
     table = steps.table
-    columns = steps_arrays(table["batch_size"], table["total_tokens"])
-    table = table.assign(extrapolation=fit.extrapolation(columns).to_numpy())
-    sums = _sums(fit, table, max_draws=max_draws)
+    kinds = steps_arrays(table["batch_size"], table["total_tokens"])
+    table = table.assign(extrapolation=fit.extrapolation(kinds).to_numpy())
     reasons = [*refusals(fit, accept_unconverged=accept_unconverged)]
     if bool(table["extrapolation"].any()) and not extrapolate and any(objectives.values()):
         reasons.append("Nothing is promised outside of the data unless that is asked for.")
@@ -357,15 +341,8 @@ def request_sla(
         fit=fit.description,
         steps=steps,
         times=tuple(
-            RequestTime(
-                key=key,
-                name=NAMES[key],
-                distribution=distribution,
-                quantile=quantile,
-                probability=probability,
-                objective=objectives[key],
-            )
-            for key, distribution in sums.items()
+            RequestTime.of(key, distribution, objectives[key], quantile=quantile, interval=probability)
+            for key, distribution in _sums(fit, table, max_draws=max_draws).items()
         ),
         step_table=table,
         refusals=tuple(reasons),
@@ -379,21 +356,21 @@ def _check_output(steps: RequestSteps, limits: Mapping[str, float | None]) -> No
         raise InputError("a limit on the time per output token needs at least 2 output tokens")
 
 
-def _sums(fit: FittedModel, table: pd.DataFrame, *, max_draws: int | None) -> dict[str, Any]:
+def _sums(fit: FittedModel, table: pd.DataFrame, *, max_draws: int | None) -> dict[str, SumDistribution]:
     """Return the distribution of each time that can be told."""
     evaluator = Evaluator(fit.model, fit.posterior, max_draws=max_draws)
     steps = steps_arrays(table["batch_size"], table["total_tokens"])
 
-    def draws(what: int) -> Floats:
-        values = evaluator.per_draw(steps, lambda mean, scale, nu, x: (mean, scale, nu + 0.0 * mean)[what])
-        flat: Floats = values.to_numpy().reshape(-1, len(table))
+    def draws(function: PerDraw) -> Floats:
+        flat: Floats = evaluator.per_draw(steps, function).to_numpy().reshape(-1, len(table))
         return flat
 
-    mean, scale, nu = draws(0), draws(1), draws(2)[:, 0]
+    mean, scale = draws(lambda mean, scale, nu, x: mean), draws(lambda mean, scale, nu, x: scale)
+    nu = draws(lambda mean, scale, nu, x: nu + 0.0 * mean)[:, 0]
     counts = table["count"].to_numpy(np.int64)
     is_prefill = (table["phase"] == "prefill").to_numpy()
 
-    def total(which: Any) -> Any:
+    def total(which: Bools) -> SumDistribution:
         return sum_distribution(mean[:, which], scale[:, which], nu, counts[which])
 
     sums = {"ttft": total(is_prefill)}

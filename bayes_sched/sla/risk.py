@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from bayes_sched.arrays import Floats
+from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import check_probability
@@ -21,7 +20,11 @@ DEFAULT_QUANTILE = 0.99
 DEFAULT_CONFIDENCE = 0.95
 """How sure one must be of that, unless told otherwise."""
 
-_ROUNDING = 1e-12  # a share of draws such as 19/20 must count as 0.95
+ROUNDING = 1e-12
+"""A share of draws such as 19/20 must count as 0.95."""
+
+COLUMNS = ("batch_size", "total_tokens")
+_DRAWS = ("chain", "draw")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,28 +69,19 @@ class Objective:
         share: Floats = np.mean(quantile_ms <= self.limit_ms, axis=0)
         return share
 
-    def is_confident(self, confidence: Floats | float) -> NDArray[np.bool_]:
+    def is_confident(self, confidence: Floats | float) -> Bools:
         """Return whether confidences are as high as asked."""
-        return np.asarray(confidence >= self.confidence - _ROUNDING)
-
-
-COLUMNS = ("batch_size", "total_tokens")
+        return np.asarray(confidence >= self.confidence - ROUNDING)
 
 
 def check_columns(fit: FittedModel) -> None:
-    """Refuse a model that a step's requests and tokens do not suffice for.
-
-    Raises
-    ------
-    InputError
-        Its model needs further columns.
-    """
+    """Refuse a model that a step's requests and tokens do not suffice for."""
     further = [name for name in fit.model.columns if name not in COLUMNS]
     if further:
         raise InputError(
             f"the model {fit.model.name} of {fit.metadata.name} needs {', '.join(further)} of every step: "
-            "what follows from requests and tokens alone cannot be said with it; fit the trace with --model "
-            "saturation for that"
+            "what follows from requests and tokens alone cannot be said with it; fit the trace with the "
+            "model saturation for that"
         )
 
 
@@ -99,9 +93,6 @@ def refusals(fit: FittedModel, *, accept_unconverged: bool) -> tuple[str, ...]:
         f"The fit {fit.metadata.name} has not converged: its numbers are shown, and nothing is promised "
         "on them.",
     )
-
-
-_DRAWS = ("chain", "draw")
 
 
 def step_risk(
@@ -159,22 +150,9 @@ def risk_map(
     max_draws: int | None = DEFAULT_MAX_DRAWS,
     num: int = 40,
 ) -> xr.Dataset:
-    """Return :func:`step_risk` over an even grid of the trace's range.
+    """Return :func:`step_risk` over an even grid of the trace's range, NaN where no step is ``possible``.
 
-    Parameters
-    ----------
-    fit : FittedModel
-    objective : Objective
-    probability : float
-        Of the credible interval.
-    max_draws : int or None
-    num : int
-        Points of each axis, at most; the tokens hold the batch sizes as well, for decode-only steps.
-
-    Returns
-    -------
-    Dataset, dims (batch_size, total_tokens)
-        NaN where no step is possible, and ``possible``.
+    Each axis has `num` points at most; the tokens hold the batch sizes as well, for decode-only steps.
     """
     highest = np.exp(fit.region.corners.max(axis=0) + TOLERANCE)
     batch_size, tokens = (

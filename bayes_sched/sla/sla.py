@@ -24,25 +24,16 @@ _NUM_FINE = 160
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SLA:
-    """What a server may promise of its steps, of requests, or of both.
-
-    Attributes
-    ----------
-    fit : FitDescription
-        What it was found with.
-    steps : StepSLA or None
-    request : RequestSLA or None
-    maps : RiskMaps or None
-        Risk and confidence over the range of the data, where the steps are to be shown.
-    survival : mapping of str to DataFrame
-        By the key of each time of the request: :meth:`RequestTime.survival`; where it is to be shown.
-    """
+    """What a server may promise of its steps, of requests, or of both."""
 
     fit: FitDescription
+    """What it was found with."""
     steps: StepSLA | None
     request: RequestSLA | None
     maps: RiskMaps | None
+    """Risk and confidence over the range of the data, where the steps are to be shown."""
     survival: dict[str, pd.DataFrame]
+    """By the key of each time of the request: :meth:`RequestTime.survival`; where it is to be shown."""
 
     @classmethod
     def of(
@@ -84,21 +75,14 @@ class SLA:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RiskMaps:
-    """Risk and confidence where the trace has steps.
-
-    Attributes
-    ----------
-    surface : Dataset, dims (batch_size, total_tokens)
-        :func:`risk_map`.
-    veil : Dataset, dims (batch_size, total_tokens)
-        A finer grid: ``extrapolation`` and ``possible``.
-    decode_only : Dataset, dims (step,)
-        :func:`step_risk` of decode-only batches, and ``batch_size``.
-    """
+    """Risk and confidence where the trace has steps."""
 
     surface: xr.Dataset
+    """:func:`risk_map`."""
     veil: xr.Dataset
+    """A finer grid: ``extrapolation`` and ``possible``."""
     decode_only: xr.Dataset
+    """:func:`step_risk` of decode-only batches, and ``batch_size``."""
 
     @classmethod
     def of(cls, fit: FittedModel, sla: StepSLA) -> RiskMaps:

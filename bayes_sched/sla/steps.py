@@ -13,16 +13,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.format import number, records
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.sla.limits import (
-    Line,
-    StepLimit,
-    evidence,
-    point_allowed,
-    promised,
-    quantile_draws,
-    step_limit,
-    tried_numbers,
-)
+from bayes_sched.sla.limits import Span, StepLimit, StepLine, StepSearch, evidence, tried_numbers
 from bayes_sched.sla.risk import (
     DEFAULT_CONFIDENCE,
     DEFAULT_QUANTILE,
@@ -35,159 +26,44 @@ from bayes_sched.steps import steps_arrays
 
 NUM_BATCH_SIZES = 24
 """Numbers of requests on the frontier, at most, evenly spread on a logarithmic scale."""
-
-COLUMNS = (
-    "batch_size",
-    "first_tokens",
-    "last_tokens",
-    "total_tokens",
-    "limited_by",
-    "probability",
-    "lower",
-    "upper",
-    "confidence",
-    "extrapolation",
-    "near_steps",
-    "near_late",
-    "is_contradicted",
-    "point_tokens",
-    "point_breach",
-    "point_breach_lower",
-    "point_breach_upper",
-)
-
-
-def frontier(
-    fit: FittedModel,
-    objective: Objective,
-    searched: Mapping[Line, tuple[int, int]],
-    *,
-    extrapolate: bool,
-    probability: float,
-    max_draws: int | None,
-) -> pd.DataFrame:
-    """Return the most tokens that may be promised for some numbers of requests.
-
-    Each row is a promise of its own: steps of exactly so many requests and of any number of tokens from
-    ``first_tokens`` to ``total_tokens``.
-
-    Returns
-    -------
-    DataFrame
-        ``batch_size``; ``first_tokens``, ``last_tokens`` (what was searched: what the trace covers, unless
-        told otherwise); ``total_tokens`` (NA where nothing may be promised); ``limited_by`` (``slo``,
-        ``data`` or ``range``); ``probability``, ``lower``, ``upper``, ``confidence`` and ``extrapolation`` at
-        the frontier, as in :func:`~bayes_sched.sla.risk.step_risk`; ``near_steps``, ``near_late`` and
-        ``is_contradicted``, what the trace says, as in :class:`~bayes_sched.sla.evidence.Evidence`;
-        ``point_tokens``, what a single
-        fitted curve allows, and ``point_breach`` with its interval, the probability that a step there takes
-        too long.
-    """
-    if not searched:
-        return pd.DataFrame(columns=list(COLUMNS))
-    lines, ends = list(searched), list(searched.values())
-    best = promised(fit, lines, ends, objective, max_draws=max_draws)
-    point = point_allowed(fit, lines, ends, objective, max_draws=max_draws)
-    table = pd.DataFrame(
-        {
-            "batch_size": [line.first for line in lines],
-            "first_tokens": [first for first, _ in ends],
-            "last_tokens": [last for _, last in ends],
-            "total_tokens": pd.array(best, dtype="Int64"),
-            "limited_by": [_limited(b, last, extrapolate) for b, (_, last) in zip(best, ends, strict=True)],
-            "point_tokens": pd.array(point, dtype="Int64"),
-        }
-    )
-    near = [
-        None if b is None else evidence(fit, line, b, objective) for line, b in zip(lines, best, strict=True)
-    ]
-    table["near_steps"] = pd.Series([None if e is None else e.num_steps for e in near], dtype="Int64")
-    table["near_late"] = pd.Series([None if e is None else e.late_share for e in near], dtype="Float64")
-    flags = [None if e is None else e.is_contradicted for e in near]
-    table["is_contradicted"] = pd.Series(flags, dtype="boolean")
-    at_best = _risk(fit, table, "total_tokens", objective, probability, max_draws)
-    at_point = _risk(fit, table, "point_tokens", objective, probability, max_draws)
-    for name in ("probability", "lower", "upper", "confidence"):
-        table[name] = at_best[name]
-    table["extrapolation"] = at_best["extrapolation"].astype("boolean")
-    table["point_breach"] = 1.0 - at_point["probability"]
-    table["point_breach_lower"], table["point_breach_upper"] = (
-        1.0 - at_point["upper"],
-        1.0 - at_point["lower"],
-    )
-    return table[list(COLUMNS)]
-
-
-def spans(fit: FittedModel, *, extrapolate: bool) -> dict[Line, tuple[int, int]]:
-    """Return the lines of the frontier, each with the first and the last number of tokens to search."""
-    highest = float(np.exp(fit.region.corners[:, 0].max())) * (2.0 if extrapolate else 1.0)
-    sizes = np.unique(np.rint(np.geomspace(1.0, max(1.0, highest), NUM_BATCH_SIZES)).astype(int))
-    found = {Line(int(b)): Line(int(b)).span(fit.region, extrapolate=extrapolate) for b in sizes}
-    return {line: span for line, span in found.items() if span is not None}
-
-
-def _limited(best: int | None, last: int, extrapolate: bool) -> str:
-    if best != last:
-        return "slo"
-    return "range" if extrapolate else "data"
-
-
-def _risk(
-    fit: FittedModel,
-    table: pd.DataFrame,
-    column: str,
-    objective: Objective,
-    probability: float,
-    max_draws: int | None,
-) -> pd.DataFrame:
-    """Return the risk at a column's tokens, one row a row of the table, NaN where there are none."""
-    names = ["probability", "lower", "upper", "confidence", "extrapolation"]
-    known = table[table[column].notna()]
-    if known.empty:
-        return pd.DataFrame(np.nan, index=table.index, columns=names)
-    steps = steps_arrays(known["batch_size"].to_numpy(float), known[column].to_numpy(float))
-    risk = step_risk(fit, steps, objective, probability=probability, max_draws=max_draws)
-    found = pd.DataFrame({name: risk[name].to_numpy() for name in names}, index=known.index)
-    return found.reindex(table.index)
-
-
 DEFAULT_MAX_DRAWS: int | None = 2000
 """Posterior draws, evenly spaced over the chains, that a promise uses unless told otherwise: a confidence of
 0.95 is then known to half a percentage point."""
 
+_RISK = ("probability", "lower", "upper", "confidence", "extrapolation")
+COLUMNS = (
+    *("batch_size", "first_tokens", "last_tokens", "total_tokens", "limited_by", *_RISK),
+    *("near_steps", "near_late", "is_contradicted"),
+    *("point_tokens", "point_breach", "point_breach_lower", "point_breach_upper"),
+)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepSLA:
-    """What may be promised of the steps of a server.
-
-    Attributes
-    ----------
-    fit : FitDescription
-        What it was found with.
-    objective : Objective
-    probability : float
-        Of credible intervals.
-    decode_only : StepLimit
-        The largest batch of decoding requests.
-    token_budget : StepLimit or None
-        The most tokens of a step with a given number of decodes and one prefill, where that was asked.
-    frontier : DataFrame
-        For each number of requests, the most tokens: :func:`frontier`.
-    floor_ms : float
-        The least limit that any step searched could keep at this quantile and confidence, ms. Searched are
-        the decode-only steps, and for other numbers of requests those with the fewest tokens.
-    refusals : tuple of str
-        Reasons, besides the numbers, why nothing is promised.
-    """
+    """What may be promised of the steps of a server."""
 
     fit: FitDescription
+    """What it was found with."""
     objective: Objective
     probability: float
+    """Of credible intervals."""
     decode_only: StepLimit
+    """The largest batch of decoding requests."""
     token_budget: StepLimit | None
+    """The most tokens of a step with a given number of decodes and one prefill, where that was asked."""
     frontier: pd.DataFrame
+    """For each number of requests, the most tokens; each row is a promise of its own, of steps of exactly so
+    many requests and of any number of tokens from ``first_tokens`` to ``total_tokens`` (NA where nothing may
+    be promised). ``last_tokens`` is where the search ended, ``limited_by`` ``slo``, ``data`` or ``range``;
+    ``probability``, ``lower``, ``upper``, ``confidence`` and ``extrapolation`` are those of
+    :func:`~bayes_sched.sla.risk.step_risk` there; ``near_steps``, ``near_late`` and ``is_contradicted`` what
+    the trace says; ``point_tokens`` is what a single fitted curve allows, and ``point_breach``, with its
+    interval, the probability that a step there takes too long."""
     floor_ms: float
+    """The least limit that any step searched could keep at this quantile and confidence, ms. Searched are the
+    decode-only steps, and for other numbers of requests those with the fewest tokens."""
     refusals: tuple[str, ...]
+    """Reasons, besides the numbers, why nothing is promised."""
 
     @property
     def is_promised(self) -> bool:
@@ -210,10 +86,8 @@ class StepSLA:
     @property
     def text(self) -> str:
         """Sentences a person can paste."""
-        parts = [*(limit.text for limit in self.limits), *self.refusals]
-        if self.is_below_floor:
-            parts.insert(0, self.floor_text)
-        return " ".join(parts)
+        floor = [self.floor_text] if self.is_below_floor else []
+        return " ".join([*floor, *(limit.text for limit in self.limits), *self.refusals])
 
     @property
     def is_below_floor(self) -> bool:
@@ -231,11 +105,10 @@ class StepSLA:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        objective = self.objective
         return {
-            "slo_ms": objective.limit_ms,
-            "quantile": objective.quantile,
-            "confidence": objective.confidence,
+            "slo_ms": self.objective.limit_ms,
+            "quantile": self.objective.quantile,
+            "confidence": self.objective.confidence,
             "probability": self.probability,
             "is_promised": self.is_promised,
             "refusals": list(self.refusals),
@@ -301,55 +174,26 @@ def step_sla(
     check_columns(fit)
     objective = Objective(limit_ms=slo_ms, quantile=quantile, confidence=confidence)
     _check_counts(batch_size, decodes, token_budget)
-
-    def limit(line: Line, asked: int | None) -> StepLimit:
-        return step_limit(
-            fit,
-            line,
-            objective,
-            asked=asked,
-            extrapolate=extrapolate,
-            probability=probability,
-            max_draws=max_draws,
-        )
-
-    tokens = None if decodes is None else limit(Line(decodes + 1), token_budget)
-    decode_only = limit(Line(), batch_size)
-    searched = spans(fit, extrapolate=extrapolate)
+    search = StepSearch(
+        fit=fit,
+        objective=objective,
+        extrapolate=extrapolate,
+        probability=probability,
+        max_draws=max_draws,
+    )
+    tokens = None if decodes is None else search.limit(StepLine(decodes + 1), token_budget)
+    decode_only = search.limit(StepLine(), batch_size)
+    searched = _frontier_spans(search)
     return StepSLA(
         fit=fit.description,
         objective=objective,
         probability=probability,
         decode_only=decode_only,
         token_budget=tokens,
-        frontier=frontier(
-            fit,
-            objective,
-            searched,
-            extrapolate=extrapolate,
-            probability=probability,
-            max_draws=max_draws,
-        ),
-        floor_ms=_floor_ms(fit, objective, decode_only, searched, max_draws=max_draws),
+        frontier=_frontier(search, searched),
+        floor_ms=_floor_ms(search, decode_only, searched),
         refusals=refusals(fit, accept_unconverged=accept_unconverged),
     )
-
-
-def _floor_ms(
-    fit: FittedModel,
-    objective: Objective,
-    decode_only: StepLimit,
-    searched: Mapping[Line, tuple[int, int]],
-    *,
-    max_draws: int | None,
-) -> float:
-    starts = np.array([[line.first, first] for line, (first, _) in searched.items()])
-    if decode_only.first is not None and decode_only.last is not None:
-        numbers = tried_numbers(decode_only.first, decode_only.last)
-        starts = np.concatenate([starts.reshape(-1, 2), np.stack([numbers, numbers], axis=1)])
-    steps = steps_arrays(starts[:, 0], starts[:, 1])
-    values = quantile_draws(fit, steps, objective.quantile, max_draws=max_draws)
-    return float(np.quantile(values, objective.confidence, axis=0).min())
 
 
 def _check_counts(batch_size: int | None, decodes: int | None, token_budget: int | None) -> None:
@@ -364,3 +208,65 @@ def _check_counts(batch_size: int | None, decodes: int | None, token_budget: int
             f"a token budget of {token_budget:,} leaves no token for a prefill beside {decodes:,} decodes: "
             "give a larger budget or fewer decodes"
         )
+
+
+def _frontier_spans(search: StepSearch) -> dict[StepLine, Span]:
+    """Return the lines of the frontier, each with the first and the last number of tokens to search."""
+    highest = float(np.exp(search.fit.region.corners[:, 0].max())) * (2.0 if search.extrapolate else 1.0)
+    sizes = np.unique(np.rint(np.geomspace(1.0, max(1.0, highest), NUM_BATCH_SIZES)).astype(int))
+    spans = {line: search.span(line) for line in (StepLine(int(b)) for b in sizes)}
+    return {line: span for line, span in spans.items() if span is not None}
+
+
+def _frontier(search: StepSearch, searched: Mapping[StepLine, Span]) -> pd.DataFrame:
+    if not searched:
+        return pd.DataFrame(columns=list(COLUMNS))
+    lines, spans = list(searched), list(searched.values())
+    best, point = search.promised(lines, spans), search.point_allowed(lines, spans)
+    near = [
+        None if b is None else evidence(search.fit, line, b, search.objective)
+        for line, b in zip(lines, best, strict=True)
+    ]
+    table = pd.DataFrame(
+        {
+            "batch_size": [line.first for line in lines],
+            "first_tokens": [first for first, _ in spans],
+            "last_tokens": [last for _, last in spans],
+            "total_tokens": pd.array(best, dtype="Int64"),
+            "limited_by": [search.limited_by(b, last) for b, (_, last) in zip(best, spans, strict=True)],
+            "near_steps": pd.Series([e and e.num_steps for e in near], dtype="Int64"),
+            "near_late": pd.Series([e and e.late_share for e in near], dtype="Float64"),
+            "is_contradicted": pd.Series([e and e.is_contradicted for e in near], dtype="boolean"),
+            "point_tokens": pd.array(point, dtype="Int64"),
+        }
+    )
+    at_best, at_point = (_risk_at(search, table, name) for name in ("total_tokens", "point_tokens"))
+    table = table.assign(
+        **{name: at_best[name] for name in _RISK},
+        point_breach=1.0 - at_point["probability"],
+        point_breach_lower=1.0 - at_point["upper"],
+        point_breach_upper=1.0 - at_point["lower"],
+    )
+    return table[list(COLUMNS)].astype({"extrapolation": "boolean"})
+
+
+def _risk_at(search: StepSearch, table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the risk at a column's tokens, one row a row of the table, NaN where there are none."""
+    known = table[table[column].notna()]
+    if known.empty:
+        return pd.DataFrame(np.nan, index=table.index, columns=list(_RISK))
+    steps = steps_arrays(known["batch_size"].to_numpy(float), known[column].to_numpy(float))
+    risk = step_risk(
+        search.fit, steps, search.objective, probability=search.probability, max_draws=search.max_draws
+    )
+    found = pd.DataFrame({name: risk[name].to_numpy() for name in _RISK}, index=known.index)
+    return found.reindex(table.index)
+
+
+def _floor_ms(search: StepSearch, decode_only: StepLimit, searched: Mapping[StepLine, Span]) -> float:
+    starts = np.array([[line.first, first] for line, (first, _) in searched.items()])
+    if decode_only.first is not None and decode_only.last is not None:
+        numbers = tried_numbers(decode_only.first, decode_only.last)
+        starts = np.concatenate([starts.reshape(-1, 2), np.stack([numbers, numbers], axis=1)])
+    values = search.quantile_draws(steps_arrays(starts[:, 0], starts[:, 1]))
+    return float(np.quantile(values, search.objective.confidence, axis=0).min())

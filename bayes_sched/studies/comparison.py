@@ -19,7 +19,7 @@ import xarray as xr
 
 from bayes_sched.arrays import Floats
 from bayes_sched.checks.scores import share_interval
-from bayes_sched.comparison.verdicts import paired_posteriors
+from bayes_sched.comparison.members import paired_posteriors
 from bayes_sched.errors import FIT_ERRORS, error_text
 from bayes_sched.posterior.diagnostics import convergence
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY

@@ -26,7 +26,7 @@ from bayes_sched.posterior.diagnostics import convergence
 from bayes_sched.posterior.fit import summarise_cells
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.provenance import FitMetadata, open_account
-from bayes_sched.sla.limits import Line, quantile_draws
+from bayes_sched.sla.limits import StepLine, quantile_draws
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
 from bayes_sched.sla.steps import step_sla
 from bayes_sched.steps import region_of, steps_arrays
@@ -336,7 +336,7 @@ class ServerStudy:
         self.study, self.quantile, self.confidence = study, quantile, confidence
         self.design = xr.Dataset({name: ("step", study.steps[name].to_numpy(float)) for name in study.steps})
         region = region_of(self.design["batch_size"].to_numpy(), self.design["total_tokens"].to_numpy())
-        span = Line().span(region)
+        span = StepLine().span(region)
         if span is None or span[0] == span[1]:
             raise InputError(
                 "the design's trace has no decode-only steps of several sizes, none to promise: give another "

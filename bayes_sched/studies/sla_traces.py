@@ -21,7 +21,7 @@ from bayes_sched.errors import FIT_ERRORS, error_text
 from bayes_sched.posterior.fit import fit
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sampling.nuts import SamplerSettings
-from bayes_sched.sla.limits import Line, evidence, quantile_draws
+from bayes_sched.sla.limits import StepLine, evidence, quantile_draws
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective
 from bayes_sched.steps import regime, steps_arrays
 from bayes_sched.studies.prediction import NO_LIMITS_MS, Server
@@ -329,7 +329,8 @@ def _is_contradicted(
 ) -> bool:
     """Return whether the fitted steps speak against a promise of a step's (B, S), as `sla` would say."""
     requests, tokens = (int(number) for number in step)
-    return evidence(fitted, Line() if is_decode else Line(requests), tokens, objective).is_contradicted
+    line = StepLine() if is_decode else StepLine(requests)
+    return evidence(fitted, line, tokens, objective).is_contradicted
 
 
 def _cells(part: pd.DataFrame) -> NDArray[np.int64]:

@@ -253,14 +253,15 @@ def _draw_ratio(ax: Axes, row: pd.Series, y: float, marker: str, colour: str) ->
 
 def _forest_axes(ax: Axes, comparison: Comparison, rows: pd.DataFrame) -> None:
     symbols = {name: f"${symbol}$" for name, symbol in comparison.symbols.items()}
-    labels = [f"{symbols.get(row.name, row.name)}  [{row.unit}]" for row in rows.itertuples(index=False)]
+    names, units = rows["name"].tolist(), rows["unit"].tolist()
+    labels = [f"{symbols.get(name, name)}  [{unit}]" for name, unit in zip(names, units, strict=True)]
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(numticks=8))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(LogFormatterMathtext())
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.axhline(int(rows["name"].isin(symbols).sum()) - 0.5, color=INK, linewidth=0.6)
+    ax.axhline(sum(name in symbols for name in names) - 0.5, color=INK, linewidth=0.6)
     ax.set_xlabel(f"ratio ({100 * comparison.probability:g}% credible interval)")
     ax.grid(axis="y", visible=False)
 

@@ -1,4 +1,4 @@
-"""How long the requests of a workload take."""
+"""Plans: throughput against limits, where the time goes, servers needed, and how long requests take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bayes_sched.planning.capacity import CapacityPlan
 from bayes_sched.planning.settings import ANY_STEP, CASES, DECODES, Optimum
-from bayes_sched.planning.simulator import KEYS, LEVELS, NAMES
+from bayes_sched.planning.simulator import KEYS
 from bayes_sched.reports.plots.style import (
     BLUE,
     CYCLE,
@@ -25,8 +25,10 @@ from bayes_sched.reports.plots.style import (
     figure_legend,
     log_axis,
     new_figure,
+    percent_axis,
     styled,
 )
+from bayes_sched.sla.request import NAMES
 
 _COLOURS = {ANY_STEP: (BLUE, SKY), DECODES: (GREEN, GREEN)}
 
@@ -37,14 +39,6 @@ def throughput_frontier(plan: Optimum) -> Figure:
 
     How to read it: go right to the limit and up to the curve: no settings that keep it do more. The band is
     what we do not know of the throughput; where the curve ends, the trace holds no larger steps.
-
-    Parameters
-    ----------
-    plan : Optimum
-
-    Returns
-    -------
-    Figure
     """
     share, sure = 100 * plan.objective.quantile, 100 * plan.objective.confidence
     figure, axes = new_figure(
@@ -53,12 +47,9 @@ def throughput_frontier(plan: Optimum) -> Figure:
         rows=2,
         sharex=True,
     )
-    for ax, case, title in (
-        (axes[0, 0], ANY_STEP, "Any step"),
-        (axes[1, 0], DECODES, "Decode-only steps"),
-    ):
+    for ax, case in zip(axes[:, 0], CASES, strict=True):
         _draw_frontier(ax, plan, case)
-        ax.set_title(f"{title}: {_best_text(plan, case)}")
+        ax.set_title(f"{case.capitalize()}: {_best_text(plan, case)}")
     axes[1, 0].set_xlabel("limit on a step (ms)")
     figure_legend(figure, axes[0, 0])
     return figure
@@ -74,22 +65,18 @@ def _best_text(plan: Optimum, case: str) -> str:
 
 
 def _draw_frontier(ax: Axes, plan: Optimum, case: str) -> None:
-    table = plan.frontier[plan.frontier["case"] == case]
+    table, best = plan.frontier[plan.frontier["case"] == case], plan.best[case]
     line, band = _COLOURS[case]
-    label = f"{100 * plan.probability:g}% credible"
-    ax.fill_between(
-        table["limit_ms"],
-        table["tokens_per_s_lower"],
-        table["tokens_per_s_upper"],
-        step="post",
-        color=band,
-        alpha=0.4,
-        linewidth=0,
-        label=label,
-    )
+    lower, upper = (table[f"tokens_per_s_{end}"] for end in ("lower", "upper"))
+    shade: Any = {
+        "color": band,
+        "alpha": 0.4,
+        "linewidth": 0,
+        "label": f"{100 * plan.probability:g}% credible",
+    }
+    ax.fill_between(table["limit_ms"], lower, upper, step="post", **shade)
     ax.step(table["limit_ms"], table["tokens_per_s"], where="post", color=line, label="most tokens a second")
     ax.axvline(plan.objective.limit_ms, color=INK, linewidth=0.9, linestyle=":", label="the limit asked for")
-    best = plan.best[case]
     if best is not None:
         ax.plot(best["limit_ms"], best["tokens_per_s"], "o", color=ORANGE, markeredgecolor=INK, label="best")
     ax.set_ylim(bottom=0.0)
@@ -98,86 +85,12 @@ def _draw_frontier(ax: Axes, plan: Optimum, case: str) -> None:
 
 
 @styled
-def replicas_needed(plan: CapacityPlan) -> Figure:
-    """Draw the confidence that all limits are kept, and the share of requests within them, by servers.
-
-    How to read it: above is what we know, the share of the posterior draws in which a number of servers will
-    do; the plan needs the first number whose point lies on or above the dotted line. Below is what requests
-    do: the share of them that keeps all limits, with its interval over draws.
-
-    Parameters
-    ----------
-    plan : CapacityPlan
-
-    Returns
-    -------
-    Figure
-    """
-    figure, axes = new_figure("How many servers the workload needs", height_in=4.9, rows=2, sharex=True)
-    _draw_confidence(axes[0, 0], plan)
-    _draw_within(axes[1, 0], plan)
-    for ax in axes[:, 0]:
-        if plan.replicas is not None:
-            label = f"{plan.replicas:,} will do" if plan.is_promised else f"{plan.replicas:,}, not promised"
-            ax.axvline(plan.replicas, color=GREEN if plan.is_promised else GREY, linewidth=1.0, label=label)
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-        ax.set_ylim(-0.04, 1.06)
-    axes[1, 0].set_xlabel("servers")
-    axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    most = plan.simulations[-1].replicas
-    axes[1, 0].set_xlim(0.5, most + 0.5)
-    figure_legend(figure, axes[0, 0])
-    return figure
-
-
-def _draw_confidence(ax: Axes, plan: CapacityPlan) -> None:
-    servers = [simulation.replicas for simulation in plan.simulations]
-    for place, (key, colour) in enumerate(zip(plan.shown.asked, CYCLE[1:], strict=False)):
-        values = [float(simulation.is_kept(key).mean()) for simulation in plan.simulations]
-        # Hollow and each larger than the one before, as they often lie on one another.
-        ring: Any = {"markersize": 8.0 + 4.0 * place, "markerfacecolor": "none", "markeredgewidth": 1.4}
-        ax.plot(servers, values, "s", color=colour, label=f"{NAMES[key]} kept", zorder=3.0, **ring)
-    values = [simulation.confidence for simulation in plan.simulations]
-    ax.plot(servers, values, marker="o", color=BLUE, label="all kept, no overload")
-    ax.axhline(plan.confidence, color=INK, linewidth=0.9, linestyle=":")
-    ax.set(ylabel="confidence", title="Confidence: how sure it is to do")
-
-
-def _draw_within(ax: Axes, plan: CapacityPlan) -> None:
-    servers = np.array([simulation.replicas for simulation in plan.simulations])
-    draws = [simulation.values("all_within") for simulation in plan.simulations]
-    tail = 0.5 * (1.0 - plan.probability)
-    lower, middle, upper = (np.array([np.quantile(d, q) for d in draws]) for q in (tail, 0.5, 1.0 - tail))
-    ax.errorbar(
-        servers,
-        middle,
-        yerr=[middle - lower, upper - middle],
-        fmt="o",
-        color=BLUE,
-        ecolor=SKY,
-        elinewidth=3.0,
-    )
-    title = "What requests do: the share within all limits"
-    if not plan.shown.asked:
-        title = "No limit on requests was given"
-    ax.set(ylabel="share of requests", title=title)
-
-
-@styled
 def cost_shares(plan: Optimum) -> Figure:
     """Draw the share of each term of the equation in the time of the best steps, with credible intervals.
 
     How to read it: long bars are what to change. Grey bars are single terms, which data may tell apart only
-    in sums, so that their intervals may be wide where those of the groups (blue) are not.
-
-    Parameters
-    ----------
-    plan : Optimum
-        Settings that keep the limit exist, and the model has the terms of the equation.
-
-    Returns
-    -------
-    Figure
+    in sums, so that their intervals may be wide where those of the groups (blue) are not. Settings that keep
+    the limit have to exist, and the model to have the terms of the equation.
     """
     drawn = [(case, plan.terms[case], plan.best[case]) for case in CASES]
     shown = [(case, terms, best) for case, terms, best in drawn if terms is not None and best is not None]
@@ -195,14 +108,58 @@ def cost_shares(plan: Optimum) -> Figure:
 def _draw_terms(ax: Axes, terms: pd.DataFrame, *, probability: float) -> None:
     places = np.arange(len(terms))[::-1]
     is_group = (terms["kind"] == "group").to_numpy()
-    share = 100.0 * terms["share"].to_numpy()
+    share, lower, upper = (100.0 * terms[name].to_numpy() for name in ("share", "share_lower", "share_upper"))
     for chosen, colour, label in ((is_group, BLUE, "groups"), (~is_group, GREY, "single terms")):
         ax.barh(places[chosen], share[chosen], color=colour, height=0.65, label=label)
-    lower, upper = (100.0 * terms[name].to_numpy() for name in ("share_lower", "share_upper"))
     ax.hlines(places, lower, upper, color=INK, linewidth=1.6, label=f"{100 * probability:g}% credible")
     ax.set_yticks(places, labels=[str(name) for name in terms["name"]])
     ax.grid(visible=False, axis="y")
     ax.set_xlim(0.0, max(5.0, 1.05 * float(upper.max())))
+
+
+@styled
+def replicas_needed(plan: CapacityPlan) -> Figure:
+    """Draw the confidence that all limits are kept, and the share of requests within them, by servers.
+
+    How to read it: above is what we know, the share of the posterior draws in which a number of servers will
+    do; the plan needs the first number whose point lies on or above the dotted line. Below is what requests
+    do: the share of them that keeps all limits, with its interval over draws.
+    """
+    figure, axes = new_figure("How many servers the workload needs", height_in=4.9, rows=2, sharex=True)
+    _draw_confidence(axes[0, 0], plan)
+    _draw_within(axes[1, 0], plan)
+    for ax in axes[:, 0]:
+        if plan.replicas is not None:
+            label = f"{plan.replicas:,} will do" if plan.is_promised else f"{plan.replicas:,}, not promised"
+            ax.axvline(plan.replicas, color=GREEN if plan.is_promised else GREY, linewidth=1.0, label=label)
+        percent_axis(ax.yaxis)
+        ax.set_ylim(-0.04, 1.06)
+    axes[1, 0].set_xlabel("servers")
+    axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes[1, 0].set_xlim(0.5, plan.simulations[-1].replicas + 0.5)
+    figure_legend(figure, axes[0, 0])
+    return figure
+
+
+def _draw_confidence(ax: Axes, plan: CapacityPlan) -> None:
+    servers = plan.table["replicas"]
+    for place, (key, colour) in enumerate(zip(plan.shown.asked, CYCLE[1:], strict=False)):
+        # Hollow and each larger than the one before, as they often lie on one another.
+        ring: Any = {"markersize": 8.0 + 4.0 * place, "markerfacecolor": "none", "markeredgewidth": 1.4}
+        kept = plan.table[f"{key}_confidence"]
+        ax.plot(servers, kept, "s", color=colour, label=f"{NAMES[key]} kept", zorder=3.0, **ring)
+    ax.plot(servers, plan.table["confidence"], marker="o", color=BLUE, label="all kept, no overload")
+    ax.axhline(plan.confidence, color=INK, linewidth=0.9, linestyle=":")
+    ax.set(ylabel="confidence", title="Confidence: how sure it is to do")
+
+
+def _draw_within(ax: Axes, plan: CapacityPlan) -> None:
+    lower, middle, upper = (plan.table[f"all_within_{end}"] for end in ("lower", "median", "upper"))
+    bars: Any = {"color": BLUE, "ecolor": SKY, "elinewidth": 3.0}
+    ax.errorbar(plan.table["replicas"], middle, yerr=[middle - lower, upper - middle], fmt="o", **bars)
+    asked = "What requests do: the share within all limits"
+    title = asked if plan.shown.asked else "No limit on requests was given"
+    ax.set(ylabel="share of requests", title=title)
 
 
 @styled
@@ -211,36 +168,26 @@ def request_times(plan: CapacityPlan) -> Figure:
 
     How to read it: follow a time up to the curve. The curve is the median over posterior draws; the band is
     where it lies in so many of them, parameters and (of generated workloads) arrivals together.
-
-    Parameters
-    ----------
-    plan : CapacityPlan
-
-    Returns
-    -------
-    Figure
     """
-    keys = [key for key in KEYS if np.isfinite(plan.shown.quantile_draws(key)).any()]
+    known = plan.request_times.dropna()
+    keys = [key for key in KEYS if (known["time"] == key).any()]
     servers = f"{plan.shown.replicas:,} server{'' if plan.shown.replicas == 1 else 's'}"
     figure, axes = new_figure(
         f"How long requests take with {servers}", height_in=1.0 + 1.9 * len(keys), rows=len(keys)
     )
     for ax, key in zip(axes[:, 0], keys, strict=True):
-        _draw_times(ax, plan, key)
+        _draw_times(ax, plan, key, known[known["time"] == key])
     limited = [ax for ax, key in zip(axes[:, 0], keys, strict=True) if plan.objectives[key] is not None]
     figure_legend(figure, (limited or [axes[0, 0]])[0])
     return figure
 
 
-def _draw_times(ax: Axes, plan: CapacityPlan, key: str) -> None:
-    draws = plan.shown.quantile_draws(key)
-    tail = 0.5 * (1.0 - plan.probability)
-    lower, middle, upper = np.quantile(draws, [tail, 0.5, 1.0 - tail], axis=0)
-    late = 1.0 - LEVELS
+def _draw_times(ax: Axes, plan: CapacityPlan, key: str, times: pd.DataFrame) -> None:
+    late, objective = 1.0 - times["level"], plan.objectives[key]
+    lower, upper = times["ms_lower"].to_numpy(), times["ms_upper"].to_numpy()
     label = f"{100 * plan.probability:g}% of the draws"
     ax.fill_betweenx(late, lower, upper, color=SKY, alpha=0.5, linewidth=0, label=label)
-    ax.plot(middle, late, color=BLUE, label="requests that take longer")
-    objective = plan.objectives[key]
+    ax.plot(times["ms"], late, color=BLUE, label="requests that take longer")
     if objective is not None:
         allowed = 1.0 - objective.quantile
         ax.axhline(allowed, color=INK, linewidth=0.9, linestyle=":", label=f"allowed: {100 * allowed:.4g}%")
@@ -249,5 +196,5 @@ def _draw_times(ax: Axes, plan: CapacityPlan, key: str) -> None:
         log_axis(ax.xaxis)
     ax.set_yscale("log")
     ax.set_ylim(1e-3, 1.3)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    percent_axis(ax.yaxis)
     ax.set(xlabel=f"{NAMES[key]} (ms)", ylabel="share that takes longer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from bayes_sched.reports.plots.style import (
     BLUE,
@@ -26,6 +26,7 @@ from bayes_sched.reports.plots.style import (
     has_area,
     hatch_extrapolation,
     new_figure,
+    percent_axis,
     styled,
     veil_handle,
 )
@@ -33,7 +34,13 @@ from bayes_sched.sla.request import RequestSLA, RequestTime
 from bayes_sched.sla.sla import RiskMaps
 from bayes_sched.sla.steps import StepSLA
 
+LEVELS = (0.0, 0.01, 0.5, 0.9, 0.99, 0.999, 1.0)
+"""Probabilities that the colours tell apart."""
+
+_COLOURS = ("#4d1a00", "#a65628", "#e6a15c", "#cfe3f2", "#7fb8de", "#1f78b4")
+_HEADROOM = 1.6
 _LEAST_DECODE = 1e-5  # of risk: rarer events than that no trace shows
+_LEAST_REQUEST = 2e-3
 
 
 @styled
@@ -42,15 +49,6 @@ def decode_promise(sla: StepSLA, maps: RiskMaps) -> Figure:
 
     How to read it: above is what steps do, with the credible band of what we know; below is the probability
     that at most the allowed share is late. The promise ends where the lower curve falls below its line.
-
-    Parameters
-    ----------
-    sla : StepSLA
-    maps : RiskMaps
-
-    Returns
-    -------
-    Figure
     """
     figure, axes = new_figure(
         f"Decode-only batches and a limit of {sla.objective.limit_ms:g} ms",
@@ -76,16 +74,8 @@ def _draw_risk(ax: Axes, sla: StepSLA, table: pd.DataFrame) -> None:
     def late(name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return np.maximum(1.0 - table[name].to_numpy(float), _LEAST_DECODE)
 
-    probability = f"{100 * sla.probability:g}% credible"
-    ax.fill_between(
-        table["batch_size"],
-        late("upper"),
-        late("lower"),
-        color=SKY,
-        alpha=0.5,
-        linewidth=0,
-        label=probability,
-    )
+    band: Any = {"color": SKY, "alpha": 0.5, "linewidth": 0, "label": f"{100 * sla.probability:g}% credible"}
+    ax.fill_between(table["batch_size"], late("upper"), late("lower"), **band)
     ax.plot(table["batch_size"], late("probability"), color=BLUE, label="steps that take longer")
     if late("probability").max() <= _LEAST_DECODE:
         ax.annotate(
@@ -95,7 +85,7 @@ def _draw_risk(ax: Axes, sla: StepSLA, table: pd.DataFrame) -> None:
     ax.axhline(allowed, color=INK, linewidth=0.9, linestyle=":", label=f"allowed: {100 * allowed:.4g}%")
     ax.set_yscale("log")
     ax.set_ylim(_LEAST_DECODE, 1.3)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    percent_axis(ax.yaxis)
     ax.set(ylabel="share beyond the limit", title="Risk: what a step does")
 
 
@@ -103,7 +93,7 @@ def _draw_confidence(ax: Axes, sla: StepSLA, table: pd.DataFrame) -> None:
     ax.plot(table["batch_size"], table["confidence"], color=BLUE)
     ax.axhline(sla.objective.confidence, color=INK, linewidth=0.9, linestyle=":")
     ax.set_ylim(-0.03, 1.05)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    percent_axis(ax.yaxis)
     share = f"{100 * sla.objective.quantile:g}%"
     ax.set(ylabel="confidence", title=f"Confidence: how sure that {share} of such steps keep it")
 
@@ -117,12 +107,6 @@ def _draw_caps(ax: Axes, sla: StepSLA) -> None:
         ax.axvline(limit.point.number, color=VERMILLION, linestyle="--", label=label)
 
 
-LEVELS = (0.0, 0.01, 0.5, 0.9, 0.99, 0.999, 1.0)
-"""Probabilities that the colours tell apart."""
-_COLOURS = ("#4d1a00", "#a65628", "#e6a15c", "#cfe3f2", "#7fb8de", "#1f78b4")
-_HEADROOM = 1.6
-
-
 @styled
 def promise_map(sla: StepSLA, maps: RiskMaps) -> Figure:
     """Draw P(step <= SLO) over (B, S), and the frontiers of the promise and of a point estimate.
@@ -130,15 +114,6 @@ def promise_map(sla: StepSLA, maps: RiskMaps) -> Figure:
     How to read it: stay below the solid line. Between it and the dashed one lie the steps that a single
     fitted curve allows and that break the limit too often. Hatched parts are extrapolation. A step cannot
     hold fewer tokens than requests, so the lower right corner is empty.
-
-    Parameters
-    ----------
-    sla : StepSLA
-    maps : RiskMaps
-
-    Returns
-    -------
-    Figure
     """
     objective = sla.objective
     figure, axes = new_figure(f"Share of steps within {objective.limit_ms:g} ms", height_in=4.9)
@@ -179,45 +154,21 @@ def _draw_probability(figure: Figure, ax: Axes, surface: xr.DataArray) -> None:
 def _draw_frontiers(ax: Axes, sla: StepSLA) -> None:
     table, objective = sla.frontier, sla.objective
     promised = table[table["total_tokens"].notna()]
-    share = f"{100 * objective.quantile:g}% keep it, {100 * objective.confidence:g}% sure"
-    ax.plot(
-        promised["batch_size"].to_numpy(float),
-        promised["total_tokens"].to_numpy(float),
-        color=INK,
-        marker="o",
-        markersize=3.0,
-        label=f"may be promised ({share})",
-    )
     wrong = promised[promised["is_contradicted"].fillna(False).astype(bool)]
-    ax.plot(
-        wrong["batch_size"].to_numpy(float),
-        wrong["total_tokens"].to_numpy(float),
-        "X",
-        color=VERMILLION,
-        markersize=6.0,
-        label="contradicted by the trace" if len(wrong) else None,
-    )
     at_edge = promised[promised["limited_by"] != "slo"]
-    ax.plot(
-        at_edge["batch_size"].to_numpy(float),
-        at_edge["total_tokens"].to_numpy(float),
-        "o",
-        color=INK,
-        markerfacecolor="white",
-        markersize=4.5,
-        label="the same, limited by the data alone" if len(at_edge) else None,
-    )
+    share = f"{100 * objective.quantile:g}% keep it, {100 * objective.confidence:g}% sure"
+
+    def draw(rows: pd.DataFrame, label: str | None, *, name: str = "total_tokens", **style: Any) -> None:
+        b, s = (rows[column].to_numpy(float) for column in ("batch_size", name))
+        ax.plot(b, s, label=label, **{"color": INK, **style})
+
+    draw(promised, f"may be promised ({share})", marker="o", markersize=3.0)
+    cross: Any = {"color": VERMILLION, "marker": "X", "linestyle": "", "markersize": 6.0}
+    draw(wrong, "contradicted by the trace" if len(wrong) else None, **cross)
+    hollow: Any = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "markersize": 4.5}
+    draw(at_edge, "the same, limited by the data alone" if len(at_edge) else None, **hollow)
     point = table[table["point_tokens"].notna()]
-    ax.plot(
-        point["batch_size"].to_numpy(float),
-        point["point_tokens"].to_numpy(float),
-        color=INK,
-        linestyle="--",
-        label="a point estimate would allow",
-    )
-
-
-_LEAST_REQUEST = 2e-3
+    draw(point, "a point estimate would allow", name="point_tokens", linestyle="--")
 
 
 @styled
@@ -226,16 +177,6 @@ def request_survival(sla: RequestSLA, survival: Mapping[str, pd.DataFrame]) -> F
 
     How to read it: follow a time up to the curve. The band is what we do not know of the server; the slope of
     the curve is what requests do, whatever we know.
-
-    Parameters
-    ----------
-    sla : RequestSLA
-    survival : mapping of str to DataFrame
-        :meth:`RequestTime.survival` by the key of each time.
-
-    Returns
-    -------
-    Figure
     """
     rows = len(sla.times)
     figure, axes = new_figure("How long a request takes", height_in=1.0 + 1.9 * rows, rows=rows)
@@ -251,20 +192,15 @@ def _draw(ax: Axes, time: RequestTime, survival: pd.DataFrame) -> None:
         np.maximum(survival[name].to_numpy(), _LEAST_REQUEST / 10) for name in ("late", "lower", "upper")
     )
     ax.fill_between(
-        places, lower, upper, color=SKY, alpha=0.5, linewidth=0, label=f"{100 * time.probability:g}% credible"
+        places, lower, upper, color=SKY, alpha=0.5, linewidth=0, label=f"{100 * time.interval:g}% credible"
     )
-    ax.plot(
-        places,
-        late,
-        color=BLUE,
-        label="requests that take longer",
-    )
+    ax.plot(places, late, color=BLUE, label="requests that take longer")
     allowed = 1.0 - time.quantile
     ax.axhline(allowed, color=INK, linewidth=0.9, linestyle=":", label=f"allowed: {100 * allowed:.4g}%")
-    if time.objective is not None:
-        ax.axvline(time.objective.limit_ms, color=VERMILLION, linestyle="--", label="limit")
+    if time.limit_ms is not None:
+        ax.axvline(time.limit_ms, color=VERMILLION, linestyle="--", label="limit")
     ax.set_yscale("log")
     ax.set_ylim(min(_LEAST_REQUEST, allowed / 3.0), 1.3)
     ax.set_xlim(places[0], places[-1])
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    percent_axis(ax.yaxis)
     ax.set(xlabel=f"{time.name} (ms)", ylabel="share that takes longer")

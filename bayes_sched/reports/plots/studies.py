@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from bayes_sched.planning.simulator import KEYS, LEVELS, NAMES
+from bayes_sched.planning.simulator import KEYS, LEVELS
 from bayes_sched.reports.plots.style import (
     BAND,
     BLUE,
@@ -27,6 +27,7 @@ from bayes_sched.reports.plots.style import (
     new_figure,
     styled,
 )
+from bayes_sched.sla.request import NAMES
 from bayes_sched.studies.comparison import one_step_each, reliability_table
 from bayes_sched.studies.sbc import BAND as PROBABILITY
 from bayes_sched.studies.sbc import NUM_RANKED_DRAWS, evenness

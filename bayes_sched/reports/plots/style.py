@@ -34,8 +34,6 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, INK, YELLOW)
 WIDTH_IN = 4.8
 """Width of every figure, inches."""
 DPI = 144
-MAX_POINTS = 3000
-"""More points than this add ink and no information; a random sample of them is drawn."""
 ORDER: Final = ("total_tokens", "batch_size")
 """Dims of a surface as matplotlib takes them: tokens upwards, requests to the right."""
 X_LABEL: Final = "requests in the step, B"
@@ -44,7 +42,6 @@ Y_LABEL: Final = "tokens in the step, S"
 _TITLE_CHARACTERS = 58
 _PATTERN = "////"
 _MAX_DOTS = 1500
-_SEED = 20240501
 
 type AxesGrid = np.ndarray[tuple[int, int], np.dtype[np.object_]]
 
@@ -129,6 +126,11 @@ def log_axes(ax: Axes) -> None:
     """Give both axes logarithmic scales."""
     log_axis(ax.xaxis)
     log_axis(ax.yaxis)
+
+
+def percent_axis(axis: Axis) -> None:
+    """Write shares as percentages."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
 
 
 def hatch_extrapolation(axes: Axes, x: Any, where: Any, *, label: str | None = None) -> None:
