@@ -6,7 +6,7 @@ __all__ = [
     "CapacityPlan",
     "Cleaned",
     "Comparison",
-    "Contender",
+    "Competitor",
     "Convergence",
     "Discrepancy",
     "Finding",
@@ -106,7 +106,7 @@ from .sla.request import RequestSLA, request_sla
 from .sla.risk import Objective, step_risk
 from .sla.steps import StepSLA, step_sla
 from .steps import steps_arrays, steps_grid
-from .studies.forecasts import Contender, Forecast
+from .studies.forecasts import Competitor, Forecast
 from .studies.prediction import Validation, validate
 from .trace.analysis import TraceAnalysis, analyze
 from .trace.cleaning import Cleaned, Thinned, clean_steps, thin_steps

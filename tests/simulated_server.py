@@ -41,11 +41,7 @@ def simulated_server(
         arrival_s=START_S + workload.arrival_s,
         prompt_tokens=workload.prompt_tokens,
         output_tokens=workload.output_tokens,
-        times_ms={
-            "ttft": done.ttft_ms + LATE_MS,
-            "tpot": done.tpot_ms,
-            "e2e": done.e2e_ms + LATE_MS,
-        },
+        times_ms={"ttft": done.ttft_ms + LATE_MS, "tpot": done.tpot_ms, "e2e": done.e2e_ms + LATE_MS},
     )
     return ServerRecord.of(_steps(done, settings, ingress_ms), measured)
 

@@ -11,15 +11,12 @@ import pytest
 import xarray as xr
 
 from bayes_sched.comparison.compare import Comparison, compare
-from bayes_sched.format import records
 from bayes_sched.reports.comparison import certainty, equivalent_sentence
 from bayes_sched.reports.document import Document, report
 from bayes_sched.reports.html import html
 from bayes_sched.reports.plots.comparison import probability_map, ratio_map
-from bayes_sched.reports.plots.studies import comparison_calibration
 from bayes_sched.reports.terminal import WIDTH, terminal
 from bayes_sched.reports.write import ReportPaths, write_report
-from bayes_sched.studies.comparison import coverage_table, one_step_each, reliability_table
 from tests.comparison_fits import server
 
 LABELS = {
@@ -131,51 +128,3 @@ def test_what_is_beyond_is_said_so_and_no_probability_is_written_as_certain() ->
 def test_numbers_and_tables_alone_are_written_without_a_page(tmp_path: Path, document: Document) -> None:
     write_report(document, tmp_path / "plain", with_page=False)
     assert {path.name for path in (tmp_path / "plain").iterdir()} == {"summary.json", "tables"}
-
-
-@pytest.fixture
-def pairs() -> pd.DataFrame:
-    """Forty pairs, probed at two steps each; nine in ten intervals hold the truth."""
-    number = pd.Series(range(40)).repeat(2).reset_index(drop=True)
-    ratio = 0.8 + number / 100.0
-    return pd.DataFrame(
-        {
-            "pair": number,
-            "batch_size": [1, 8] * 40,
-            "total_tokens": [1, 64] * 40,
-            "true_ratio": ratio,
-            "ratio_median": ratio * 1.01,
-            "ratio_lower": ratio * 0.95,
-            "ratio_upper": ratio * 1.05,
-            "covered": (number % 10 != 0).astype(float),
-            "p_faster": 1.0 - number / 39.0,
-            "first_is_faster": (ratio < 1.0).astype(float),
-        }
-    )
-
-
-def test_coverage_counts_pairs_and_not_their_steps(pairs: pd.DataFrame) -> None:
-    rows = {row["step"]: row for row in records(coverage_table(pairs))}
-    assert rows["all"]["coverage"] == pytest.approx(0.9)
-    assert rows["all"]["pairs"] == 40
-    assert rows["all"]["lower"] == rows["B = 1, S = 1"]["lower"]
-    assert rows["all"]["lower"] < 0.8 < 0.9 < rows["all"]["upper"]
-
-
-def test_reliability_compares_what_was_said_with_what_came_true(pairs: pd.DataFrame) -> None:
-    chosen = one_step_each(pairs)
-    assert chosen["pair"].tolist() == list(range(40))
-    assert set(chosen["batch_size"]) == {1, 8}
-    table = reliability_table(chosen)
-    assert table["pairs"].sum() == 40
-    assert table["predicted"].is_monotonic_increasing
-    assert table["observed"].iloc[0] == 0.0
-    assert table["observed"].iloc[-1] == 1.0
-    assert (table["lower"] <= table["observed"]).all()
-
-
-def test_the_calibration_figure_states_the_coverage(pairs: pd.DataFrame) -> None:
-    figure = comparison_calibration(pairs, probability=0.9)
-    assert figure.axes[0].get_title("left") == "90% intervals: 90% hold the truth"
-    assert figure.axes[1].get_xlabel() == "P(first is faster), as given"
-    assert "40 simulated pairs" in figure.get_suptitle()

@@ -14,12 +14,14 @@ import pytest
 
 from bayes_sched.errors import InputError
 from bayes_sched.format import records
-from bayes_sched.planning.forecast import decisions_of_clock, decisions_of_queue
+from bayes_sched.planning.forecast import decisions_of_clock, decisions_of_queue, forecast_requests
 from bayes_sched.planning.replay import SchedulerSettings
 from bayes_sched.planning.server_record import MeasuredRequests, ServerRecord, read_measured_requests
 from bayes_sched.planning.workload import Lengths, PoissonWorkload
-from bayes_sched.reports.studies import check_text
-from bayes_sched.studies.simulator import SimulatorCheck, check_simulator
+from bayes_sched.reports import studies as _  # noqa: F401
+from bayes_sched.reports.document import report
+from bayes_sched.reports.terminal import terminal
+from bayes_sched.studies.simulator import SimulatorCheck, check_simulator, judged
 from bayes_sched.trace.reader import read_trace
 from bayes_sched.trace.sidecar import read_scheduler
 from tests.conftest import ROOT
@@ -37,8 +39,22 @@ def record() -> ServerRecord:
 
 
 @pytest.fixture(scope="module")
-def check(record: ServerRecord) -> SimulatorCheck:
-    return check_simulator(synthetic_fit(spread=0.01), record, num_draws=20)
+def judge(record: ServerRecord) -> Callable[..., SimulatorCheck]:
+    """Judge the forecast of a fit, with changes."""
+    fit, settings = synthetic_fit(spread=0.01), record.settings()
+    decisions = {"queue": decisions_of_queue(record, settings), "clock": decisions_of_clock(record, settings)}
+    forecast = forecast_requests(fit, record, settings, num_draws=20, seed=0)
+
+    def judged_forecast(**changes: float) -> SimulatorCheck:
+        changed = replace(forecast, **changes)  # type: ignore[arg-type]
+        return judged(changed, record, settings, fit=fit, probability=0.9, **decisions)
+
+    return judged_forecast
+
+
+@pytest.fixture(scope="module")
+def check(judge: Callable[..., SimulatorCheck]) -> SimulatorCheck:
+    return judge()
 
 
 def test_a_simulated_server_is_met_exactly(record: ServerRecord) -> None:
@@ -97,8 +113,8 @@ def test_late_arrivals_at_the_scheduler_are_measured() -> None:
 
 
 def test_the_times_of_a_simulated_server_are_predicted(check: SimulatorCheck) -> None:
-    assert check.forecast.residual_ms == pytest.approx(LATE_MS, abs=0.01)
-    assert check.forecast.level == pytest.approx(1.0, abs=0.02)
+    assert check.residual_ms == pytest.approx(LATE_MS, abs=0.01)
+    assert check.numbers["level"] == pytest.approx(1.0, abs=0.02)
     rows = records(check.table)
     seen = [row for row in rows if row["correction"] != "none"]
     assert max(abs(row["own_steps_error"]) for row in seen) < 1e-3
@@ -120,19 +136,18 @@ def test_the_same_seed_gives_the_same_forecast(record: ServerRecord) -> None:
 
 
 def test_the_text_fits_a_terminal_and_the_numbers_are_json(check: SimulatorCheck) -> None:
-    text = check_text(check)
+    text = terminal(report(check))
     assert text.count("100.00%") > 5
     assert max(map(len, text.splitlines())) <= 100
-    numbers = json.loads(json.dumps(check.to_dict(), allow_nan=False))
+    numbers = json.loads(json.dumps(dict(check.numbers), allow_nan=False))
     assert numbers["decisions"]["of_queue"]["share_equal"] == 1.0
     assert len(numbers["requests"]) == 18
 
 
-def test_a_changed_server_and_starved_clients_are_said(check: SimulatorCheck) -> None:
-    assert not check.cautions
-    changed = replace(check, forecast=replace(check.forecast, level=1.14))
-    assert "BEWARE: the server itself changed between the halves" in changed.text
-    starved = replace(check, forecast=replace(check.forecast, residual_ms=500.0))
+def test_a_changed_server_and_starved_clients_are_said(judge: Callable[..., SimulatorCheck]) -> None:
+    assert not judge().cautions
+    assert "BEWARE: the server itself changed between the halves" in judge(level=1.14).text
+    starved = judge(residual_ms=500.0)
     assert "BEWARE: much of what clients measured is not the simulated engine's" in starved.text
 
 

@@ -23,8 +23,8 @@ from bayes_sched.predictor.compile import compile_predictor
 from bayes_sched.predictor.predictor import Predictor
 from bayes_sched.steps import steps_arrays
 from bayes_sched.studies.predictor import accuracy
-from scripts import compile_predictor as compile_command
 from tests.richer_fit import richer_fit
+from tests.running import subcommand
 from tests.synthetic_fit import synthetic_fit
 
 FIT = synthetic_fit(chains=2, draws=60)
@@ -251,6 +251,9 @@ def test_it_needs_numpy_alone(saved: Path, monkeypatch: pytest.MonkeyPatch) -> N
         importlib.import_module("bayes_sched.predictor.compile")
 
 
+compile_command = subcommand("predictor")
+
+
 @pytest.fixture
 def result(tmp_path: Path) -> Path:
     folder = tmp_path / "h100"
@@ -262,12 +265,12 @@ def result(tmp_path: Path) -> Path:
 def test_the_command_writes_the_file_beside_the_fit_and_says_how_close_it_is(
     result: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compile_command.main([str(result)]) == 0
+    assert compile_command([str(result)]) == 0
     assert "Largest error inside the region: mean 0.0" in capsys.readouterr().out
     written = (result / "predictor.npz").read_bytes()
-    assert compile_command.main([str(result)]) == 2
+    assert compile_command([str(result)]) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert compile_command.main([str(result / "posterior.nc"), "--overwrite", "--json"]) == 0
+    assert compile_command([str(result / "posterior.nc"), "--overwrite", "--json"]) == 0
     loaded = Predictor.load(result / "predictor.npz")
     assert json.loads(capsys.readouterr().out)["errors"] == dict(loaded.provenance.errors)
     assert (result / "predictor.npz").read_bytes() == written  # the same fit gives the same file
@@ -277,10 +280,10 @@ def test_the_command_refuses_and_marks_unconverged_fits(
     result: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synthetic_fit(chains=2, draws=5, converged=False).save(result / "posterior.nc")
-    assert compile_command.main([str(result)]) == 2
+    assert compile_command([str(result)]) == 2
     assert "allow_unconverged" in capsys.readouterr().err.replace("-", "_")
     assert not (result / "predictor.npz").exists()
-    assert compile_command.main([str(result), "--allow-unconverged"]) == 0
+    assert compile_command([str(result), "--allow-unconverged"]) == 0
     assert "has not converged" in capsys.readouterr().err
 
 
@@ -290,7 +293,7 @@ def test_the_command_refuses_and_marks_unconverged_fits(
 def test_bad_usage_of_the_command_is_one_line_and_status_2(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compile_command.main(arguments) == 2
+    assert compile_command(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1

@@ -15,11 +15,14 @@ from scipy import stats
 
 from bayes_sched.checks.scores import LEVELS
 from bayes_sched.errors import InputError
-from bayes_sched.reports.validation import validation_text
+from bayes_sched.reports import validation as _  # noqa: F401
+from bayes_sched.reports.document import report
+from bayes_sched.reports.plots.validation import extrapolation_bands
+from bayes_sched.reports.terminal import terminal
 from bayes_sched.steps import regime, regime_masks
-from bayes_sched.studies.forecasts import Forecast, Kept, Predict, from_distribution, from_quantiles
-from bayes_sched.studies.prediction import Server, StudySettings, servers_of, validate
-from bayes_sched.studies.splits import SPLITS, cut
+from bayes_sched.studies.forecasts import Forecast, ForecastCache, Predict, from_distribution, from_quantiles
+from bayes_sched.studies.prediction import StudySettings, validate
+from bayes_sched.studies.splits import SPLITS, Server, cut, servers_of
 from tests.made_trace import made_trace
 
 
@@ -51,7 +54,7 @@ def server_of(num: int = 600, *, traces: int = 2, name: str = "srv") -> Server:
 
 @dataclass(frozen=True)
 class Mean:
-    """The contender of the protocol's docstring."""
+    """The competitor of the protocol's docstring."""
 
     name: str = "mean"
     columns: tuple[str, ...] = ()
@@ -161,13 +164,13 @@ def test_steps_to_learn_from_are_chosen_as_a_fit_chooses_them_if_asked_for() -> 
 
 
 def test_traces_of_one_budget_have_no_budget_to_leave_out() -> None:
-    found = validate([server_of(traces=1)], contenders=[Mean()], settings=FEW)
+    found = validate([server_of(traces=1)], competitors=[Mean()], settings=FEW)
     assert found.splits_of("srv") == ["random"]
     assert found.notes == ("srv: no split budget (all its traces have one token budget, about 200)",)
 
 
 def test_the_better_model_has_the_better_score_on_every_split() -> None:
-    found = validate([server_of()], contenders=[Mean(), Slope()], settings=FEW)
+    found = validate([server_of()], competitors=[Mean(), Slope()], settings=FEW)
     table = found.table("crps_ms", server="srv")
     assert (table.loc["slope"] < 0.5 * table.loc["mean"]).all()
     assert found.value("coverage_90", server="srv", split="random", model="slope") == pytest.approx(
@@ -177,18 +180,18 @@ def test_the_better_model_has_the_better_score_on_every_split() -> None:
 
 
 def test_the_same_seed_gives_the_same_numbers_whoever_else_takes_part() -> None:
-    alone = validate([server_of()], contenders=[Mean()], settings=replace(FEW, splits=("budget",)))
-    beside = validate([server_of()], contenders=[Slope(), Mean()], settings=FEW)
+    alone = validate([server_of()], competitors=[Mean()], settings=replace(FEW, splits=("budget",)))
+    beside = validate([server_of()], competitors=[Slope(), Mean()], settings=FEW)
     chosen = beside.scores.query("model == 'mean' and split == 'budget'").reset_index(drop=True)
     pd.testing.assert_frame_equal(alone.scores, chosen)
-    other = validate([server_of()], contenders=[Mean()], settings=replace(FEW, seed=1))
+    other = validate([server_of()], competitors=[Mean()], settings=replace(FEW, seed=1))
     assert other.value("crps_ms", server="srv", split="random", model="mean") != beside.value(
         "crps_ms", server="srv", split="random", model="mean"
     )
 
 
 def test_random_splits_are_repeated_and_averaged_and_the_others_are_not() -> None:
-    found = validate([server_of()], contenders=[Mean()], settings=replace(FEW, repeats=3))
+    found = validate([server_of()], competitors=[Mean()], settings=replace(FEW, repeats=3))
     values = found.scores.query("metric == 'crps_ms' and regime == 'all'").groupby("split")["value"]
     assert values.size().to_dict() == {"random": 3, "budget": 1}
     mean = found.value("crps_ms", server="srv", split="random", model="mean")
@@ -196,47 +199,49 @@ def test_random_splits_are_repeated_and_averaged_and_the_others_are_not() -> Non
 
 
 def test_the_scores_are_tidy() -> None:
-    found = validate([server_of()], contenders=[Mean()], settings=FEW)
+    found = validate([server_of()], competitors=[Mean()], settings=FEW)
     keys = ["server", "split", "repeat", "model", "regime", "metric"]
     assert list(found.scores) == [*keys[:5], "rows", "metric", "value"]
     assert not found.scores.duplicated(keys).any()
     assert {"all", "decode", "mixed", "beyond"} <= set(found.scores["regime"])
     json.dumps(found.to_dict(), allow_nan=False)
+    panels = [ax.get_title(loc="left") for ax in extrapolation_bands(found).axes]
+    assert panels == ["srv\nmean"]
 
 
-def test_a_contender_that_fails_is_noted_and_the_others_go_on() -> None:
-    found = validate([server_of()], contenders=[Broken(), Mean()], settings=FEW)
+def test_a_competitor_that_fails_is_noted_and_the_others_go_on() -> None:
+    found = validate([server_of()], competitors=[Broken(), Mean()], settings=FEW)
     assert "srv, random: broken failed (KeyError: 'no\\nsolution')" in found.notes
     assert found.models_of("srv") == ["mean"]
     assert found.fits["error"].notna().sum() == 2
 
 
-def test_a_contender_whose_columns_a_trace_lacks_is_skipped_with_a_sentence() -> None:
-    found = validate([server_of()], contenders=[Slope("x", ("kv_cache_usage",)), Mean()], settings=FEW)
+def test_a_competitor_whose_columns_a_trace_lacks_is_skipped_with_a_sentence() -> None:
+    found = validate([server_of()], competitors=[Slope("x", ("kv_cache_usage",)), Mean()], settings=FEW)
     assert "srv: x left out, its traces lack kv_cache_usage" in found.notes
 
 
 def test_nothing_to_score_is_an_error_that_says_why() -> None:
     with pytest.raises(InputError, match=r"nothing could be scored: srv, random: broken failed"):
-        validate([server_of()], contenders=[Broken()], settings=FEW)
+        validate([server_of()], competitors=[Broken()], settings=FEW)
 
 
 def test_a_split_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--splits fold: give some of random, blocks"):
+    with pytest.raises(InputError, match=r"fold: no such split; give some of random, blocks"):
         StudySettings(splits=("random", "fold"))
 
 
-def test_kept_forecasts_are_not_made_again_and_give_the_same_scores(tmp_path: Path) -> None:
-    slope, kept = Slope(), Kept(tmp_path / "kept")
-    first = validate([server_of()], contenders=[slope], settings=FEW, kept=kept)
-    again = validate([server_of()], contenders=[slope], settings=FEW, kept=kept)
+def test_cached_forecasts_are_not_made_again_and_give_the_same_scores(tmp_path: Path) -> None:
+    slope, cache = Slope(), ForecastCache(tmp_path / "kept")
+    first = validate([server_of()], competitors=[slope], settings=FEW, cache=cache)
+    again = validate([server_of()], competitors=[slope], settings=FEW, cache=cache)
     assert len(slope.fits) == 2
     pd.testing.assert_frame_equal(first.scores, again.scores)
     pd.testing.assert_frame_equal(first.fits, again.fits)
 
 
 def test_forecasts_of_other_steps_settings_or_models_are_not_taken(tmp_path: Path) -> None:
-    slope, kept = Slope(), Kept(tmp_path)
+    slope, cache = Slope(), ForecastCache(tmp_path)
     one = replace(FEW, splits=("random",))
     for server, settings in (
         (server_of(), one),
@@ -244,22 +249,22 @@ def test_forecasts_of_other_steps_settings_or_models_are_not_taken(tmp_path: Pat
         (server_of(), replace(one, max_train=150)),
         (replace(server_of(), steps=steps_of(600, seed=5)), one),
     ):
-        validate([server], contenders=[slope], settings=settings, kept=kept)
-    validate([server_of()], contenders=[replace(slope, columns=("batch_size",))], settings=one, kept=kept)
+        validate([server], competitors=[slope], settings=settings, cache=cache)
+    validate([server_of()], competitors=[replace(slope, columns=("batch_size",))], settings=one, cache=cache)
     assert len(slope.fits) == 5
 
 
-def test_a_damaged_kept_forecast_costs_a_fit_and_no_study(tmp_path: Path) -> None:
-    slope, kept = Slope(), Kept(tmp_path)
-    validate([server_of()], contenders=[slope], settings=FEW, kept=kept)
+def test_a_damaged_cached_forecast_costs_a_fit_and_no_study(tmp_path: Path) -> None:
+    slope, cache = Slope(), ForecastCache(tmp_path)
+    validate([server_of()], competitors=[slope], settings=FEW, cache=cache)
     for path in tmp_path.glob("*.npz"):
         path.write_bytes(path.read_bytes()[:100])
-    validate([server_of()], contenders=[slope], settings=FEW, kept=kept)
+    validate([server_of()], competitors=[slope], settings=FEW, cache=cache)
     assert len(slope.fits) == 4
 
 
 def test_an_interrupt_while_fitting_keeps_what_was_finished_and_no_more(tmp_path: Path) -> None:
-    slope, kept = Slope(), Kept(tmp_path)
+    slope, cache = Slope(), ForecastCache(tmp_path)
     calls: list[str] = []
 
     def interrupt(stage: str, share: float | None) -> None:
@@ -268,7 +273,7 @@ def test_an_interrupt_while_fitting_keeps_what_was_finished_and_no_more(tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        validate([server_of()], contenders=[slope], settings=FEW, kept=kept, progress=interrupt)
+        validate([server_of()], competitors=[slope], settings=FEW, cache=cache, progress=interrupt)
     assert len(list(tmp_path.iterdir())) == 1
     assert len(slope.fits) == 2
 
@@ -322,9 +327,9 @@ def test_steps_that_lack_a_value_are_left_out_and_counted(traces: Callable[..., 
 
 
 def test_the_text_marks_the_best_and_the_fits_that_failed_their_gate() -> None:
-    found = validate([server_of()], contenders=[Mean(), Slope()], settings=FEW)
+    found = validate([server_of()], competitors=[Mean(), Slope()], settings=FEW)
     fits = found.fits.assign(converged=(found.fits["model"] != "mean").astype("boolean"))
-    text = validation_text(replace(found, fits=fits))
+    text = terminal(report(replace(found, fits=fits)))
     mean, slope = (
         next(line for line in text.splitlines() if line.startswith(f"  {m} ")) for m in ("mean", "slope")
     )

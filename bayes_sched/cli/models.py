@@ -26,7 +26,7 @@ from bayes_sched.reports.loo import ComparedModels
 from bayes_sched.reports.plots.comparison import model_differences
 from bayes_sched.reports.terminal import terminal
 from bayes_sched.sampling.nuts import SamplerSettings
-from bayes_sched.studies.speed import fit_account
+from bayes_sched.studies.speed import fit_provenance
 from bayes_sched.trace.cleaning import clean_steps
 from bayes_sched.trace.reader import read_trace
 
@@ -76,7 +76,7 @@ def compared(
             progress=prefixed(prefix, show),
         ).fit
         fits[one.name] = {
-            **fit_account(fitted),
+            **fit_provenance(fitted),
             "gradients": fitted.convergence.num_gradients,
             "seconds": time.perf_counter() - start,
             "cpu_seconds": time.process_time() - cpu_start,

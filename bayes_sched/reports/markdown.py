@@ -10,24 +10,25 @@ _BOLD = {"good", "bad"}
 _QUOTED = {"warning", "error"}
 
 
-def markdown(document: Document) -> str:
-    """Return the document; its figures lie in ``figures/``."""
+def markdown(document: Document, *, figures: str = "figures/") -> str:
+    """Return the document; its figures lie in a folder beside it, or right there if that is empty."""
     parts = [
         f"# {document.title}",
         document.subtitle,
-        *_blocks(document.head, 2),
-        *_blocks(document.sections, 2),
+        *_blocks(document.head, 2, figures),
+        *_blocks(document.sections, 2, figures),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _blocks(items: Sequence[Item], level: int) -> list[str]:
+def _blocks(items: Sequence[Item], level: int, figures: str) -> list[str]:
     blocks: list[str] = []
     for item in items:
         if isinstance(item, Section | Details):
-            blocks += [f"{'#' * level} {item.title}", *_blocks(item.items, level + 1)]
+            blocks += [f"{'#' * level} {item.title}", *_blocks(item.items, level + 1, figures)]
         elif isinstance(item, Figure):
-            blocks.append(f"![{item.title}. {item.caption}](figures/{item.name}.png)")
+            words = ". ".join(filter(None, (item.title, item.caption)))
+            blocks.append(f"![{words}]({figures}{item.name}.png)")
         elif item.on == "terminal":
             continue
         elif isinstance(item, Table):

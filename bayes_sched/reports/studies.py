@@ -1,405 +1,519 @@
-"""The folder of each study: its tables, figures and README."""
+"""What studies found, as documents: the README of each study's folder, and what a terminal shows."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure as Drawing
 
-from bayes_sched.errors import InputError
-from bayes_sched.files import whole_file
-from bayes_sched.format import number, percent, records, span
+from bayes_sched.files import SIMULATOR, whole_file
+from bayes_sched.format import NONE, number, percent, records, span
 from bayes_sched.planning.forecast import CORRECTIONS
-from bayes_sched.reports.plots.studies import promise_breaks, promise_calibration, promise_costs
+from bayes_sched.reports.document import Column, Document, Figure, Item, Table, Text, cell, report
+from bayes_sched.reports.markdown import markdown
+from bayes_sched.reports.plots.studies import (
+    comparison_calibration,
+    decisions_over_time,
+    predicted_times,
+    promise_breaks,
+    promise_calibration,
+    promise_costs,
+    simulated_ranks,
+)
 from bayes_sched.reports.plots.style import save_figure
-from bayes_sched.reports.terminal import WIDTH, text_table
-from bayes_sched.studies import sla_servers as server_tables
-from bayes_sched.studies import sla_traces as trace_tables
+from bayes_sched.reports.write import write_json
+from bayes_sched.studies.comparison import ComparisonCalibration
+from bayes_sched.studies.pooling import PoolValue
+from bayes_sched.studies.predictor import PredictorTrial
+from bayes_sched.studies.runs import Findings
+from bayes_sched.studies.sbc import Calibration
 from bayes_sched.studies.simulator import SimulatorCheck
-
-_DECISIONS = {
-    "steps of the server": ("num_steps", False),
-    "steps of the simulator": ("num_simulated", False),
-    "same requests and tokens": ("share_equal", True),
-    "same number of requests (B)": ("share_equal_batch_size", True),
-    "same number of tokens (S)": ("share_equal_total_tokens", True),
-    "B differs by 1 at most": ("share_batch_size_within_1", True),
-    "same B, share of the time": ("time_share_equal_batch_size", True),
-    "mean B of the server, over time": ("mean_batch_size", False),
-    "mean difference of B, over time": ("mean_batch_size_difference", False),
-    "largest difference of B": ("largest_batch_size_difference", False),
-    "mean difference of S": ("mean_total_tokens_difference", False),
-    "95% quantile of the difference of S": ("p95_total_tokens_difference", False),
-}
+from bayes_sched.studies.sla_servers import INTERVAL as SERVERS_INTERVAL
+from bayes_sched.studies.sla_servers import ServerPromises
+from bayes_sched.studies.sla_traces import INTERVAL as TRACES_INTERVAL
+from bayes_sched.studies.sla_traces import TracePromises
+from bayes_sched.studies.speed import FitSpeed, SamplingSpeed
 
 
-def check_text(check: SimulatorCheck) -> str:
-    """Return the verdict, the decisions, and the times of requests."""
-    parts = [check.text, check.sources_text]
-    filled = [textwrap.fill(part, WIDTH, break_on_hyphens=False) for part in parts]
-    return "\n\n".join([*filled, _decisions_text(check), *(_times_text(check, each) for each in CORRECTIONS)])
-
-
-def _decisions_text(check: SimulatorCheck) -> str:
-    queue, clock = check.of_queue.to_dict(), check.of_clock.to_dict()
-    rows = []
-    for words, (name, is_share) in _DECISIONS.items():
-        values = (queue[name], clock[name])
-        rows.append([words, *(percent(v, 2) if is_share else _count(v) for v in values)])
-    titles = ["decisions", "told the queue", "told the clock"]
-    return text_table(titles, rows, right=set(titles[1:]))
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) else number(value)
-
-
-def _times_text(check: SimulatorCheck, correction: str) -> str:
-    heads = {
-        "none": "Times of the simulated engine alone, beside what clients measured (ms):",
-        "median": f"With {number(check.forecast.residual_ms)} ms more, the median of the first half (ms):",
-        "drawn": "With what a request of the first half, drawn by lot, took beyond the engine (ms):",
-    }
-    table = check.table
-    titles = ["time", "quantile", "measured", "predicted", f"{100 * check.probability:g}% interval"]
-    titles += ["error", "inside", "error with own steps"]
-    rows = [
-        [
-            str(row["time"]).upper(),
-            f"p{100 * row['level']:g}",
-            number(row["measured_ms"]),
-            number(row["predicted_ms"]),
-            span(row["lower_ms"], row["upper_ms"]),
-            f"{100 * row['error']:+.1f}%",
-            "yes" if row["is_inside"] else "NO",
-            f"{100 * row['own_steps_error']:+.1f}%",
-        ]
-        for row in records(table[table["correction"] == correction])
-    ]
-    return f"{heads[correction]}\n{text_table(titles, rows, right=set(titles[2:]))}"
-
-
-_FITS: dict[str, tuple[str, str]] = {
-    "trace": ("trace", "{}"),
-    "seed": ("seed", "{}"),
-    "rows": ("rows", "{:,}"),
-    "compile_s": ("compile s", "{:.1f}"),
-    "pilot_s": ("pilot s", "{:.1f}"),
-    "sampling_s": ("sample s", "{:.1f}"),
-    "total_s": ("total s", "{:.1f}"),
-    "peak_memory_mb": ("peak MB", "{:,.0f}"),
-    "divergences": ("divergent", "{:,}"),
-    "worst_r_hat": ("worst R-hat", "{:.4f}"),
-    "min_ess_bulk": ("bulk ESS", "{:,.0f}"),
-    "min_ess_tail": ("tail ESS", "{:,.0f}"),
-    "leapfrogs_per_draw": ("leapfrogs/draw", "{:.1f}"),
-    "effective_per_1000_gradients": ("ESS/1,000 gradients", "{:.1f}"),
-    "modes": ("modes", "{}"),
-    "parts": ("parts", "{}"),
-    "probability_a_1_above_tau_S": ("P(a_1 > tau_S)", "{:.3f}"),
-    "gate_passed": ("gate", "{}"),
-}
-"""Key of a row, title of its column, and how it is written."""
-
-
-def sampling_text(result: dict[str, Any], found: pd.DataFrame) -> str:
-    """Return the ways to sample one trace, side by side.
-
-    Parameters
-    ----------
-    result : dict
-        ``trace``, ``rows``, ``rows_of``, ``direct_max_depth`` and the ``ratios`` of
-        :func:`bayes_sched.benchmarking.ratios_to_best`.
-    found : DataFrame
-        One row of :meth:`bayes_sched.benchmarking.Measured.to_dict` a method.
-    """
-    ours = found[found["method"] == "ours"].iloc[0]
-    per_gradient = ours["effective_per_1000_gradients"] / found["effective_per_1000_gradients"]
-    per_second = ours["effective_per_second"] / found["effective_per_second"]
-    table = {
-        "method": found["method"].tolist(),
-        "gate": ["passed" if passed else "failed" for passed in found["gate_passed"]],
-        "divergent": [f"{n:,}" for n in found["divergences"]],
-        "worst R-hat": [f"{x:.3f}" for x in found["worst_r_hat"]],
-        "min bulk ESS": [f"{x:,.0f}" for x in found["min_ess_bulk"]],
-        "ESS/1,000 gradients": [f"{x:.3g}" for x in found["effective_per_1000_gradients"]],
-        "with warm-up*": [f"{x:.3g}" for x in found["effective_per_1000_gradients_all"]],
-        "ESS/s**": [f"{x:.3g}" for x in found["effective_per_second"]],
-        "at max depth": [f"{x:.0%}" for x in found["share_at_max_depth"]],
-        "ours/this per gradient": [f"{x:,.1f}" for x in per_gradient],
-        "per second": [f"{x:,.1f}" for x in per_second],
-    }
-    best = result["ratios"]
-    return (
-        f"{result['trace']}: {result['rows']:,} of {result['rows_of']:,} cleaned steps\n"
-        f"{_table(table)}\n"
-        "ours over the best direct one: effective draws a gradient "
-        f"x {best['effective_per_1000_gradients']:,.1f}, a second x {best['effective_per_second']:,.1f}\n"
-        f"The direct formulation's trajectories are cut at depth {result['direct_max_depth']} "
-        f"({2 ** result['direct_max_depth'] - 1:,} leapfrog steps): --max-depth. The ESS of chains that fail "
-        "the gate is not to be trusted.\n"
-        "*  gradients of the warm-up and, of ours, all evaluations of the pilot run counted as well\n"
-        "** wall time of warm-up, draws and, of ours, the pilot run; without compiling\n"
-    )
-
-
-def fits_text(rows: list[dict[str, Any]]) -> str:
-    """Return whole fits as a table, and how far those of the same trace agree.
-
-    Parameters
-    ----------
-    rows : list of dict
-        :func:`bayes_sched.benchmarking.fit_account` of each, with ``trace``, ``seed``, ``total_s`` and
-        ``peak_memory_mb``.
-    """
-    shown = [row | {"gate_passed": "passed" if row["gate_passed"] else "failed"} for row in rows]
-    table = {title: [form.format(row[key]) for row in shown] for key, (title, form) in _FITS.items()}
-    table["trace"] = [name.removesuffix(".gz").removesuffix(".jsonl") for name in table["trace"]]
-    spread = []
-    for trace in dict.fromkeys(row["trace"] for row in rows):
-        values = [row["probability_a_1_above_tau_S"] for row in rows if row["trace"] == trace]
-        if len(values) > 1:
-            spread.append(
-                f"{trace}: P(a_1 > tau_S) from {min(values):.3f} to {max(values):.3f} over the seeds"
-            )
-    note = (
-        "total: wall time of the whole command from its start; the stages are wall time too. ESS: smallest "
-        "of all parameters and coordinates; gradients: leapfrog steps after warm-up."
-    )
-    return "\n".join([_table(table), *spread, note])
-
-
-def _table(columns: dict[str, list[str]]) -> str:
-    """Align columns, the first to the left."""
-    titles = list(columns)
-    return text_table(titles, list(zip(*columns.values(), strict=True)), right=set(titles[1:]))
-
-
-type Summary = tuple[str, dict[str, Any]]
-"""In words, and in numbers ready for JSON."""
-
-
-def write_server_summary(
-    folder: Path, servers: pd.DataFrame, *, settings: Mapping[str, Any], command: str
-) -> Summary:
-    """Write what became of promises to simulated servers.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the study; it exists.
-    servers : DataFrame
-        Its rows.
-    settings : mapping
-        ``quantile``, ``confidence``, ``rows``, ``design``, ``draws``, ``tune``, ``chains``.
-    command : str
-        That makes the study.
-
-    Raises
-    ------
-    InputError
-        No server could be fitted, or the folder cannot be written.
-    """
-    made = server_tables.with_promises(servers)
-    if made.empty:
-        raise InputError(f"no server could be fitted; see the column error of the table in {folder}")
-    quantile, confidence = settings["quantile"], settings["confidence"]
-    tables = {
-        "broken": server_tables.broken_table(made, quantile=quantile),
-        "broken_by_step": server_tables.broken_by_step(made, quantile=quantile),
-        "given_away": server_tables.given_away_table(made),
-    }
-    _write_tables(folder, tables)
-    save_figure(
-        promise_breaks(made, makers=server_tables.MAKERS, quantile=quantile, confidence=confidence),
-        folder,
-        "broken",
-    )
-    save_figure(promise_costs(made), folder, "given_away")
-    text = _server_text(servers, tables, settings)
-    _write_readme(folder, _server_readme(text, settings, command))
-    return text, {name: records(table) for name, table in tables.items()}
-
-
-def _server_text(
-    servers: pd.DataFrame, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]
-) -> str:
-    each = servers.drop_duplicates("server")
-    failed = int(each["error"].notna().sum())
-    passed = int(each["gate_passed"].fillna(False).astype(bool).sum())
-    wanted = 1.0 - settings["confidence"]
-    return "\n".join(
-        [
-            f"Broken promises of {_promise(settings)} (wanted: at most {wanted:.0%}; "
-            f"{server_tables.INTERVAL:.0%} intervals):",
-            _shown(tables["broken"]),
-            "",
-            "Limits by kind of steps:",
-            _shown(tables["broken_by_step"]),
-            "",
-            "Given away (shares; negative: promised too much):",
-            _shown(tables["given_away"]),
-            "",
-            f"{len(each):,} servers, {failed} not fitted for an error; {passed:,} fits passed the gate, and "
-            f"all count. {_cost(each)}",
-        ]
-    )
-
-
-def _server_readme(text: str, settings: Mapping[str, Any], command: str) -> str:
-    return f"""# Are promises to simulated servers kept?
-
-Made by
-
-    {command}
-
-For each server: parameters are drawn from the documented priors until its steps behave like those of a real
-one (`bayes_sched/promises/plausible.py` says how), {settings["rows"]} steps are simulated (the (B, S) of a
-random choice from {settings["design"]}) and fitted with NUTS ({settings["chains"]} chains,
-{settings["tune"]} tuning and {settings["draws"]} kept draws each). Then the promises are made that `sla.py`
-makes: the largest decode-only batch under a limit, which is chosen so that the true one lies anywhere in the
-range of the trace, and the limit for five kinds of steps. A promise is broken if in truth more than
-{1.0 - settings["quantile"]:.2g} of the steps are late. Beside it: the same with the posterior median in place
-of the bound, and the batch that the fitted curve of the mean allows. Where one request may already be too
-much, nothing is promised: `nothing` counts such promises, which cannot be broken and give everything away.
-
-```
-{text}
-```
-
-![True share of late steps at each promise](broken.png)
-
-![Throughput given away](given_away.png)
-
-| file | what |
-|---|---|
-| `servers.csv` | one row a promise |
-| `broken.csv`, `broken_by_step.csv`, `given_away.csv` | the tables above |
-| `study.json` | settings; `--resume` goes on with the same |
-"""
-
-
-def write_trace_summary(
-    folder: Path, cells: pd.DataFrame, *, settings: Mapping[str, Any], command: str
-) -> Summary:
-    """Write what became of promises on held-out steps.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the study; it exists.
-    cells : DataFrame
-        Its rows.
-    settings : mapping
-        ``quantile``, ``confidence``, ``max_rows``, ``draws``, ``tune``, ``chains``.
-    command : str
-        That makes the study.
-
-    Raises
-    ------
-    InputError
-        No trace could be fitted, or the folder cannot be written.
-    """
-    if cells["steps"].isna().all():
-        raise InputError(f"no trace could be fitted; see the column error of the table in {folder}")
-    tables = {
-        "kept": trace_tables.kept_table(cells),
-        "pooled": trace_tables.pooled_table(cells),
-        "cells_agree": trace_tables.cell_table(cells),
-        "calibration": trace_tables.calibration_table(cells),
-    }
-    _write_tables(folder, tables)
-    figure = promise_calibration(tables["calibration"], interval=trace_tables.INTERVAL)
-    save_figure(figure, folder, "calibration")
-    text = _trace_text(cells, tables, settings)
-    _write_readme(folder, _trace_readme(text, settings, command))
-    return text, {name: records(table) for name, table in tables.items()}
-
-
-def _trace_text(cells: pd.DataFrame, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> str:
-    each = cells.drop_duplicates("run")
-    failed = each.loc[each["error"].notna(), "error"].tolist()
-    passed = int(each["gate_passed"].fillna(False).astype(bool).sum())
-    wanted, interval = 1.0 - settings["quantile"], trace_tables.INTERVAL
-    return "\n".join(
-        [
-            f"Share of held-out steps beyond the limit promised for their (B, S) at {_promise(settings)} "
-            f"(wanted: at most {wanted:.2g}; {interval:.0%} intervals). borne_out: of the steps whose "
-            "promise the fitted steps do not contradict:",
-            _shown(tables["kept"]),
-            "",
-            f"Predicted and realised shares of late steps, all traces together ({interval:.0%} intervals):",
-            _shown(tables["pooled"]),
-            "",
-            f"Cells whose {interval:.0%} interval holds the prediction:",
-            _shown(_by_level(tables["cells_agree"])),
-            "",
-            f"{len(each):,} fits of up to {settings['max_rows']:,} steps, {settings['chains']} chains of "
-            f"{settings['draws']} draws each; {passed:,} passed the gate, {len(failed)} failed with an "
-            f"error. {_cost(each)}",
-            *failed,
-        ]
-    )
-
-
-def _trace_readme(text: str, settings: Mapping[str, Any], command: str) -> str:
-    return f"""# Are promises kept on steps that a fit has not seen?
-
-Made by
-
-    {command}
-
-A fifth of each trace is held out, at random or in stretches of 100 consecutive steps, and the saturation
-model is fitted to the rest (at most {settings["max_rows"]:,} steps). The held-out steps are put in cells of
-one (B, S), or of similar ones where they are few, at least 20 steps each. The limits of a cell are quantiles
-predicted for its middle step, and the steps beyond them are counted against the predicted number.
-
-The intervals of a trace, and of all traces together, allow for stretches of 100 steps that go together, as
-far as late steps are seen to come in stretches: where no step or every one is late, or the stretches differ
-no more than by chance, all steps are taken as independent. So are those of a cell, always. The two splits
-share a trace and are not independent.
-
-```
-{text}
-```
-
-![Realised against predicted shares of late steps](calibration.png)
-
-| file | what |
-|---|---|
-| `calibration.csv`, `pooled.csv` | predicted and realised shares by trace, and of all traces together |
-| `kept.csv` | steps beyond the promised limits |
-| `cells.csv`, `cells_agree.csv` | one row a limit and cell; how many cells agree with their prediction |
-| `study.json` | settings; `--resume` goes on with the same |
-"""
-
-
-def _write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    for name, table in tables.items():
+def write_study(found: Findings, folder: Path, *, command: str) -> Document:
+    """Write the tables, the figures and the README of a study into its folder; return its document."""
+    document = report(found, command=command)
+    for name, frame in document.frames.items():
         with whole_file(folder / f"{name}.csv", what="the table") as temporary:
-            table.to_csv(temporary, index=False, float_format="%.4g")
+            frame.to_csv(temporary, index=frame.index.name is not None, float_format="%.4g")
+    _write_readme(document, folder, folder)
+    return document
 
 
-def _write_readme(folder: Path, text: str) -> None:
+def write_check(found: SimulatorCheck, folder: Path, *, command: str) -> None:
+    """Write the README, the tables, the figures and the numbers of a check of the simulator."""
+    document = report(found, command=command)
+    for part in ("tables", "figures"):
+        (folder / part).mkdir()
+    for name, frame in document.frames.items():
+        frame.to_csv(folder / "tables" / f"{name}.csv", index=False, lineterminator="\n")
+    write_json(document.numbers, folder / document.json_name)
+    _write_readme(document, folder, folder / "figures")
+
+
+def _write_readme(document: Document, folder: Path, figures: Path) -> None:
+    for figure in document.figures:
+        save_figure(figure.draw(), figures, figure.name)
+    place = "" if figures == folder else f"{figures.name}/"
     with whole_file(folder / "README.md", what="the file") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(markdown(document, figures=place), encoding="utf-8")
+
+
+def _document(
+    result: Any,
+    title: str,
+    method: str,
+    *items: Item,
+    command: str,
+    figures: Mapping[str, tuple[str, Callable[[Any], Drawing]]],
+    files: Mapping[str, str],
+    after: str = "",
+    **more: Any,
+) -> Document:
+    """Return a study's document: what made it, the method in words, what was found, its figures and files."""
+    listed = pd.DataFrame({"file": [f"`{name}`" for name in files], "what": list(files.values())})
+    drawn = [Figure(name, words, "", partial(draw, result)) for name, (words, draw) in figures.items()]
+    made = (Text("Made by", on="page"), Text(command, "code", on="page"), *_paragraphs(method))
+    if isinstance(result, Findings):
+        listed.loc[len(listed)] = ["`study.json`", "settings; `--resume` goes on with the same"]
+        more |= {
+            "frames": result.tables,
+            "numbers": {name: records(frame) for name, frame in result.tables.items()},
+        }
+    sections = (*made, *items, *_paragraphs(after), *drawn, Table(listed, on="page"))
+    return Document(title=title, name=title, sections=sections, **more)
+
+
+def _paragraphs(text: str) -> list[Text]:
+    """Return the paragraphs of a page, an empty line between them."""
+    return [Text(" ".join(part.split()), on="page") for part in text.split("\n\n") if part.strip()]
+
+
+def _plain(value: Any, digits: int) -> str:
+    """Write a value with so many decimals at most."""
+    return f"{round(value, digits):g}" if isinstance(value, float) else cell(value)
+
+
+def _table(frame: pd.DataFrame, *, digits: int = 4, **formats: Any) -> Table:
+    """Return a table under the frame's own names."""
+    flat = frame if frame.index.name is None else frame.reset_index()
+    write = partial(_plain, digits=digits)
+    return Table(flat, tuple(Column(str(n), str(n), formats.get(str(n), write)) for n in flat.columns))
+
+
+def _seconds(seconds: pd.Series, one: str) -> str:
+    return f"Seconds a {one}: median {seconds.median():.1f}, sum {seconds.sum():,.0f}."
+
+
+def _cpu(seconds: pd.Series) -> str:
+    return f"CPU seconds of one: median {seconds.median():.1f}; of all: {seconds.sum():,.0f}."
 
 
 def _promise(settings: Mapping[str, Any]) -> str:
     return f'"quantile {settings["quantile"]:g} at confidence {settings["confidence"]:g}"'
 
 
-def _by_level(agree: pd.DataFrame) -> pd.DataFrame:
-    return agree.pivot_table(index=["split", "regime", "cells"], columns="level", values="agree")
+@report.register
+def _(result: Calibration, *, command: str = "") -> Document:
+    settings, table, failures = result.settings, result.tables["evenness"], dict(result.gate_failures)
+    least, failed = float(table["p_value"].min()), failures.pop("all")
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in failures.items())
+    ranks = "Difference between the distribution function of the ranks and an even one, with 95 % bands"
+    return _document(
+        result,
+        "Simulation-based calibration",
+        f"""For each simulation: parameters are drawn from the documented priors, the latencies of
+        {result.num_steps} steps are simulated (the (B, S) of a random choice from {settings["design"]}), the
+        sampler fits them ({settings["chains"]} chains, {settings["tune"]} tuning and {settings["draws"]} kept
+        draws each), and the true values are ranked among 99 evenly spaced draws. If the sampler returns the
+        model's posterior, the ranks are even on 0 to 99. Every simulation counts, absurd latencies and fits
+        that failed the gate included; fits this short miss the gate's 400 effective draws more often than
+        those of the default settings.""",
+        _table(table, digits=3, even=lambda even: "yes" if even else "NO"),
+        Text(
+            f"{len(table)} quantities, {int((~table['even']).sum())} outside their 95 % band; the smallest "
+            f"p-value is {least:.3f}, times {len(table)}: {min(1.0, least * len(table)):.2f}. "
+            f"{result.num_simulations:,} simulations, {result.num_errors:,} not fitted for an error; "
+            f"{failed:,} of the fits failed the gate (their ranks count): {reasons}. "
+            f"{_seconds(result.seconds, 'simulation')}"
+        ),
+        command=command,
+        after="""`p_value`: how often even ranks would stray as far from an even distribution.
+        `max_deviation`: the largest difference between the distribution functions. Beside the parameters, the
+        combinations that data identify.""",
+        figures={"calibration": (ranks, simulated_ranks)},
+        files={
+            "calibration.png": "the figure, and as `.svg`",
+            "ranks.csv": "rank of the true value, one row a simulation",
+            "simulations.csv": "true values, ranks, and what the gate says of each fit",
+            "evenness.csv": "the table above",
+        },
+    )
 
 
-def _cost(each: pd.DataFrame) -> str:
-    seconds = each["cpu_seconds"]
-    return f"CPU seconds of one: median {seconds.median():.1f}; of all: {seconds.sum():,.0f}."
+@report.register
+def _(result: ComparisonCalibration, *, command: str = "") -> Document:
+    settings, number_of, tables = result.settings, result.num_pairs, result.tables
+    words = "Intervals against true ratios, and reliability of the probability to be faster"
+    return _document(
+        result,
+        "Does the comparison of servers find the truth?",
+        f"""For each pair: the first server's parameters are drawn from the documented priors (until its steps
+        take a plausible time), the second takes a known factor of 0.8 to 1.25 of it for every step.
+        {settings["rows"]} steps of each are simulated (the (B, S) of a random choice from
+        {settings["design"]}) and fitted with NUTS, and the two posteriors are compared. Every pair counts,
+        those whose fits failed the gate included.""",
+        Text(f"Coverage of the {100 * settings['probability']:g}% intervals of the ratio of mean latencies:"),
+        _table(tables["coverage"], digits=3),
+        Text("P(first is faster), one step a pair:"),
+        _table(tables["reliability"], digits=3),
+        Text(
+            f"Ranks of the true ratio among 99 draws: p-value of evenness {result.uniformity_p:.3f}. "
+            f"{number_of:,} pairs, {result.num_errors} not compared for an error; of {2 * number_of:,} fits "
+            f"{result.num_passed:,} passed the gate. {_seconds(result.seconds, 'pair')}"
+        ),
+        command=command,
+        figures={"calibration": (words, comparison_calibration)},
+        files={
+            "calibration.png": "the figure, and as `.svg`",
+            "pairs.csv": "one row a pair and probed step",
+            "coverage.csv": "the first table above",
+            "reliability.csv": "the second",
+        },
+    )
 
 
-def _shown(table: pd.DataFrame) -> str:
-    return table.round(4).to_string(index=not isinstance(table.index, pd.RangeIndex))
+@report.register
+def _(result: PoolValue, *, command: str = "") -> Document:
+    settings = result.settings
+    chosen = "in a row, from a random place" if settings["consecutive"] else "chosen at random"
+    passed = ", ".join(f"{prior} {percent(share)}" for prior, share in result.passed.items())
+    return _document(
+        result,
+        "What is a pool of other servers worth, where a server's own trace is short?",
+        f"""{settings["steps"]} steps of a trace, {chosen}, are fitted, and predict a random choice of the
+        others. The prior is the documented one; the pool of the traces of other servers (`new server`); the
+        pool of all other traces, those of the same server among them (`known server`). CRPS in ms, less is
+        better; `ratio` is to the CRPS with documented priors on the same steps (median, 5 % and 95 % of the
+        runs), `better` the share of runs in which it is below 1; `whole_crps_ms` is that of the fit of the
+        whole trace.""",
+        _table(result.tables["summary"], digits=3),
+        Text(f"Fits that passed the gate: {passed}. {_seconds(result.seconds, 'fit')}"),
+        command=command,
+        figures={},
+        files={"runs.csv": "one row a run and prior", "summary.csv": "the table above"},
+    )
+
+
+@report.register
+def _(result: ServerPromises, *, command: str = "") -> Document:
+    settings, tables = result.settings, result.tables
+    return _document(
+        result,
+        "Are promises to simulated servers kept?",
+        f"""For each server: parameters are drawn from the documented priors until its steps behave like those
+        of a real one (`bayes_sched/studies/sla_servers.py` says how), {settings["rows"]} steps are simulated
+        (the (B, S) of a random choice from {settings["design"]}) and fitted with NUTS ({settings["chains"]}
+        chains, {settings["tune"]} tuning and {settings["draws"]} kept draws each). Then the promises are made
+        that `sla.py` makes: the largest decode-only batch under a limit, which is chosen so that the true one
+        lies anywhere in the range of the trace, and the limit for five kinds of steps. A promise is broken if
+        in truth more than {1.0 - settings["quantile"]:.2g} of the steps are late. Beside it: the same with
+        the posterior median in place of the bound, and the batch that the fitted curve of the mean allows.
+        Where one request may already be too much, nothing is promised: `nothing` counts such promises, which
+        cannot be broken and give everything away.""",
+        Text(
+            f"Broken promises of {_promise(settings)} (wanted: at most {1.0 - settings['confidence']:.0%}; "
+            f"{SERVERS_INTERVAL:.0%} intervals):"
+        ),
+        _table(tables["broken"]),
+        Text("Limits by kind of steps:"),
+        _table(tables["broken_by_step"]),
+        Text("Given away (shares; negative: promised too much):"),
+        _table(tables["given_away"]),
+        Text(
+            f"{result.num_servers:,} servers, {result.num_errors} not fitted for an error; "
+            f"{result.num_passed:,} fits passed the gate, and all count. {_cpu(result.cpu_seconds)}"
+        ),
+        command=command,
+        figures={
+            "broken": ("True share of late steps at each promise", promise_breaks),
+            "given_away": ("Throughput given away", promise_costs),
+        },
+        files={"servers.csv": "one row a promise", **{f"{name}.csv": "a table above" for name in tables}},
+    )
+
+
+@report.register
+def _(result: TracePromises, *, command: str = "") -> Document:
+    settings, tables, interval = result.settings, result.tables, f"{TRACES_INTERVAL:.0%}"
+    return _document(
+        result,
+        "Are promises kept on steps that a fit has not seen?",
+        f"""A fifth of each trace is held out, at random or in stretches of 100 consecutive steps, and the
+        saturation model is fitted to the rest (at most {settings["max_rows"]:,} steps). The held-out steps
+        are put in cells of one (B, S), or of similar ones where they are few, at least 20 steps each. The
+        limits of a cell are quantiles predicted for its middle step, and the steps beyond them are counted
+        against the predicted number.
+
+        The intervals of a trace, and of all traces together, allow for stretches of 100 steps that go
+        together, as far as late steps are seen to come in stretches: where no step or every one is late, or
+        the stretches differ no more than by chance, all steps are taken as independent. So are those of a
+        cell, always. The two splits share a trace and are not independent.""",
+        Text(
+            f"Share of held-out steps beyond the limit promised for their (B, S) at {_promise(settings)} "
+            f"(wanted: at most {1.0 - settings['quantile']:.2g}; {interval} intervals). borne_out: of the "
+            "steps whose promise the fitted steps do not contradict:"
+        ),
+        _table(tables["kept"]),
+        Text(f"Predicted and realised shares of late steps, all traces together ({interval} intervals):"),
+        _table(tables["pooled"]),
+        Text(f"Cells whose {interval} interval holds the prediction, by level:"),
+        _table(result.agreement),
+        Text(
+            f"{result.num_fits:,} fits of up to {settings['max_rows']:,} steps, {settings['chains']} chains "
+            f"of {settings['draws']} draws each; {result.num_passed:,} passed the gate, "
+            f"{len(result.errors)} failed with an error. {_cpu(result.cpu_seconds)}",
+            points=result.errors,
+        ),
+        command=command,
+        figures={"calibration": ("Realised against predicted shares of late steps", promise_calibration)},
+        files={
+            "calibration.csv": "predicted and realised shares by trace",
+            "pooled.csv": "and of all traces together",
+            "kept.csv": "steps beyond the promised limits",
+            "cells.csv": "one row a limit and cell",
+            "cells_agree.csv": "how many cells agree with their prediction",
+        },
+    )
+
+
+_DECISIONS = {
+    "steps of the server": "num_steps",
+    "steps of the simulator": "num_simulated",
+    "same requests and tokens": "share_equal",
+    "same number of requests (B)": "share_equal_batch_size",
+    "same number of tokens (S)": "share_equal_total_tokens",
+    "B differs by 1 at most": "share_batch_size_within_1",
+    "same B, share of the time": "time_share_equal_batch_size",
+    "mean B of the server, over time": "mean_batch_size",
+    "mean difference of B, over time": "mean_batch_size_difference",
+    "largest difference of B": "largest_batch_size_difference",
+    "mean difference of S": "mean_total_tokens_difference",
+    "95% quantile of the difference of S": "p95_total_tokens_difference",
+}
+
+
+@report.register
+def _(result: SimulatorCheck, *, command: str = "") -> Document:
+    heads = (
+        "Times of the simulated engine alone, beside what clients measured (ms):",
+        f"With {number(result.residual_ms)} ms more, the median of the first half (ms):",
+        "With what a request of the first half, drawn by lot, took beyond the engine (ms):",
+    )
+    times: list[Item] = []
+    for head, correction in zip(heads, CORRECTIONS, strict=True):
+        chosen = result.table[result.table["correction"] == correction]
+        times += [Text(head), _times(chosen, f"{100 * result.probability:g}% interval")]
+    return _document(
+        result,
+        "The simulator beside a real server",
+        "",
+        *(Text(result.text), Text(result.sources_text), _decisions(result.decisions), *times),
+        command=command,
+        after="""*Told the queue*: the simulated scheduler is told, step by step, how many requests wait or
+        run, and nothing else of what the real one did. *Told the clock*: requests come when clients sent
+        them, plus the typical way to the scheduler, and steps end when the real ones did. *Error with own
+        steps*: of one replay with the server's own step times, so that none of it is the fit's.
+
+        What clients measured *beyond the engine* is of such a replay of the first half: HTTP, tokenisation,
+        the way there and back, and whatever the simulation gets wrong. Predictions with it added rest on the
+        second half being like the first; what the simulator knows by itself are the times of the engine
+        alone.""",
+        figures={
+            "predicted_times": ("Requests answered within a time: measured, and predicted", predicted_times),
+            "decisions_over_time": (
+                "Requests and tokens of each step: of vLLM, and simulated",
+                decisions_over_time,
+            ),
+        },
+        files={
+            "tables/requests.csv": "the times above, with full precision",
+            "tables/decisions.csv": "requests and tokens of each step, real and simulated (told the clock)",
+            SIMULATOR: "everything, for machines",
+        },
+        frames={"requests": result.table, "decisions": result.steps},
+        numbers={**result.numbers, "command": command},
+        json_name=SIMULATOR,
+    )
+
+
+def _decisions(decisions: Mapping[str, Mapping[str, float]]) -> Table:
+    def written(name: str, value: float) -> str:
+        if "share" in name:
+            return percent(value, 2)
+        return f"{value:,.0f}" if value == round(value) else number(value)
+
+    told = {"told the queue": decisions["of_queue"], "told the clock": decisions["of_clock"]}
+    columns = {title: [written(name, of[name]) for name in _DECISIONS.values()] for title, of in told.items()}
+    return Table(pd.DataFrame({"decisions": list(_DECISIONS), **columns}))
+
+
+def _times(rows: pd.DataFrame, interval: str) -> Table:
+    signed = "{:+.1%}".format
+    return Table(
+        rows,
+        (
+            Column("time", "time", str.upper),
+            Column("level", "quantile", lambda level: f"p{100 * level:g}"),
+            Column("measured_ms", "measured", number),
+            Column("predicted_ms", "predicted", number),
+            Column(("lower_ms", "upper_ms"), interval, span),
+            Column("error", "error", signed),
+            Column("is_inside", "inside", lambda inside: "yes" if inside else "NO"),
+            Column("own_steps_error", "error with own steps", signed),
+        ),
+    )
+
+
+def _gate(passed: Any) -> str:
+    return "passed" if passed else "failed"
+
+
+@report.register
+def _(result: SamplingSpeed, *, command: str = "") -> Document:
+    depth, best = result.direct_max_depth, result.ratios
+    columns = (
+        Column("method", "method"),
+        Column("gate_passed", "gate", _gate),
+        Column("divergences", "divergent"),
+        Column("worst_r_hat", "worst R-hat", "{:.3f}".format),
+        Column("min_ess_bulk", "min bulk ESS", "{:,.0f}".format),
+        Column("effective_per_1000_gradients", "ESS/1,000 gradients", "{:.3g}".format),
+        Column("effective_per_1000_gradients_all", "with warm-up*", "{:.3g}".format),
+        Column("effective_per_second", "ESS/s†", "{:.3g}".format),
+        Column("share_at_max_depth", "at max depth", "{:.0%}".format),
+        Column("ours_per_gradient", "ours/this per gradient", "{:,.1f}".format),
+        Column("ours_per_second", "per second", "{:,.1f}".format),
+    )
+    return Document(
+        title=result.trace,
+        name=result.trace,
+        sections=(
+            Text(f"{result.trace}: {result.rows:,} of {result.rows_of:,} cleaned steps"),
+            Table(result.table, columns),
+            Text(
+                "ours over the best direct one: effective draws a gradient x "
+                f"{best['effective_per_1000_gradients']:,.1f}, a second x {best['effective_per_second']:,.1f}"
+            ),
+            Text(
+                f"The direct formulation's trajectories are cut at depth {depth} ({2**depth - 1:,} leapfrog "
+                "steps). The ESS of chains that fail the gate is not to be trusted.",
+                points=(
+                    "* gradients of the warm-up and, of ours, all evaluations of the exploration counted as "
+                    "well",
+                    "† wall time of warm-up, draws and, of ours, the exploration; without compiling",
+                ),
+            ),
+        ),
+        numbers=result.to_dict(),
+    )
+
+
+@report.register
+def _(result: FitSpeed, *, command: str = "") -> Document:
+    one = "{:.1f}".format
+    columns = (
+        Column("trace", "trace", lambda name: name.removesuffix(".gz").removesuffix(".jsonl")),
+        Column("seed", "seed"),
+        Column("rows", "rows"),
+        *(Column(f"{name}_s", f"{name} s", one) for name in ("compile", "pilot")),
+        *(
+            Column(f"{name}_s", f"{short} s", one)
+            for name, short in (("sampling", "sample"), ("total", "total"))
+        ),
+        Column("peak_memory_mb", "peak MB", "{:,.0f}".format),
+        Column("divergences", "divergent"),
+        Column("worst_r_hat", "worst R-hat", "{:.4f}".format),
+        Column("min_ess_bulk", "bulk ESS", "{:,.0f}".format),
+        Column("min_ess_tail", "tail ESS", "{:,.0f}".format),
+        Column("leapfrogs_per_draw", "leapfrogs/draw", one),
+        Column("effective_per_1000_gradients", "ESS/1,000 gradients", one),
+        Column("modes", "modes"),
+        Column("parts", "parts"),
+        Column("probability_a_1_above_tau_S", "P(a_1 > tau_S)", "{:.3f}".format),
+        Column("gate_passed", "gate", _gate),
+    )
+    note = (
+        "total: wall time of the whole command from its start; the stages are wall time too. ESS: smallest "
+        "of all parameters and coordinates; gradients: leapfrog steps after warm-up."
+    )
+    spread = [
+        Text(f"{trace}: P(a_1 > tau_S) from {least:.3f} to {most:.3f} over the seeds")
+        for trace, (least, most) in result.spread.items()
+    ]
+    frame = pd.DataFrame([{k: v for k, v in row.items() if k != "problems"} for row in result.fits])
+    return Document(
+        title="Whole fits", name="Whole fits", sections=(Table(frame, columns), *spread, Text(note))
+    )
+
+
+@report.register
+def _(result: PredictorTrial, *, command: str = "") -> Document:
+    fresh, rows = result.fresh, result.replays
+    errors = ", ".join(f"{name} {value:.3%}" for name, value in result.largest_errors.items())
+    against = f"largest errors against every draw of the fit, inside the region: {errors}"
+    replays = (
+        Column("factor", "second half", "x {:g}".format),
+        Column("alarms_before", "alarms before"),
+        Column("alarms_after", "after"),
+        Column("delay", "noticed after", lambda delay: "-" if delay is None else f"{delay:,.0f} steps"),
+        Column("level", "level", "{:.3f}".format),
+        Column("coverage", "90 % band", "{:.1%}".format),
+        Column("coverage_uncorrected", "uncorrected", "{:.1%}".format),
+        Column("anomalous_share", "anomalous", "{:.2%}".format),
+        Column("largest_evidence", "largest evidence", "{:.1e}".format),
+    )
+    speed = (
+        Column("name", "call"),
+        Column("one", "one step, us", lambda seconds: f"{1e6 * seconds:.2f}"),
+        Column("many", "a million, s", _known("{:.3f}")),
+        Column("one_ratio", "one / equation", "{:.2f}".format),
+        Column("many_ratio", "million / equation", _known("{:.2f}")),
+    )
+    return Document(
+        title=result.name,
+        name=result.name,
+        sections=(
+            Text(
+                f"{result.name}, in a fresh process: import and load {fresh['all_wall_s']:.3f} s "
+                f"({fresh['all_cpu_s']:.3f} s of CPU), {fresh['all_wall_s'] / fresh['numpy_wall_s']:.2f} x "
+                f"the import of numpy alone ({fresh['numpy_wall_s']:.3f} s, {fresh['numpy_cpu_s']:.3f} s of "
+                "CPU)"
+            ),
+            Table(result.speed, speed),
+            *((Text(against),) if errors else ()),
+            Text(
+                f"replay of {rows['num_steps'].iloc[0]:,} steps: alarm at {result.tolerance:.1%} off, "
+                f"false-alarm bound {result.false_alarm_rate:g} a step"
+            ),
+            Table(rows, replays),
+            Text(
+                "Each alarm is cleared so that the next can come. Largest evidence: in the first half; an "
+                "alarm is 1."
+            ),
+        ),
+        numbers=result.to_dict(),
+    )
+
+
+def _known(form: str) -> Any:
+    return lambda value: NONE if value is None else form.format(value)

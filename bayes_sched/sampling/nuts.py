@@ -17,7 +17,7 @@ from bayes_sched.sampling.components import Components, Density, component_model
 SAMPLERS = ("nutpie", "pymc")
 SAMPLE_STATS = ("diverging", "energy", "n_steps", "step_size")
 """Statistics of a draw that are kept."""
-_MAX_TREE_DEPTH = 10
+MAX_TREE_DEPTH = 10
 _ATTEMPTS = 3
 _SMALLER_STEPS = 0.3  # of the share of rejected proposals, at each further attempt
 
@@ -144,7 +144,7 @@ class ComponentSampler:
             progress_bar=False,
             progress_callback=report if progress is not None else None,
             target_accept=settings.target_accept,
-            maxdepth=_MAX_TREE_DEPTH,
+            maxdepth=MAX_TREE_DEPTH,
         )
         self.num_tuning_gradients += int(tree["warmup_sample_stats"]["n_steps"].sum())
         return tree

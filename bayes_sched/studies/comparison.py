@@ -8,9 +8,7 @@ should truly be faster in 70 %.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,111 +18,100 @@ import xarray as xr
 from bayes_sched.arrays import Floats
 from bayes_sched.checks.scores import share_interval
 from bayes_sched.comparison.members import paired_posteriors
-from bayes_sched.errors import FIT_ERRORS, error_text
-from bayes_sched.posterior.diagnostics import convergence
+from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY
 from bayes_sched.posterior.prediction import band_levels
-from bayes_sched.studies.sbc import CalibrationStudy, plausible_parameters, rank_among
+from bayes_sched.studies.folder import StudyFolder
+from bayes_sched.studies.runs import Findings, noted
+from bayes_sched.studies.sbc import MOST_SEED, SimulatedFits, rank_among, uniformity
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.8, 1.25
 """True ratios are drawn between them, evenly on a logarithmic scale."""
+INTERVAL = 0.95
+"""Of coverages and of shares (Clopper and Pearson)."""
+COLUMNS = (
+    *("pair", "batch_size", "total_tokens", "true_ratio", "ratio_median", "ratio_lower", "ratio_upper"),
+    *("covered", "p_faster", "first_is_faster", "rank", "gates_passed", "seconds", "error"),
+)
 _NUM_BINS = 10
-_NUM_PROBED = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimulatedPair:
-    """One simulated pair of servers and its comparison.
-
-    Attributes
-    ----------
-    number : int
-    true_ratio : float
-        Mean latency of the first server over that of the second, at every step.
-    table : DataFrame
-        One row a probed step: columns of :func:`compare_draws`, and ``batch_size``, ``total_tokens``; empty
-        if a fit failed with an error.
-    account : dict
-        What the gate says of the fits and what they took.
-    """
-
-    number: int
-    true_ratio: float
-    table: pd.DataFrame
-    account: dict[str, Any]
-
-
+@dataclass(frozen=True, eq=False)
 class PairStudy:
-    """Simulated pairs of servers with one design of steps; the model is compiled once for all.
+    """Simulated pairs of servers with one design of steps; `probability` is that of the intervals."""
 
-    Parameters
-    ----------
-    study : CalibrationStudy
-        The model, design, priors and settings of every fit.
-    probability : float
-        Of the intervals.
-    """
+    fits: SimulatedFits
+    num_runs: int
+    probability: float = DEFAULT_PROBABILITY
 
-    def __init__(self, study: CalibrationStudy, *, probability: float = DEFAULT_PROBABILITY) -> None:
-        self.study, self.probability = study, probability
-        self.design = xr.Dataset({name: ("step", study.steps[name].to_numpy(float)) for name in study.steps})
-        distinct = study.steps.drop_duplicates().sort_values(list(study.steps.columns))
-        probed = np.unique(np.linspace(0, len(distinct) - 1, _NUM_PROBED).round().astype(int))
-        self.probed = distinct.iloc[probed].reset_index(drop=True)
+    def title(self, number: int) -> str:
+        """Return the ten pairs that this one is among."""
+        return f"pairs, from {number - number % 10:,}"
 
-    def run(self, numbers: range) -> Iterator[SimulatedPair]:
-        """Simulate, fit and compare, one pair after the other; a pair does not depend on those before it."""
-        return (self.run_one(number) for number in numbers)
+    def run(self, number: int) -> pd.DataFrame:
+        """Simulate, fit and compare one pair: a row for each probed step, a single one where a fit failed.
 
-    def run_one(self, number: int) -> SimulatedPair:
-        """Simulate and compare one pair. An error of a fit is part of its account."""
-        start = time.perf_counter()
-        rng = np.random.default_rng([self.study.settings.seed, number])
+        :data:`COLUMNS`: ``true_ratio`` is the mean latency of the first server over that of the second, the
+        same at every step; for the others see :func:`compare_draws`.
+        """
+        rng = self.fits.rng(number)
         true_ratio = float(np.exp(rng.uniform(np.log(SMALLEST_RATIO), np.log(LARGEST_RATIO))))
-        truth = self._plausible_server(rng)
-        account: dict[str, Any] = {}
-        table = pd.DataFrame()
-        try:
+        truth = self.fits.plausible(rng)
+        found: dict[str, Any] = {"gates_passed": 0}
+        table = pd.DataFrame([{"batch_size": None}])
+        with noted(found):
             posteriors = []
             for factor in (1.0, 1.0 / true_ratio):
-                observed = self._simulate(truth, factor, rng)
-                posterior, passed = self._fit(observed, seed=int(rng.integers(2**31 - 2**20)))
-                posteriors.append(posterior)
-                account["gates_passed"] = account.get("gates_passed", 0) + int(passed)
+                observed = self.fits.simulate(truth, rng, factor=factor)
+                samples, gate = self.fits.fit(observed, seed=int(rng.integers(MOST_SEED)))
+                posteriors.append(samples.data["posterior"].to_dataset()[list(self.fits.priors)])
+                found["gates_passed"] += int(gate.converged)
             table = self._compare(posteriors, true_ratio, seed=number)
-        except FIT_ERRORS as error:
-            account["error"] = error_text(error)
-        account["seconds"] = time.perf_counter() - start
-        return SimulatedPair(number=number, true_ratio=true_ratio, table=table, account=account)
-
-    def _plausible_server(self, rng: np.random.Generator) -> xr.Dataset:
-        return plausible_parameters(self.study.model, self.study.priors, self.design, rng)
-
-    def _simulate(self, truth: xr.Dataset, factor: float, rng: np.random.Generator) -> Floats:
-        """Return latencies of the design, ms, dims (step,), on a server that takes `factor` times as long."""
-        mean = factor * self.study.model.latency(truth, self.design)
-        scale = self.study.model.scale(truth, mean, self.design)
-        noise = rng.standard_t(float(truth["nu"]), size=mean.sizes["step"])
-        return np.asarray(mean + scale * noise, dtype=np.float64)
-
-    def _fit(self, observed: Floats, *, seed: int) -> tuple[xr.Dataset, bool]:
-        sampler = self.study.sampler
-        sampler.take(self.study.steps.assign(latency_ms=observed))
-        samples = sampler.run(replace(self.study.settings, seed=seed))
-        posterior = samples.data["posterior"].to_dataset()[list(self.study.priors)]
-        return posterior, convergence(samples.data).converged
+        return table.assign(**found, pair=number).reindex(columns=list(COLUMNS))
 
     def _compare(self, posteriors: list[xr.Dataset], true_ratio: float, *, seed: int) -> pd.DataFrame:
-        steps = xr.Dataset({name: ("step", self.probed[name].to_numpy(float)) for name in self.probed})
+        probed = self.fits.probed
+        steps = xr.Dataset({name: ("step", probed[name].to_numpy(float)) for name in probed})
         first, second = (
-            self.study.model.latency(draws, steps).transpose("draw", "step").to_numpy()
+            self.fits.model.latency(draws, steps).transpose("draw", "step").to_numpy()
             for draws in paired_posteriors(posteriors, seed=seed)
         )
         rows = [
             compare_draws(first[:, i], second[:, i], true_ratio=true_ratio, probability=self.probability)
-            for i in range(len(self.probed))
+            for i in range(len(probed))
         ]
-        return pd.concat([self.probed, pd.DataFrame(rows)], axis=1)
+        return pd.concat([probed, pd.DataFrame(rows)], axis=1)
+
+    def summary(self, runs: pd.DataFrame, folder: StudyFolder) -> ComparisonCalibration:
+        """Count how often the intervals hold the truth, over the pairs whose fits did not fail."""
+        compared = runs[runs["covered"].notna()]
+        if compared.empty:
+            raise InputError(f"no pair could be fitted; see the column error of {folder.path}")
+        chosen, each = one_step_each(compared), runs.drop_duplicates("pair")
+        return ComparisonCalibration(
+            settings=folder.settings,
+            tables={"coverage": coverage_table(compared), "reliability": reliability_table(chosen)},
+            pairs=chosen,
+            coverage=float(chosen["covered"].mean()),
+            uniformity_p=uniformity(chosen["rank"].to_numpy(int)).p_value,
+            num_pairs=len(each),
+            num_errors=int(each["error"].notna().sum()),
+            num_passed=int(each["gates_passed"].sum()),
+            seconds=each["seconds"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ComparisonCalibration(Findings):
+    """Whether comparisons find the truth."""
+
+    pairs: pd.DataFrame
+    coverage: float
+    uniformity_p: float
+    num_pairs: int
+    num_errors: int
+    num_passed: int
+    seconds: pd.Series
 
 
 def compare_draws(
@@ -132,11 +119,8 @@ def compare_draws(
 ) -> dict[str, float]:
     """Compare paired draws of two mean latencies, dims (draw,), with the true ratio.
 
-    Returns
-    -------
-    dict
-        ``ratio_median``, ``ratio_lower``, ``ratio_upper``, ``covered`` (1 or 0), ``p_faster``,
-        ``first_is_faster`` (1 or 0, in truth), ``rank`` of the true ratio among evenly spaced draws.
+    ``ratio_median``, ``ratio_lower``, ``ratio_upper``, ``covered`` (1 or 0), ``p_faster``,
+    ``first_is_faster`` (1 or 0, in truth), ``rank`` of the true ratio among evenly spaced draws.
     """
     ratio = first_ms / second_ms
     lower, median, upper = (float(value) for value in np.quantile(ratio, band_levels(probability)))
@@ -152,52 +136,35 @@ def compare_draws(
     }
 
 
-def coverage_table(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """Return how often the intervals hold the truth, at each probed step and over all of them.
+def coverage_table(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return ``step``, ``pairs``, ``coverage``, ``lower``, ``upper`` at each probed step and over all.
 
-    Parameters
-    ----------
-    pairs : DataFrame
-        ``pair``, ``batch_size``, ``total_tokens``, ``covered``: one row a pair and probed step.
-    level : float
-        Of the interval of the coverage (Clopper and Pearson). Steps of one pair go together, so the interval
-        over all steps counts pairs, not steps.
-
-    Returns
-    -------
-    DataFrame
-        ``step``, ``pairs``, ``coverage``, ``lower``, ``upper``.
+    Steps of one pair go together, so the interval over all steps counts pairs, not steps.
     """
-    rows = []
-    for (b, s), group in pairs.groupby(["batch_size", "total_tokens"]):
-        rows.append((f"B = {b:g}, S = {s:g}", group["pair"].nunique(), float(group["covered"].mean())))
-    rows.append(("all", pairs["pair"].nunique(), float(pairs["covered"].mean())))
+    groups = [
+        (f"B = {b:g}, S = {s:g}", group) for (b, s), group in pairs.groupby(["batch_size", "total_tokens"])
+    ]
+    rows = [
+        (step, group["pair"].nunique(), float(group["covered"].mean()))
+        for step, group in [*groups, ("all", pairs)]
+    ]
     table = pd.DataFrame(rows, columns=["step", "pairs", "coverage"])
-    lower, upper = share_interval(table["coverage"] * table["pairs"], table["pairs"], level=level)
+    lower, upper = share_interval(table["coverage"] * table["pairs"], table["pairs"], level=INTERVAL)
     return table.assign(lower=lower, upper=upper)
 
 
-def reliability_table(pairs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+def reliability_table(pairs: pd.DataFrame) -> pd.DataFrame:
     """Return how often the first server is truly faster, by the probability that was given for it.
 
-    Parameters
-    ----------
-    pairs : DataFrame
-        ``p_faster``, ``first_is_faster``: one row a pair.
-    level : float
-        Of the interval of the observed share.
-
-    Returns
-    -------
-    DataFrame
-        Up to ten bins: ``predicted`` (mean in the bin), ``observed``, ``lower``, ``upper``, ``pairs``.
+    Up to ten bins of one row a pair: ``predicted`` (mean in the bin), ``observed``, ``lower``, ``upper``,
+    ``pairs``.
     """
     edges = np.linspace(0.0, 1.0, _NUM_BINS + 1)
     bins = np.clip(np.digitize(pairs["p_faster"], edges) - 1, 0, _NUM_BINS - 1)
     rows = []
     for _, group in pairs.groupby(bins):
         count, number = float(group["first_is_faster"].sum()), len(group)
-        lower, upper = share_interval(count, number, level=level)
+        lower, upper = share_interval(count, number, level=INTERVAL)
         rows.append((float(group["p_faster"].mean()), count / number, float(lower), float(upper), number))
     return pd.DataFrame(rows, columns=["predicted", "observed", "lower", "upper", "pairs"])
 

@@ -1,4 +1,4 @@
-"""Who takes part: contenders by name."""
+"""Competing predictors by name: a line, least squares, boosted trees, and the project's own models."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
 from bayes_sched.arrays import Floats
+from bayes_sched.checks.least_squares import ThroughputSaturationModel
 from bayes_sched.checks.scores import LEVELS
-from bayes_sched.errors import InputError
-from bayes_sched.model.protocol import ModelFile, shipped_models
+from bayes_sched.model.protocol import ModelFile, all_parameters, load_model_file
 from bayes_sched.posterior.fit import fit
 from bayes_sched.posterior.prediction import Evaluator, StudentTMixture, as_threshold, component_log_density
 from bayes_sched.sampling.nuts import SamplerSettings
-from bayes_sched.studies.forecasts import Forecast, Predict, from_distribution, from_quantiles
-from bayes_sched.studies.prediction import NO_LIMITS_MS
+from bayes_sched.studies.forecasts import Competitor, Forecast, Predict, from_distribution, from_quantiles
+from bayes_sched.studies.names import BOOSTED, check_competitors, competitor_names
+from bayes_sched.studies.splits import CONTEXT_COLUMNS, NO_LIMITS_MS
 
-if TYPE_CHECKING:
-    from bayes_sched.studies.forecasts import Contender
-
+MAX_DRAWS = 200
+"""Posterior draws that predictions use."""
 _STEP = ("batch_size", "total_tokens")
 
 
@@ -44,6 +44,11 @@ class Line:
         return lambda steps: from_distribution(noise(_design(steps) @ plane), steps)
 
 
+def _design(steps: pd.DataFrame) -> Floats:
+    columns = [steps[name].to_numpy(np.float64) for name in _STEP]
+    return np.column_stack([np.ones(len(steps)), *columns])
+
+
 @dataclass(frozen=True)
 class Baseline:
     """The documented least-squares model with the noise of its own residuals.
@@ -58,8 +63,6 @@ class Baseline:
 
     def fit(self, train: pd.DataFrame, *, seed: int) -> Predict:
         """Fit the equation; nothing is random."""
-        from bayes_sched.checks.least_squares import ThroughputSaturationModel
-
         low, high = NO_LIMITS_MS
         model = ThroughputSaturationModel(loss=self.loss, min_latency_ms=low, max_latency_ms=high)
         model.fit(train)
@@ -93,33 +96,9 @@ def student_t_noise(residual_ms: Floats) -> Callable[[Floats], Any]:
     return lambda mean_ms: stats.t(nu, mean_ms, scale)
 
 
-def _design(steps: pd.DataFrame) -> Floats:
-    columns = [steps[name].to_numpy(np.float64) for name in _STEP]
-    return np.column_stack([np.ones(len(steps)), *columns])
-
-
-def has_lightgbm() -> bool:
-    """Return whether LightGBM is installed; it is an optional dependency (``bayes-sched[validate]``)."""
-    return find_spec("lightgbm") is not None
-
-
 @dataclass(frozen=True)
 class LightGBM:
-    """One boosted model for each quantile level; crossing quantiles are sorted.
-
-    Attributes
-    ----------
-    name : str
-    columns : tuple of str
-        Features it cannot do without.
-    optional : tuple of str
-        Features that are used where the steps hold them.
-    num_trees : int
-    learning_rate : float
-    leaf_share : float
-        Of the training steps that a leaf holds at least, between 2 steps and 20: where steps are few, the 20
-        that LightGBM asks for leave no room for a tree, and it would lose for want of one setting.
-    """
+    """One boosted model for each quantile level; crossing quantiles are sorted."""
 
     name: str = "lightgbm"
     columns: tuple[str, ...] = _STEP
@@ -148,12 +127,8 @@ class LightGBM:
             return steps[features].to_numpy(np.float64)
 
         # Binned once for all levels; the levels differ in nothing but their loss.
-        data = lightgbm.Dataset(
-            values(train),
-            label=train["latency_ms"].to_numpy(np.float64),
-            params=settings,
-            free_raw_data=False,
-        )
+        label = train["latency_ms"].to_numpy(np.float64)
+        data = lightgbm.Dataset(values(train), label=label, params=settings, free_raw_data=False)
         boosters = [
             lightgbm.train({**settings, "alpha": float(level)}, data, num_boost_round=self.num_trees)
             for level in LEVELS
@@ -166,26 +141,11 @@ class LightGBM:
         return predict
 
 
-MAX_DRAWS = 200
-"""Posterior draws that predictions use."""
-
-
 @dataclass(frozen=True)
 class Bayesian:
-    """A latency model with one of its noise options, sampled by NUTS.
+    """A latency model, of a file with this digest, with one of its noise options, sampled by NUTS.
 
-    Attributes
-    ----------
-    name : str
-    columns : tuple of str
-    path : Path
-        The model's file.
-    sha256 : str
-        Its digest.
-    shipped : bool
-    noise : str
-    settings : SamplerSettings
-        Their seed is replaced by that of the fit.
+    The seed of `settings` is replaced by that of the fit.
     """
 
     name: str
@@ -198,14 +158,12 @@ class Bayesian:
 
     @classmethod
     def of(cls, loaded: ModelFile, *, name: str, noise: str, settings: SamplerSettings) -> Bayesian:
-        """Return the contender of a loaded model."""
+        """Return the competitor of a loaded model."""
         columns = tuple(loaded.model.columns)
         return cls(name, columns, loaded.path, loaded.sha256, loaded.shipped, noise, settings)
 
     def fit(self, train: pd.DataFrame, *, seed: int) -> Predict:
         """Sample the posterior; whether it passed its gate goes with the forecasts."""
-        from bayes_sched.model.protocol import load_model_file
-
         low, high = NO_LIMITS_MS
         fitted = fit(
             train,
@@ -234,74 +192,21 @@ class Bayesian:
 def log_density(mixture: StudentTMixture, mean: Floats, scale: Floats, x: Floats) -> Floats:
     """Return the log density of equally weighted Student-t distributions, 1/ms, dims (cell,).
 
-    Parameters
-    ----------
-    mixture : StudentTMixture
-        Holds the degrees of freedom, dims (draw,).
-    mean, scale : ndarray, dims (draw, cell)
-        ms.
-    x : ndarray, dims (cell,)
-        ms.
+    `mean` and `scale` have dims (draw, cell), `x` has dims (cell,), all in ms.
     """
     each = component_log_density(mean, scale, mixture.nu[:, None], x)
     total: Floats = special.logsumexp(each, axis=0) - np.log(len(mixture.nu))
     return total
 
 
-BASELINES = ("line", "baseline", "baseline-huber")
-BOOSTED = ("lightgbm", "lightgbm-context")
-CONSTANT = "saturation:constant"
-
-
-def contender_names() -> tuple[str, ...]:
-    """Return the names of all contenders: baselines, every shipped model, and LightGBM."""
-    return (*BASELINES, CONSTANT, *shipped_models(), *BOOSTED)
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Check names of contenders, as far as that goes without loading a model.
-
-    Raises
-    ------
-    InputError
-        A name is unknown or given twice, or a file is missing.
-    """
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise InputError(f"--models {name}: given twice")
-        model = name.partition(":")[0]
-        if model.endswith(".py") and not Path(model).is_file():
-            raise InputError(f"--models {model}: no such file")
-        if name not in contender_names() and model not in shipped_models() and not model.endswith(".py"):
-            raise InputError(
-                f"--models {name}: no such contender; give some of {', '.join(contender_names())}, "
-                "MODEL:NOISE, or the path of a model's .py file"
-            )
-
-
-def contenders_by_name(
+def competitors_by_name(
     names: Sequence[str] | None = None, *, settings: SamplerSettings
-) -> tuple[tuple[Contender, ...], tuple[str, ...]]:
-    """Return contenders by name, and a sentence for each that cannot take part.
-
-    Parameters
-    ----------
-    names : sequence of str, optional
-        Of `contender_names`, which is the default; or ``MODEL:NOISE``, or the path of a model's file, which
-        is run.
-    settings : SamplerSettings
-        Of the models that are sampled.
-
-    Raises
-    ------
-    InputError
-        A name is unknown, or a model's file fails.
-    """
-    names = contender_names() if names is None else tuple(names)
-    check_names(names)
-
-    missing = () if has_lightgbm() else tuple(name for name in names if name in BOOSTED)
-    chosen = tuple(_contender(name, settings) for name in names if name not in missing)
+) -> tuple[tuple[Competitor, ...], tuple[str, ...]]:
+    """Return competitors by name, and a sentence for each that cannot take part."""
+    names = competitor_names() if names is None else tuple(names)
+    check_competitors(names)
+    missing = () if find_spec("lightgbm") else tuple(name for name in names if name in BOOSTED)
+    chosen = tuple(_competitor(name, settings) for name in names if name not in missing)
     if not missing:
         return chosen, ()
     text = (
@@ -310,10 +215,8 @@ def contenders_by_name(
     return chosen, (text,)
 
 
-def _contender(name: str, settings: SamplerSettings) -> Contender:
-    from bayes_sched.studies.prediction import CONTEXT_COLUMNS
-
-    simple: dict[str, Contender] = {
+def _competitor(name: str, settings: SamplerSettings) -> Competitor:
+    simple: dict[str, Competitor] = {
         "line": Line(),
         "baseline": Baseline(),
         "baseline-huber": Baseline("baseline-huber", "huber"),
@@ -322,8 +225,6 @@ def _contender(name: str, settings: SamplerSettings) -> Contender:
     }
     if name in simple:
         return simple[name]
-    from bayes_sched.model.protocol import all_parameters, load_model_file
-
     path, _, noise = name.partition(":")
     loaded = load_model_file(path)
     noise = noise or loaded.model.noises[0]

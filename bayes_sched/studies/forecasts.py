@@ -1,4 +1,4 @@
-"""Forecasts kept while a study runs, one file each, so that an interrupted study goes on where it stopped."""
+"""What predicts steps, and what it predicts; forecasts are kept, so that a study goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -14,16 +14,35 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from bayes_sched.arrays import Floats
+from bayes_sched.arrays import Bools, Floats
+from bayes_sched.checks import scores
 from bayes_sched.checks.scores import LEVELS, at_level
 from bayes_sched.errors import InputError
 from bayes_sched.files import whole_file
+from bayes_sched.steps import regime_masks
 
 type Predict = Callable[[pd.DataFrame], Forecast]
 """Steps in, forecast out."""
 
+METRICS = {
+    "crps_ms": "continuous ranked probability score, ms (less is better)",
+    "log_score": "mean log predictive density, 1/ms (more is better)",
+    "mape": "mean absolute percentage error of the point prediction, a share",
+    "ape_p95": "95th percentile of the absolute percentage error, a share",
+    "r2": "1 - mean squared error / variance",
+    "rmse_ms": "root mean squared error, ms",
+    "mae_ms": "mean absolute error, ms",
+    "bias_ms": "mean of predicted minus observed, ms",
+    "coverage_50": "share of steps in the 50 % band",
+    "coverage_90": "share of steps in the 90 % band",
+    "coverage_99": "share of steps in the 99 % band",
+    "width_90_ms": "mean width of the 90 % band, ms",
+}
+"""Names and meanings; beside them ``pit_0`` to ``pit_9``, shares of the PIT in tenths, and ``below_LEVEL``,
+the shares of steps at or below each predictive quantile."""
 
-class Contender(Protocol):
+
+class Competitor(Protocol):
     """Whatever learns from some steps and predicts others.
 
     A frozen dataclass is the easy way to write one: its ``repr`` names everything that its numbers depend
@@ -51,15 +70,7 @@ class Contender(Protocol):
     def columns(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def fit(self, train: pd.DataFrame, *, seed: int) -> Predict:
-        """Learn from steps; return what predicts others.
-
-        Parameters
-        ----------
-        train : DataFrame
-            One row a step: ``latency_ms`` and `columns`.
-        seed : int
-            Of everything random.
-        """
+        """Learn from steps; return what predicts others."""
         ...
 
 
@@ -70,15 +81,15 @@ class Forecast:
     Attributes
     ----------
     quantiles_ms : ndarray, dims (row, level)
-        At `bayes_sched.scoring.LEVELS`, not decreasing along them.
+        At `bayes_sched.checks.scores.LEVELS`, not decreasing along them.
     point_ms : ndarray, dims (row,)
         The prediction as a single number.
     cdf : ndarray, dims (row,)
         Predictive probability of at most the observed latency.
     log_density : ndarray, dims (row,), or None
-        Logarithm of the predictive density at the observed latency, 1/ms; None for a contender without one.
+        Logarithm of the predictive density at the observed latency, 1/ms; None for a competitor without one.
     converged : bool or None
-        Whether the fit passed its convergence gate; None for a contender without a gate.
+        Whether the fit passed its convergence gate; None for a competitor without a gate.
 
     Raises
     ------
@@ -104,16 +115,40 @@ class Forecast:
         if (np.diff(self.quantiles_ms, axis=1) < 0.0).any():
             raise InputError("the quantiles of a forecast decrease along their levels")
 
+    def scores(self, observed_ms: Floats, mask: Bools) -> dict[str, float]:
+        """Return every metric over some rows, dims (row,); a log score only where there is a density."""
+        observed, quantiles = observed_ms[mask], self.quantiles_ms[mask]
+        found = {"crps_ms": float(scores.crps(observed, quantiles).mean())}
+        if self.log_density is not None:
+            found["log_score"] = float(self.log_density[mask].mean())
+        found |= scores.point_scores(observed, self.point_ms[mask])
+        for probability in scores.BANDS:
+            name = f"coverage_{100 * probability:.0f}"
+            found[name] = scores.coverage(observed, quantiles, probability=probability)
+        lower, upper = (at_level(quantiles, level) for level in scores.BANDS[0.9])
+        found["width_90_ms"] = float((upper - lower).mean())
+        found |= {f"pit_{bin}": float(x) for bin, x in enumerate(scores.pit_histogram(self.cdf[mask]))}
+        below = zip(LEVELS, scores.share_below(observed, quantiles), strict=True)
+        return found | {f"below_{level:g}": float(share) for level, share in below}
+
+    def score_table(self, test: pd.DataFrame, *, max_train_tokens: float) -> pd.DataFrame:
+        """Return ``regime``, ``rows``, ``metric``, ``value`` for each regime that the steps forecast hold.
+
+        `max_train_tokens` are those of the largest training step.
+        """
+        observed_ms = test["latency_ms"].to_numpy(np.float64)
+        rows = [
+            {"regime": name, "rows": int(mask.sum()), "metric": metric, "value": value}
+            for name, mask in regime_masks(test, max_train_tokens=max_train_tokens).items()
+            for metric, value in self.scores(observed_ms, mask).items()
+        ]
+        return pd.DataFrame(rows)
+
 
 def from_distribution(distribution: Any, steps: pd.DataFrame) -> Forecast:
-    """Return the forecast of a distribution for each step; the point is the median.
+    """Return the forecast of a frozen distribution of scipy.stats, ms; the point is the median.
 
-    Parameters
-    ----------
-    distribution : frozen continuous distribution of scipy.stats
-        Its parameters are scalars or arrays with dims (row,), ms.
-    steps : DataFrame
-        ``latency_ms``.
+    Its parameters are scalars or arrays with dims (row,).
     """
     observed_ms = steps["latency_ms"].to_numpy(np.float64)
     quantiles_ms = np.broadcast_to(distribution.ppf(LEVELS[:, None]).T, (len(steps), len(LEVELS)))
@@ -132,21 +167,17 @@ def from_quantiles(
     log_density: Floats | None = None,
     converged: bool | None = None,
 ) -> Forecast:
-    """Return the forecast with these quantiles; the point is the median.
+    """Return the forecast with these quantiles, dims (row, level); the point is the median.
 
-    Parameters
-    ----------
-    quantiles_ms : ndarray, dims (row, level)
-    steps : DataFrame, optional
-        ``latency_ms``; needed without `cdf`, which is then interpolated between the quantiles, and outside
-        them the middle of the tail.
-    cdf, log_density : ndarray, dims (row,), optional
-    converged : bool, optional
+    Without `cdf` the steps are needed, for their ``latency_ms``: it is interpolated between the quantiles,
+    and outside them the middle of the tail.
     """
     if cdf is None:
         if steps is None:
             raise InputError("a forecast by quantiles alone needs the steps, for their observed latencies")
-        cdf = _interpolated_cdf(quantiles_ms, steps["latency_ms"].to_numpy(np.float64))
+        tails = {"left": 0.5 * LEVELS[0], "right": 0.5 * (1.0 + LEVELS[-1])}
+        pairs = zip(steps["latency_ms"].to_numpy(np.float64), quantiles_ms, strict=True)
+        cdf = np.array([np.interp(x, row, LEVELS, **tails) for x, row in pairs])
     return Forecast(
         quantiles_ms=quantiles_ms,
         point_ms=at_level(quantiles_ms, 0.5),
@@ -156,63 +187,40 @@ def from_quantiles(
     )
 
 
-def _interpolated_cdf(quantiles_ms: Floats, observed_ms: Floats) -> Floats:
-    tails = {"left": 0.5 * LEVELS[0], "right": 0.5 * (1.0 + LEVELS[-1])}
-    pairs = zip(observed_ms, quantiles_ms, strict=True)
-    return np.array([np.interp(x, row, LEVELS, **tails) for x, row in pairs])
-
-
 @dataclass(frozen=True)
-class Kept:
+class ForecastCache:
     """A folder of forecasts. Each file is written whole or not at all; reading one never runs code.
 
-    Attributes
-    ----------
-    folder : Path
-        Made when it is first written to.
+    A forecast is found by everything that decides its numbers, as plain values (`depends_on`).
     """
 
     folder: Path
 
     def read(self, title: str, depends_on: Mapping[str, Any]) -> tuple[Forecast, dict[str, float]] | None:
-        """Return a forecast and what it cost; None if there is none that depends on the very same.
-
-        Parameters
-        ----------
-        title : str
-        depends_on : mapping
-            Everything that decides the numbers, as plain values.
-        """
+        """Return a forecast and what it cost; None if there is none that depends on the very same."""
         path = self._path(title, depends_on)
         if not path.is_file():
             return None
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                account = json.loads(str(arrays["account"]))
+                provenance = json.loads(str(arrays["account"]))
                 numbers = {name: arrays[name] for name in arrays.files if name != "account"}
-                return Forecast(**numbers, converged=account["converged"]), account["cost"]
+                return Forecast(**numbers, converged=provenance["converged"]), provenance["cost"]
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             return None  # a damaged file costs a fit, not a study
 
     def write(
-        self, title: str, depends_on: Mapping[str, Any], forecast: Forecast, cost: dict[str, float]
+        self, title: str, depends_on: Mapping[str, Any], forecast: Forecast, cost: Mapping[str, float]
     ) -> None:
-        """Keep a forecast.
-
-        Raises
-        ------
-        InputError
-            The place cannot be written.
-        """
+        """Keep a forecast; InputError if the place cannot be written."""
         arrays = {"quantiles_ms": forecast.quantiles_ms, "point_ms": forecast.point_ms, "cdf": forecast.cdf}
         if forecast.log_density is not None:
             arrays["log_density"] = forecast.log_density
-        account = json.dumps({"converged": forecast.converged, "cost": cost})
-        path = self._path(title, depends_on)
-        with whole_file(path, what="the forecast") as temporary:
+        provenance = json.dumps({"converged": forecast.converged, "cost": dict(cost)})
+        with whole_file(self._path(title, depends_on), what="the forecast") as temporary:
             self.folder.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
-                np.savez_compressed(stream, account=np.array(account), **arrays)  # type: ignore[arg-type]
+                np.savez_compressed(stream, account=np.array(provenance), **arrays)  # type: ignore[arg-type]
 
     def _path(self, title: str, depends_on: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bayes_sched.arrays import Floats
+from bayes_sched.format import records
 from bayes_sched.model.equation import latency_ms
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.predictor.predictor import Predictor
@@ -21,59 +25,90 @@ LEVELS = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
 NUM_MANY = 1_000_000
 """Steps of the vectorised timings."""
 
+EQUATION = "equation in numpy"
+"""What the speed of a predictor is compared with."""
 _NUM_SINGLE = 20_000
 _NUM_REPEATS = 5
 _PLAUSIBLE = {"P_max": 40.0, "k_B": 0.1, "k_S": 0.01, "w_0": 3.0, "w_1": 0.4, "tau_0": 2.0, "tau_B": 0.05}
 _PLAUSIBLE["tau_S"] = 0.004  # the time that the equation takes does not depend on its parameters
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """What a predictor's monitor says of a trace, its latencies multiplied from the middle on.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictorTrial:
+    """What trying a predictor out found."""
 
-    Attributes
-    ----------
-    factor : float
-        1 leaves the trace as it is.
-    num_steps : int
-    alarms_before, alarms_after : int
-        Alarms in the first half and in the second; each is cleared, so that the next can come.
-    delay : int or None
-        Steps from the middle to the first alarm after it.
-    level : float
-        Estimated at the end.
-    coverage : float
-        Of the 90 % band of the corrected answers, over the whole trace.
-    coverage_uncorrected : float
-        Of the fit's own 90 % band.
-    anomalous_share : float
-        Of steps flagged as anomalous.
-    largest_evidence : float
-        Over the alarm's threshold, whichever kind, in the first half: 1 is an alarm.
-    """
+    name: str
+    fresh: Mapping[str, float]
+    speed: pd.DataFrame
+    largest_errors: Mapping[str, float]
+    replays: pd.DataFrame
+    tolerance: float
+    false_alarm_rate: float
 
-    factor: float
-    num_steps: int
-    alarms_before: int
-    alarms_after: int
-    delay: int | None
-    level: float
-    coverage: float
-    coverage_uncorrected: float
-    anomalous_share: float
-    largest_evidence: float
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        times = records(self.speed)
+        speed_s = {row["name"]: {"one": row["one"], "many": row["many"]} for row in times}
+        errors = {"largest_errors": dict(self.largest_errors)} if self.largest_errors else {}
+        told = {"predictor": self.name, "fresh": dict(self.fresh), "speed_s": speed_s, **errors}
+        return {**told, "replays": [dict(row) for row in records(self.replays)]}
 
 
-def replay(predictor: Predictor, steps: pd.DataFrame, *, factor: float = 1.0) -> Replay:
-    """Show a trace to the predictor step by step; the predictor is reset before and after.
+def try_out(
+    predictor: Predictor,
+    steps: pd.DataFrame,
+    *,
+    fit: FittedModel | None,
+    factors: Sequence[float],
+    fresh: Mapping[str, float],
+    seed: int,
+    progress: Callable[[str], None],
+) -> PredictorTrial:
+    """Try a predictor out."""
+    progress("timing answers")
+    times = speed(predictor, steps, others=_boosted(steps, progress))
+    if fit is not None:
+        progress("comparing with the fit")
+    errors = {} if fit is None else accuracy(predictor, fit, seed=seed)
+    progress("replaying the trace")
+    replays = [replay(predictor, steps, factor=factor) for factor in (1.0, *factors)]
+    table = pd.DataFrame([{"name": name, **seconds} for name, seconds in times.items()])
+    base = times[EQUATION]
+    settings = predictor.monitor.settings
+    return PredictorTrial(
+        name=predictor.provenance.name,
+        fresh=fresh,
+        speed=table.assign(one_ratio=table["one"] / base["one"], many_ratio=table["many"] / base["many"]),
+        largest_errors=errors,
+        replays=pd.DataFrame(replays, dtype=object),
+        tolerance=settings.tolerance,
+        false_alarm_rate=settings.false_alarm_rate,
+    )
 
-    Parameters
-    ----------
-    predictor : Predictor
-    steps : DataFrame
-        ``batch_size``, ``total_tokens`` and ``latency_ms``, in the order in which they were done.
-    factor : float
-        Of all latencies from the middle on.
+
+def _boosted(
+    steps: pd.DataFrame, progress: Callable[[str], None]
+) -> dict[str, Callable[[Floats, Floats], object]]:
+    """Return LightGBM's `predict`, if it is installed: a function of arrays of B and S."""
+    if find_spec("lightgbm") is None:
+        progress("LightGBM is not installed: left out")
+        return {}
+    lightgbm: Any = import_module("lightgbm")
+    table = steps[["batch_size", "total_tokens"]].to_numpy(float)
+    data = lightgbm.Dataset(table, steps["latency_ms"].to_numpy(float))
+    booster = lightgbm.train({"verbosity": -1, "num_threads": 1}, data, num_boost_round=100)
+    return {"LightGBM, 100 trees": lambda b, s: booster.predict(np.column_stack([b, s]), num_threads=1)}
+
+
+def replay(predictor: Predictor, steps: pd.DataFrame, *, factor: float = 1.0) -> dict[str, Any]:
+    """Show a trace to the predictor step by step, all latencies from the middle on `factor` times as long.
+
+    The predictor is reset before and after. ``alarms_before`` and ``alarms_after`` are alarms in the first
+    half and in the second, each cleared so that the next can come; ``delay`` is of steps from the middle to
+    the first after it. ``level`` as estimated at the end. ``coverage`` of the 90 % band of the corrected
+    answers, over the whole trace, and ``coverage_uncorrected`` of the fit's own; ``anomalous_share`` of steps
+    flagged. ``largest_evidence``: over the alarm's threshold, whichever kind, in the first half: 1 is an
+    alarm.
     """
     monitor, middle = predictor.monitor, len(steps) // 2
     monitor.reset()
@@ -96,28 +131,25 @@ def replay(predictor: Predictor, steps: pd.DataFrame, *, factor: float = 1.0) ->
     fits = ~predictor.extrapolation(b, s)
     own = predictor.probability_below(b[fits], s[fits], x[fits])
     late = [number - middle for number in alarms if number >= middle]
-    return Replay(
-        factor=factor,
-        num_steps=len(steps),
-        alarms_before=len(alarms) - len(late),
-        alarms_after=len(late),
-        delay=late[0] if late else None,
-        level=level,
-        coverage=float((np.abs(np.array(below) - 0.5) < 0.45).mean()),
-        coverage_uncorrected=float((np.abs(own - 0.5) < 0.45).mean()),
-        anomalous_share=anomalous / max(len(below), 1),
-        largest_evidence=largest,
-    )
+    return {
+        "factor": factor,
+        "num_steps": len(steps),
+        "alarms_before": len(alarms) - len(late),
+        "alarms_after": len(late),
+        "delay": late[0] if late else None,
+        "level": level,
+        "coverage": float((np.abs(np.array(below) - 0.5) < 0.45).mean()),
+        "coverage_uncorrected": float((np.abs(own - 0.5) < 0.45).mean()),
+        "anomalous_share": anomalous / max(len(below), 1),
+        "largest_evidence": largest,
+    }
 
 
 def accuracy(predictor: Predictor, fit: FittedModel, *, seed: int, num_steps: int = 500) -> dict[str, float]:
     """Return the largest relative errors over random steps of the region, against every posterior draw.
 
-    Returns
-    -------
-    dict
-        ``mean``, one entry a quantile such as ``q0.99`` (relative to it, or to 5 % of the mean where it is
-        less), and ``probability`` (absolute, at these quantiles).
+    ``mean``, one entry a quantile such as ``q0.99`` (relative to it, or to 5 % of the mean where it is less),
+    and ``probability`` (absolute, at these quantiles).
     """
     rng = np.random.default_rng(seed)
     corners = fit.region.corners
@@ -143,38 +175,25 @@ def speed(
 ) -> dict[str, dict[str, float]]:
     """Return seconds a call: ``one`` step and ``many`` (`NUM_MANY`) steps, the best of five runs.
 
-    Parameters
-    ----------
-    predictor : Predictor
-    steps : DataFrame
-        Steps to ask for, drawn from with replacement; those beyond the tables are left out.
-    others : dict
-        What to time beside it: functions of arrays of B and S.
+    The steps are drawn from with replacement; those beyond the tables are left out. `others` are functions of
+    arrays of B and S to time beside it.
     """
     b, s = (steps[name].to_numpy(np.float64) for name in ("batch_size", "total_tokens"))
     fits = (b <= predictor.max_batch_size) & (s <= predictor.max_total_tokens)
     chosen = np.random.default_rng(0).integers(int(fits.sum()), size=NUM_MANY)
     b, s = b[fits][chosen], s[fits][chosen]
     x = predictor.mean_latency(b, s)
-    one_b, one_s, one_x = float(b[0]), float(s[0]), float(x[0])
-    found = {
-        "mean_latency": _times(
-            lambda: predictor.mean_latency(one_b, one_s), lambda: predictor.mean_latency(b, s)
-        ),
-        "quantile": _times(
-            lambda: predictor.quantile(one_b, one_s, 0.99), lambda: predictor.quantile(b, s, 0.99)
-        ),
-        "probability_below": _times(
-            lambda: predictor.probability_below(one_b, one_s, one_x),
-            lambda: predictor.probability_below(b, s, x),
-        ),
-        "extrapolation": _times(
-            lambda: predictor.extrapolation(one_b, one_s), lambda: predictor.extrapolation(b, s)
-        ),
-        "observe": _times(lambda: predictor.observe(one_b, one_s, one_x), None),
+    questions: dict[str, Callable[..., object]] = {
+        "mean_latency": lambda b, s, x: predictor.mean_latency(b, s),
+        "quantile": lambda b, s, x: predictor.quantile(b, s, 0.99),
+        "probability_below": predictor.probability_below,
+        "extrapolation": lambda b, s, x: predictor.extrapolation(b, s),
     }
+    first = float(b[0]), float(s[0]), float(x[0])
+    found = {name: _times(partial(ask, *first), partial(ask, b, s, x)) for name, ask in questions.items()}
+    found["observe"] = _times(partial(predictor.observe, *first), None)
     predictor.monitor.reset()
-    for name, ask in {"equation in numpy": equation, **others}.items():
+    for name, ask in {EQUATION: equation, **others}.items():
         found[name] = _times(partial(ask, b[:1], s[:1]), partial(ask, b, s))
     return found
 

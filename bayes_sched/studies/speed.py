@@ -6,235 +6,231 @@ effective sample size over everything the gate looks at.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 import nutpie
 import pandas as pd
 import xarray as xr
 
 from bayes_sched.model.priors import Priors
-from bayes_sched.model.protocol import LatencyModel
+from bayes_sched.model.protocol import LatencyModel, all_parameters
 from bayes_sched.posterior.diagnostics import Convergence, convergence
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.sampling.nuts import MAX_TREE_DEPTH, SamplerSettings
 from bayes_sched.sampling.sample import Sampler
 
 ADAPTATIONS = ("diag", "draw_diag", "low_rank")
 """Of nutpie's mass matrix."""
+_TUNE_OURS, _TUNE_DIRECT = 200, 1000
+
+type Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What one way of sampling achieved, and at what cost.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SamplingSpeed:
+    """The ways to sample `rows` of the `rows_of` steps of a trace, side by side.
 
-    Attributes
-    ----------
-    method : str
-    convergence : Convergence
-        The gate.
-    num_gradients : int
-        Leapfrog steps after warm-up, of all chains.
-    num_all_gradients : int
-        Those of the warm-up and evaluations of a pilot run as well.
-    sampling_s : float
-        Seconds of wall time of all that is not compiling.
-    at_max_depth : float
-        Share of the kept draws whose trajectory was cut at the greatest tree depth.
+    A row of `table` is a way, see :func:`measured`; and ``ours_per_gradient``, ``ours_per_second``: what ours
+    achieves for a gradient and a second over what this way does. `ratios` are effective draws for each
+    unit of what they cost: ours over the best of the direct ways, whether that passed the gate or not.
     """
 
-    method: str
-    convergence: Convergence
-    num_gradients: int
-    num_all_gradients: int
-    sampling_s: float
-    at_max_depth: float
-
-    @property
-    def min_ess_bulk(self) -> float:
-        """Smallest bulk effective sample size; NaN if one could not be computed."""
-        return float(self.convergence.table["ess_bulk"].min(skipna=False))
+    trace: str
+    rows: int
+    rows_of: int
+    direct_max_depth: int
+    methods: Sequence[dict[str, Any]]
+    table: pd.DataFrame
+    ratios: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers under names that say what they are, ready for JSON."""
-        ess = self.min_ess_bulk
-        return {
-            "method": self.method,
-            "gate_passed": self.convergence.converged,
-            "divergences": self.convergence.num_divergences,
-            "worst_r_hat": self.convergence.worst_r_hat,
-            "min_ess_bulk": ess,
-            "min_ess_tail": float(self.convergence.table["ess_tail"].min(skipna=False)),
-            "effective_per_1000_gradients": 1000.0 * ess / self.num_gradients,
-            "effective_per_1000_gradients_all": 1000.0 * ess / self.num_all_gradients,
-            "effective_per_second": ess / self.sampling_s,
-            "gradients": self.num_gradients,
-            "gradients_all": self.num_all_gradients,
-            "sampling_s": self.sampling_s,
-            "share_at_max_depth": self.at_max_depth,
-            "problems": list(self.convergence.problems),
-        }
+        """Return plain values, ready for JSON."""
+        names = ("trace", "rows", "rows_of", "direct_max_depth")
+        methods = [{name: _or_none(value) for name, value in row.items()} for row in self.methods]
+        return {name: getattr(self, name) for name in names} | {"methods": methods, "ratios": self.ratios}
 
 
-def measure_direct(
+def _or_none(value: Any) -> Any:
+    """Return None for NaN, which JSON does not know."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def compare_sampling(
     model: LatencyModel,
     steps: pd.DataFrame,
-    priors: Priors,
     *,
-    noise: str,
+    trace: str,
+    rows_of: int,
     settings: SamplerSettings,
+    tune: int | None,
     max_depth: int,
-    adaptations: tuple[str, ...] = ADAPTATIONS,
-    progress: Callable[[str], None] | None = None,
-) -> list[Measured]:
-    """Sample the logarithms of a model's parameters, as PyMC does with its file as it stands.
+    progress: Say,
+) -> SamplingSpeed:
+    """Sample one trace in every way, with the model's first noise option and its documented priors.
 
-    Parameters
-    ----------
-    model : LatencyModel
-    steps : DataFrame
-        Cleaned steps.
-    priors : Priors
-    noise : str
-    settings : SamplerSettings
-        Draws, tuning draws, chains, seed and cores; the acceptance probability is nutpie's own default.
-    max_depth : int
-        Greatest depth of a trajectory, 2**max_depth leapfrog steps: in these coordinates many trajectories
-        would be longer.
-    adaptations : tuple of str
-        Some of :data:`ADAPTATIONS`.
-    progress : callable, optional
-        Is told what is being sampled.
-
-    Returns
-    -------
-    list of Measured
-        One for each adaptation.
+    The `steps` are chosen from `rows_of`. Tuning draws of each chain are by default 200 for each component of
+    ours, 1,000 of the direct ways, whose trajectories are at most 2**max_depth leapfrog steps: in these
+    coordinates many would be longer.
     """
-    compiled = nutpie.compile_pymc_model(model.build(steps, priors, noise=noise))
-    found = []
-    for adaptation in adaptations:
-        if progress is not None:
-            progress(f"the model file as it stands, adaptation {adaptation}")
-        with counted_warm_up() as warm_up:
-            start = time.perf_counter()
-            tree = nutpie.sample(
-                compiled,
-                draws=settings.draws,
-                tune=settings.tune,
-                chains=settings.chains,
-                cores=settings.cores,
-                seed=settings.seed,
-                adaptation=adaptation,
-                maxdepth=max_depth,
-                progress_bar=False,
-            )
-            seconds = time.perf_counter() - start
-        posterior = tree["posterior"].to_dataset()[list(priors)]
-        stats = tree["sample_stats"].to_dataset()
-        gate = convergence(xr.DataTree.from_dict({"posterior": posterior, "sample_stats": stats}))
-        found.append(
-            Measured(
-                method=f"direct, {adaptation}",
-                convergence=gate,
-                num_gradients=gate.num_gradients,
-                num_all_gradients=gate.num_gradients + sum(warm_up),
-                sampling_s=seconds,
-                at_max_depth=float((stats["n_steps"] >= 2**max_depth - 1).mean()),
-            )
-        )
-    return found
-
-
-def measure_ours(
-    model: LatencyModel,
-    steps: pd.DataFrame,
-    priors: Priors,
-    *,
-    noise: str,
-    settings: SamplerSettings,
-    progress: Callable[[str], None] | None = None,
-) -> Measured:
-    """Sample as the library does, by nutpie; parameters as in `measure_direct`.
-
-    Seconds and gradients count everything that the posterior takes, the pilot run and discarded draws too.
-    """
-    sampler = Sampler(model, steps, priors, noise=noise)
-    before = sampler.density.num_evaluations
-    compiling_s = sampler.clock.seconds["compile"]
-    with counted_warm_up() as warm_up:
-        if progress is not None:
-            progress("the library's sampler")
-        start = time.perf_counter()
-        samples = sampler.run(settings)
-        seconds = time.perf_counter() - start
-    compiling_s = sampler.clock.seconds["compile"] - compiling_s
-    gate = convergence(samples.data)
-    num_gradients = int(samples.info["num_gradients"])
-    deepest = samples.data["sample_stats"]["n_steps"] >= 2**10 - 1
-    return Measured(
-        method="ours",
-        convergence=gate,
-        num_gradients=num_gradients,
-        num_all_gradients=num_gradients + sum(warm_up) + sampler.density.num_evaluations - before,
-        sampling_s=seconds - compiling_s,
-        at_max_depth=float(deepest.mean()),
+    progress("the library's sampler")
+    ours = _ours(model, steps, replace(settings, tune=tune or _TUNE_OURS))
+    methods = [
+        *_direct(model, steps, replace(settings, tune=tune or _TUNE_DIRECT), max_depth, progress),
+        ours,
+    ]
+    table = pd.DataFrame(methods).drop(columns="problems")
+    table = table.assign(
+        ours_per_gradient=ours["effective_per_1000_gradients"] / table["effective_per_1000_gradients"],
+        ours_per_second=ours["effective_per_second"] / table["effective_per_second"],
+    )
+    return SamplingSpeed(
+        trace=trace,
+        rows=len(steps),
+        rows_of=rows_of,
+        direct_max_depth=max_depth,
+        methods=methods,
+        table=table,
+        ratios=ratios_to_best(table),
     )
 
 
-@contextmanager
-def counted_warm_up() -> Iterator[list[int]]:
-    """Note the leapfrog steps of the warm-up of every run of nutpie, which keeps them only on demand."""
-    counts: list[int] = []
-    original = nutpie.sample
-
-    def counting(*args: Any, **options: Any) -> Any:
-        tree = original(*args, **{**options, "save_warmup": True})
-        counts.append(int(tree["warmup_sample_stats"]["n_steps"].sum()))
-        return tree
-
-    with mock.patch.object(nutpie, "sample", counting):
-        yield counts
+def _noise_and_priors(model: LatencyModel) -> tuple[str, Priors]:
+    noise = model.noises[0]
+    return noise, Priors.from_parameters(all_parameters(model, noise))
 
 
-def ratios_to_best(found: pd.DataFrame) -> dict[str, float]:
-    """Return ours over the best of the direct ways, whether that passed the gate or not.
+def _direct(
+    model: LatencyModel, steps: pd.DataFrame, settings: SamplerSettings, max_depth: int, progress: Say
+) -> Iterator[dict[str, Any]]:
+    """Sample the logarithms of a model's parameters, as PyMC does with its file as it stands.
 
-    Parameters
-    ----------
-    found : DataFrame
-        One row of :meth:`Measured.to_dict` a method.
-
-    Returns
-    -------
-    dict of str to float
-        Effective draws for each unit of what they cost.
+    The acceptance probability is nutpie's own default.
     """
-    is_ours = found["method"] == "ours"
-    columns = ("effective_per_1000_gradients", "effective_per_1000_gradients_all", "effective_per_second")
+    noise, priors = _noise_and_priors(model)
+    compiled = nutpie.compile_pymc_model(model.build(steps, priors, noise=noise))
+    lengths = {name: getattr(settings, name) for name in ("draws", "tune", "chains", "cores", "seed")}
+    for adaptation in ADAPTATIONS:
+        progress(f"the model file as it stands, adaptation {adaptation}")
+        start = time.perf_counter()
+        tree = nutpie.sample(
+            compiled,
+            **lengths,
+            adaptation=adaptation,
+            maxdepth=max_depth,
+            save_warmup=True,
+            progress_bar=False,
+        )
+        seconds = time.perf_counter() - start
+        stats = tree["sample_stats"].to_dataset()
+        groups = {"posterior": tree["posterior"].to_dataset()[list(priors)], "sample_stats": stats}
+        gate = convergence(xr.DataTree.from_dict(groups))
+        yield measured(
+            f"direct, {adaptation}",
+            gate,
+            gradients=gate.num_gradients,
+            more_gradients=int(tree["warmup_sample_stats"]["n_steps"].sum()),
+            seconds=seconds,
+            at_max_depth=float((stats["n_steps"] >= 2**max_depth - 1).mean()),
+        )
+
+
+def _ours(model: LatencyModel, steps: pd.DataFrame, settings: SamplerSettings) -> dict[str, Any]:
+    """Sample as the library does: exploration and discarded draws count too, compiling does not."""
+    noise, priors = _noise_and_priors(model)
+    sampler = Sampler(model, steps, priors, noise=noise)
+    compiling_s, evaluations = sampler.clock.seconds["compile"], sampler.density.num_evaluations
+    start = time.perf_counter()
+    samples = sampler.run(settings)
+    seconds = time.perf_counter() - start
+    compiling_s = sampler.clock.seconds["compile"] - compiling_s
+    evaluations = sampler.density.num_evaluations - evaluations
+    return measured(
+        "ours",
+        convergence(samples.data),
+        gradients=int(samples.info["num_gradients"]),
+        more_gradients=sampler.nuts.num_tuning_gradients + evaluations,
+        seconds=seconds - compiling_s,
+        at_max_depth=float((samples.data["sample_stats"]["n_steps"] >= 2**MAX_TREE_DEPTH - 1).mean()),
+    )
+
+
+def measured(
+    method: str,
+    gate: Convergence,
+    *,
+    gradients: int,
+    more_gradients: int,
+    seconds: float,
+    at_max_depth: float,
+) -> dict[str, Any]:
+    """Return what one way of sampling achieved, and at what cost."""
+    ess_bulk, ess_tail = _least_ess(gate)
+    gradients_all = gradients + more_gradients
     return {
-        name: float(found.loc[is_ours, name].iloc[0] / found.loc[~is_ours, name].max()) for name in columns
+        "method": method,
+        "gate_passed": gate.converged,
+        "divergences": gate.num_divergences,
+        "worst_r_hat": gate.worst_r_hat,
+        "min_ess_bulk": ess_bulk,
+        "min_ess_tail": ess_tail,
+        "effective_per_1000_gradients": 1000.0 * ess_bulk / gradients,
+        "effective_per_1000_gradients_all": 1000.0 * ess_bulk / gradients_all,
+        "effective_per_second": ess_bulk / seconds,
+        "gradients": gradients,
+        "gradients_all": gradients_all,
+        "sampling_s": seconds,
+        "share_at_max_depth": at_max_depth,
+        "problems": list(gate.problems),
     }
 
 
-def fit_account(fit: FittedModel) -> dict[str, Any]:
-    """Return what a finished fit took and what the gate says of it, ready for JSON.
+def _least_ess(gate: Convergence) -> tuple[float, float]:
+    """Return the smallest bulk and tail effective sample sizes; NaN if one could not be computed."""
+    bulk, tail = (float(gate.table[name].min(skipna=False)) for name in ("ess_bulk", "ess_tail"))
+    return bulk, tail
 
-    Parameters
-    ----------
-    fit : FittedModel
-    """
-    gate, stage = fit.convergence, fit.metadata.timings_s
-    table = gate.table
-    posterior = fit.posterior
-    share = float("nan")
+
+def ratios_to_best(methods: pd.DataFrame) -> dict[str, float]:
+    """Return ours over the best of the direct ways."""
+    is_ours = methods["method"] == "ours"
+    columns = ("effective_per_1000_gradients", "effective_per_1000_gradients_all", "effective_per_second")
+    return {
+        name: float(methods.loc[is_ours, name].iloc[0] / methods.loc[~is_ours, name].max())
+        for name in columns
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class FitSpeed:
+    """Whole fits: what each took and what its gate says; one row a fit, as plain values."""
+
+    fits: Sequence[dict[str, Any]]
+
+    @property
+    def all_passed(self) -> bool:
+        """Whether every fit passed its gate."""
+        return all(row["gate_passed"] for row in self.fits)
+
+    @property
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """Least and largest P(a_1 > tau_S) over the seeds of each trace that has several."""
+        found: dict[str, list[float]] = {}
+        for row in self.fits:
+            found.setdefault(row["trace"], []).append(row["probability_a_1_above_tau_S"])
+        return {trace: (min(values), max(values)) for trace, values in found.items() if len(values) > 1}
+
+
+def fit_provenance(fit: FittedModel) -> dict[str, Any]:
+    """Return what a finished fit took and what the gate says of it, ready for JSON."""
+    gate, stage, info = fit.convergence, fit.metadata.timings_s, fit.metadata.sampler
+    posterior, share = fit.posterior, float("nan")
     if {"w_1", "P_max", "tau_S"} <= set(posterior):
         share = float((posterior["w_1"] / posterior["P_max"] > posterior["tau_S"]).mean())
-    info = fit.metadata.sampler
+    ess_bulk, ess_tail = _least_ess(gate)
     return {
         "rows": int(fit.cells["count"].sum()),
         "compile_s": stage["compile"],
@@ -242,8 +238,8 @@ def fit_account(fit: FittedModel) -> dict[str, Any]:
         "sampling_s": stage["sampling"],
         "divergences": gate.num_divergences,
         "worst_r_hat": gate.worst_r_hat,
-        "min_ess_bulk": float(table["ess_bulk"].min(skipna=False)),
-        "min_ess_tail": float(table["ess_tail"].min(skipna=False)),
+        "min_ess_bulk": ess_bulk,
+        "min_ess_tail": ess_tail,
         "leapfrogs_per_draw": gate.num_gradients / gate.num_draws,
         "effective_per_1000_gradients": gate.ess_per_1000_gradients,
         "modes": info.get("num_modes"),

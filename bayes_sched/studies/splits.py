@@ -1,8 +1,9 @@
-"""Ways of holding steps out: what is learned from, and what is predicted."""
+"""Servers whose steps are known, and ways of holding some out: to learn from, and to predict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,19 @@ from numpy.random import Generator
 from bayes_sched.arrays import Bools
 from bayes_sched.errors import InputError
 from bayes_sched.steps import regime
-from bayes_sched.trace.cleaning import thin_steps
+from bayes_sched.studies.names import SPLIT_TITLES
+from bayes_sched.trace.cleaning import clean_steps, thin_steps
+from bayes_sched.trace.reader import Trace
 
+SERVER_MARK = "_chunk"
+"""In the name of a trace, what stands before it names the server, where no label does."""
+CONTEXT_COLUMNS = (
+    *("context_tokens", "prefill_pairs", "num_prefill_reqs", "num_decode_reqs", "prefill_tokens"),
+    *("max_prefill_chunk", "kv_cache_usage"),
+)
+"""What a trace may tell of a step besides B and S that is known before the step runs."""
+NO_LIMITS_MS = (1e-9, 1e9)
+"""Limits for the cleaning of a fit to steps of a :class:`Server`, which are clean."""
 HELD_OUT = 0.2
 """Share of the steps that the random split and the split in time hold out."""
 BLOCK = 100
@@ -21,42 +33,105 @@ BLOCK = 100
 neighbours were learned from is half seen."""
 MIN_ROWS = 20
 """Fewer training steps or held-out steps than this say nothing."""
+_NEEDED = ("batch_size", "total_tokens", "latency_ms")
 _SAME_BUDGET = 0.9
 _MAX_SEED = 2**31
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Server:
+    """The steps of one server."""
+
+    name: str
+    steps: pd.DataFrame
+    traces: tuple[str, ...]
+    sha256: str
+    warnings: tuple[str, ...] = ()
+
+
+def servers_of(
+    traces: Sequence[Trace],
+    *,
+    pooled: bool = True,
+    mark: str = SERVER_MARK,
+    min_latency_ms: float = 1.0,
+    max_latency_ms: float = 300.0,
+) -> tuple[Server, ...]:
+    """Group traces, one a file, by their servers, cleaned.
+
+    Parameters
+    ----------
+    traces : sequence of Trace
+    pooled : bool
+        Whether traces with the same labels (``gpu``, ``llm``), or without labels the same name up to `mark`,
+        are of one server; else each is on its own.
+    mark : str
+    min_latency_ms, max_latency_ms : float
+        Limits of the cleaning.
+
+    Raises
+    ------
+    InputError
+        No step of a trace is left after cleaning, or two servers have one name.
+    """
+    groups: dict[str, list[Trace]] = {}
+    for trace in traces:
+        key = _server_name(trace, mark) if pooled else trace.name
+        groups.setdefault(key, []).append(trace)
+        if not pooled and len(groups[key]) > 1:
+            raise InputError(f"two traces have the name {key}: rename one of the files")
+    limits = (min_latency_ms, max_latency_ms)
+    return tuple(_server(name, members, limits) for name, members in groups.items())
+
+
+def _server_name(trace: Trace, mark: str) -> str:
+    labels = [trace.labels[key] for key in ("gpu", "llm") if trace.labels.get(key)]
+    if labels:
+        return " ".join(labels)
+    return (trace.name.partition(mark)[0] if mark else trace.name) or trace.name
+
+
+def _server(name: str, traces: Sequence[Trace], limits_ms: tuple[float, float]) -> Server:
+    parts, warnings = [], []
+    for number, trace in enumerate(traces):
+        cleaned = clean_steps(trace.steps, min_latency_ms=limits_ms[0], max_latency_ms=limits_ms[1])
+        warnings += [f"{trace.name}: {text}" for text in (*trace.warnings, *cleaned.warnings)]
+        budget = int(cleaned.steps["total_tokens"].max())
+        parts.append(cleaned.steps.assign(trace=number, budget=budget))
+    columns = [*_NEEDED, *(c for c in CONTEXT_COLUMNS if all(c in part for part in parts))]
+    pooled = pd.concat([part[[*columns, "trace", "budget"]] for part in parts], ignore_index=True)
+    complete = pooled.dropna().reset_index(drop=True)
+    if len(complete) < len(pooled):
+        lacking = ", ".join(column for column in columns if pooled[column].isna().any())
+        warnings.append(
+            f"{name}: {len(pooled) - len(complete):,} of {len(pooled):,} steps lack {lacking}: left out"
+        )
+    digests = [*(trace.sha256 for trace in traces), *map(repr, limits_ms)]
+    return Server(
+        name=name,
+        steps=complete,
+        traces=tuple(trace.name for trace in traces),
+        sha256=hashlib.sha256(" ".join(digests).encode()).hexdigest(),
+        warnings=tuple(warnings),
+    )
+
 
 type Choose = Callable[[pd.DataFrame, Generator], tuple[Bools, Bools]]
 """Steps and a random generator to the steps to learn from and the steps to predict, dims (row,) both."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Split:
-    """A way of holding steps out.
-
-    Attributes
-    ----------
-    name, title : str
-    choose : callable
-        Raises InputError, a sentence, where the steps do not allow it.
-    is_random : bool
-        Whether it makes sense to repeat it.
-    """
+    """A way of holding steps out."""
 
     name: str
-    title: str
     choose: Choose
     is_random: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cut:
-    """Steps to learn from and steps to predict.
-
-    Attributes
-    ----------
-    train, test : DataFrame
-    num_train, num_test : int
-        How many there were before they were thinned.
-    """
+    """Steps to learn from and steps to predict, and how many there were before they were thinned."""
 
     train: pd.DataFrame
     test: pd.DataFrame
@@ -73,24 +148,11 @@ def cut(
     max_test: int,
     rare_first: bool = False,
 ) -> Cut:
-    """Hold steps out.
+    """Hold steps of a :class:`Server` out.
 
-    Parameters
-    ----------
-    steps : DataFrame
-        Of a `bayes_sched.validation.servers.Server`.
-    split : Split
-    rng : Generator
-    max_train, max_test : int
-        Where there are more steps, a random choice of so many stays.
-    rare_first : bool
-        Whether those to learn from are chosen as a fit chooses them, the rare ones first
-        (:func:`~bayes_sched.thinning.thin_steps`).
-
-    Raises
-    ------
-    InputError
-        The steps do not allow this split; the message is a sentence.
+    Where there are more than `max_train` or `max_test`, a random choice of so many stays; those to learn from
+    may be chosen as a fit chooses them, the rare ones first (:func:`~bayes_sched.trace.cleaning.thin_steps`).
+    InputError, a sentence, says why steps do not allow a split.
     """
     train, test = (np.flatnonzero(mask) for mask in split.choose(steps, rng))
     for rows, what in ((train, "to learn from"), (test, "to predict")):
@@ -110,9 +172,14 @@ def _thinned(steps: pd.DataFrame, most: int, rng: Generator) -> pd.DataFrame:
 
 
 def _random(steps: pd.DataFrame, rng: Generator) -> tuple[Bools, Bools]:
-    test = np.zeros(len(steps), dtype=bool)
-    test[rng.choice(len(steps), round(HELD_OUT * len(steps)), replace=False)] = True
+    test = _some(len(steps), round(HELD_OUT * len(steps)), rng)
     return ~test, test
+
+
+def _some(number: int, chosen: int, rng: Generator) -> Bools:
+    found = np.zeros(number, dtype=bool)
+    found[rng.choice(number, chosen, replace=False)] = True
+    return found
 
 
 def _blocks(steps: pd.DataFrame, rng: Generator) -> tuple[Bools, Bools]:
@@ -150,28 +217,21 @@ def _few(num_rows: int) -> Choose:
     def choose(steps: pd.DataFrame, rng: Generator) -> tuple[Bools, Bools]:
         if len(steps) < num_rows + MIN_ROWS:
             raise InputError(f"it has {len(steps):,} steps")
-        train = np.zeros(len(steps), dtype=bool)
-        train[rng.choice(len(steps), num_rows, replace=False)] = True
+        train = _some(len(steps), num_rows, rng)
         return train, ~train
 
     return choose
 
 
-SPLITS = {
-    split.name: split
-    for split in (
-        Split(name="random", title="a random 20 % held out", choose=_random, is_random=True),
-        Split(
-            name="blocks", title="a random 20 % held out, 100 steps in a row", choose=_blocks, is_random=True
-        ),
-        Split(name="time", title="the last 20 % of each trace held out", choose=_last_in_time),
-        Split(name="rows-1000", title="1,000 random steps to learn from", choose=_few(1000), is_random=True),
-        Split(name="rows-200", title="200 random steps to learn from", choose=_few(200), is_random=True),
-        Split(name="rows-50", title="50 random steps to learn from", choose=_few(50), is_random=True),
-        Split(name="budget", title="the largest token budget held out", choose=_largest_budget),
-        Split(
-            name="decode-only", title="decode steps to learn from, the others held out", choose=_decode_only
-        ),
-    )
+_WAYS = {
+    "random": Split("random", _random, is_random=True),
+    "blocks": Split("blocks", _blocks, is_random=True),
+    "time": Split("time", _last_in_time),
+    "rows-1000": Split("rows-1000", _few(1000), is_random=True),
+    "rows-200": Split("rows-200", _few(200), is_random=True),
+    "rows-50": Split("rows-50", _few(50), is_random=True),
+    "budget": Split("budget", _largest_budget),
+    "decode-only": Split("decode-only", _decode_only),
 }
+SPLITS = {name: _WAYS[name] for name in SPLIT_TITLES}
 """By name, in the order of the tables."""

@@ -7,7 +7,7 @@ import pytest
 from bayes_sched.model.priors import Prior, Priors
 from bayes_sched.model.protocol import all_parameters, load_model
 from bayes_sched.sampling.nuts import SamplerSettings
-from bayes_sched.studies.sbc import CalibrationStudy, evenness_table
+from bayes_sched.studies.sbc import CalibrationStudy, SimulatedFits, uniformity_table
 from bayes_sched.trace.cleaning import choose_rows, clean_steps
 from bayes_sched.trace.reader import read_trace
 from tests.conftest import ROOT
@@ -26,34 +26,37 @@ def study() -> CalibrationStudy:
     steps = choose_rows(clean_steps(trace.steps).steps, 120, seed=3)
     priors = Priors.from_parameters(all_parameters(model, "proportional"))
     settings = SamplerSettings(draws=300, tune=200, chains=2, seed=3)
-    return CalibrationStudy(model, steps, priors, noise="proportional", settings=settings)
+    fits = SimulatedFits(model, steps, priors, noise="proportional", settings=settings)
+    return CalibrationStudy(fits, NUM_SIMULATIONS)
 
 
 def ranks_of(study: CalibrationStudy, numbers: range) -> pd.DataFrame:
-    found = list(study.run(numbers))
-    assert not [s.account["error"] for s in found if "error" in s.account]
-    return pd.DataFrame([simulation.ranks for simulation in found])
+    found = pd.concat([study.run(number) for number in numbers])
+    assert found["error"].isna().all(), found["error"].tolist()
+    ranks = found.loc[:, found.columns.str.startswith("rank ")]
+    return ranks.rename(columns=lambda name: name.removeprefix("rank "))
 
 
 def test_true_values_rank_evenly_for_every_parameter(study: CalibrationStudy) -> None:
-    table = evenness_table(ranks_of(study, range(NUM_SIMULATIONS)))
-    assert set(study.priors) <= set(table.index)
+    table = uniformity_table(ranks_of(study, range(NUM_SIMULATIONS)))
+    assert set(study.fits.priors) <= set(table.index)
     assert table["p_value"].min() > LEVEL / len(table), table.to_string()
 
 
 def test_parameters_from_other_priors_than_the_model_s_are_noticed(
     study: CalibrationStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    priors = dict(study.priors)
+    priors = dict(study.fits.priors)
     shift = np.exp(1.5 * priors["P_max"].sigma)  # the data say nothing of P_max: its rank shows the prior
     shifted = Prior("P_max", priors["P_max"].low * shift, priors["P_max"].high * shift)
-    assert study.sampler is not None
-    monkeypatch.setattr(study, "priors", Priors([*(priors | {"P_max": shifted}).values()]))
-    table = evenness_table(ranks_of(study, range(NUM_WRONG_SIMULATIONS)))
+    assert study.fits.sampler is not None
+    monkeypatch.setattr(study.fits, "priors", Priors([*(priors | {"P_max": shifted}).values()]))
+    table = uniformity_table(ranks_of(study, range(NUM_WRONG_SIMULATIONS)))
     assert table["p_value"].to_dict()["P_max"] < LEVEL
 
 
 def test_a_simulation_does_not_depend_on_those_before_it(study: CalibrationStudy) -> None:
-    first = study.run_one(7)
-    study.run_one(8)
-    assert study.run_one(7).ranks == first.ranks
+    first = study.run(7)
+    study.run(8)
+    timed = ["seconds"]
+    pd.testing.assert_frame_equal(study.run(7).drop(columns=timed), first.drop(columns=timed))

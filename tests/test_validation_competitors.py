@@ -1,4 +1,4 @@
-"""Who competes: what each contender learns, and that all of them fulfil the protocol."""
+"""Who competes: what each competitor learns, and that all of them fulfil the protocol."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from bayes_sched.studies.competitors import (
     Bayesian,
     LightGBM,
     Line,
-    contender_names,
-    contenders_by_name,
+    competitors_by_name,
     log_density,
     student_t_noise,
 )
-from bayes_sched.studies.forecasts import Contender
-from bayes_sched.studies.prediction import CONTEXT_COLUMNS
+from bayes_sched.studies.forecasts import Competitor
+from bayes_sched.studies.names import competitor_names
+from bayes_sched.studies.splits import CONTEXT_COLUMNS
 from tests.stub_sampling import stub_sample
 from tests.synthetic_fit import TRUTH
 
@@ -53,14 +53,14 @@ def test_a_line_through_linear_steps_is_calibrated_and_as_wide_as_their_noise() 
     assert forecast.log_density.mean() == pytest.approx(-0.5 * np.log(2 * np.pi * np.e * 0.49), abs=0.03)
 
 
-@pytest.mark.parametrize("contender", [Baseline(), Baseline("baseline-huber", "huber")])
+@pytest.mark.parametrize("competitor", [Baseline(), Baseline("baseline-huber", "huber")])
 def test_the_baseline_predicts_a_server_that_follows_the_equation_better_than_a_line(
-    contender: Baseline,
+    competitor: Baseline,
 ) -> None:
     train, test = saturating_steps(800, seed=1), saturating_steps(800, seed=2)
     scores = [
         crps(test["latency_ms"].to_numpy(), c.fit(train, seed=0)(test).quantiles_ms).mean()
-        for c in (contender, Line())
+        for c in (competitor, Line())
     ]
     assert scores[0] < 0.8 * scores[1]
 
@@ -132,9 +132,9 @@ def test_a_model_of_the_project_forecasts_with_its_posterior_and_tells_of_its_ga
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("bayes_sched.sampling.sample.sample", stub_sample)
-    (contender,), _ = contenders_by_name(["saturation"], settings=SETTINGS)
+    (competitor,), _ = competitors_by_name(["saturation"], settings=SETTINGS)
     test = saturating_steps(60, seed=2)
-    forecast = contender.fit(saturating_steps(100, seed=1), seed=5)(test)
+    forecast = competitor.fit(saturating_steps(100, seed=1), seed=5)(test)
     assert forecast.quantiles_ms.shape == (60, len(LEVELS))
     assert forecast.converged in (True, False)
     assert forecast.log_density is not None
@@ -144,7 +144,7 @@ def test_a_model_of_the_project_forecasts_with_its_posterior_and_tells_of_its_ga
     assert (forecast.cdf <= edges[below + 1] + 1e-3).all()
 
 
-def test_everything_a_forecast_depends_on_is_in_the_name_of_its_contender() -> None:
+def test_everything_a_forecast_depends_on_is_in_the_name_of_its_competitor() -> None:
     loaded = load_model_file("saturation")
     one = Bayesian.of(loaded, name="saturation", noise="proportional", settings=SETTINGS)
     others: list[Any] = [
@@ -152,31 +152,31 @@ def test_everything_a_forecast_depends_on_is_in_the_name_of_its_contender() -> N
         replace(one, sha256="0" * 64),
         replace(one, settings=replace(SETTINGS, draws=51)),
     ]
-    assert len({repr(contender) for contender in (one, *others)}) == 4
+    assert len({repr(competitor) for competitor in (one, *others)}) == 4
 
 
 def test_every_shipped_model_takes_part_and_boosting_is_given_every_column_they_use() -> None:
-    assert set(shipped_models()) <= set(contender_names())
+    assert set(shipped_models()) <= set(competitor_names())
     known = {"batch_size", "total_tokens", *CONTEXT_COLUMNS}
     assert {column for name in shipped_models() for column in load_model(name).columns} <= known
 
 
-def test_contenders_are_found_by_name_noise_and_file() -> None:
+def test_competitors_are_found_by_name_noise_and_file() -> None:
     path = str(load_model_file("saturation").path)
     names = ["line", "baseline-huber", "saturation:constant", path]
-    found: tuple[Contender, ...]
-    found, missing = contenders_by_name(names, settings=SETTINGS)
-    assert [contender.name for contender in found] == names
+    found: tuple[Competitor, ...]
+    found, missing = competitors_by_name(names, settings=SETTINGS)
+    assert [competitor.name for competitor in found] == names
     assert getattr(found[2], "noise", None) == "constant"
     assert missing == ()
 
 
-def test_without_lightgbm_its_contenders_are_left_out_and_that_is_said(
+def test_without_lightgbm_its_competitors_are_left_out_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("bayes_sched.studies.competitors.find_spec", lambda name: None)
-    found, missing = contenders_by_name(["line", "lightgbm", "lightgbm-context"], settings=SETTINGS)
-    assert [contender.name for contender in found] == ["line"]
+    found, missing = competitors_by_name(["line", "lightgbm", "lightgbm-context"], settings=SETTINGS)
+    assert [competitor.name for competitor in found] == ["line"]
     assert missing == (
         "lightgbm and lightgbm-context left out: LightGBM is not installed "
         "(pip install 'bayes-sched[validate]')",
@@ -186,12 +186,12 @@ def test_without_lightgbm_its_contenders_are_left_out_and_that_is_said(
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["lin"], "--models lin: no such contender; give some of line, baseline"),
-        (["line", "line"], "--models line: given twice"),
+        (["lin"], "lin: no such contender; give some of line, baseline"),
+        (["line", "line"], "line: given twice"),
         (["saturation:loud"], "noise 'loud': the model saturation has proportional, constant"),
-        (["nothing.py:constant"], "--models nothing.py: no such file"),
+        (["nothing.py:constant"], "nothing.py: no such file"),
     ],
 )
-def test_a_contender_that_does_not_exist_is_refused(names: list[str], words: str) -> None:
+def test_a_competitor_that_does_not_exist_is_refused(names: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        contenders_by_name(names, settings=SETTINGS)
+        competitors_by_name(names, settings=SETTINGS)
