@@ -44,7 +44,7 @@ _CAPTION = (
 class ComparedModels:
     """Models by leave-one-out, and the account of each one's fit.
 
-    That is :func:`bayes_sched.studies.speed.fit_account`, with ``gradients``, ``seconds``, ``cpu_seconds``.
+    That is :func:`bayes_sched.studies.speed.fit_provenance`, with ``gradients``, ``seconds``, ``cpu_seconds``.
     """
 
     comparison: ModelComparison
