@@ -8,6 +8,7 @@ __all__ = [
     "Comparison",
     "Competitor",
     "Convergence",
+    "Discrepancy",
     "Finding",
     "FitMetadata",
     "FitResult",
@@ -17,13 +18,12 @@ __all__ = [
     "LatencyModel",
     "LeaveOneOut",
     "Limits",
-    "Misfit",
     "ModelComparison",
     "MonitorSettings",
     "Objective",
     "Optimum",
     "Parameter",
-    "Plausibility",
+    "PhysicalChecks",
     "PoissonWorkload",
     "Pool",
     "Population",
@@ -44,13 +44,13 @@ __all__ = [
     "Workload",
     "__version__",
     "analyze",
-    "check_plausibility",
+    "check_physics",
     "choose_server",
     "clean_steps",
     "compare",
     "compare_models",
     "compile_predictor",
-    "estimate_misfit",
+    "estimate_discrepancy",
     "fit",
     "latency_ms",
     "leave_one_out",
@@ -73,10 +73,10 @@ __all__ = [
     "write_validation",
 ]
 
-from .checks.discrepancy import Misfit, estimate_misfit
+from .checks.discrepancy import Discrepancy, estimate_discrepancy
 from .checks.least_squares import ThroughputSaturationModel
 from .checks.loo import LeaveOneOut, ModelComparison, compare_models, leave_one_out
-from .checks.physics import Plausibility, check_plausibility
+from .checks.physics import PhysicalChecks, check_physics
 from .comparison.compare import Comparison, compare
 from .errors import BayesSchedError, InputError
 from .files import VERSION as __version__

@@ -139,6 +139,26 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def file_content(path: Path, *, such_as: str, missing: str, again: str, size: int = -1) -> bytes:
+    """Return the first `size` bytes of a saved file, by default all, or say in one line why there are none.
+
+    `such_as` is the file to give in place of a folder, `missing` what makes one, `again` what to do with an
+    empty one: ``fit the trace again``.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the file in it, such as {path / such_as}")
+    try:
+        with path.open("rb") as file:
+            content = file.read(size)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; {missing}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if not content.strip():
+        raise InputError(f"{path}: the file is empty; {again}")
+    return content
+
+
 def obstacle(folder: Path, *, overwrite: bool, holds: str = POSTERIOR) -> str:
     """Say why a result may not be written into a folder, empty where it may.
 

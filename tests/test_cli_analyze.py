@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import as_bytes, documented_record
-from tests.running import fails, full, interrupt, printed_json, subcommand
+from tests.running import fails, printed_json, subcommand
 
 main = subcommand("analyze")
 
@@ -102,15 +101,7 @@ def test_limits_reach_the_findings(
     kinds = [finding["kind"] for finding in document["findings"]]
     assert kinds == ["slow scheduling", "queue build-up", "KV cache near full"]
     assert document["limits"]["slow_schedule_ms"] == 0.4
-
-
-def test_json_is_one_document_and_nothing_else_on_standard_output(
-    trace: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([trace, "--json"]) == 0
-    document = printed_json(capsys)
     assert (document["num_steps"], document["paths"]) == (60, {})
-    assert document["seconds"] >= 0
 
 
 def test_csv_holds_the_statistics_and_replaces_only_what_it_may(
@@ -149,60 +140,6 @@ def test_an_existing_report_is_replaced_only_when_asked(trace: str) -> None:
     assert main([trace, "--report", "--overwrite"]) == 0
     assert not Path("results/trace-analysis/note.txt").exists()
     assert os.listdir("results") == ["trace-analysis"]
-
-
-@pytest.fixture
-def existing(trace: str, no_figures: None) -> Iterator[str]:
-    """A trace whose report exists; it must be the same, and alone, in the end."""
-    assert main([trace, "--report"]) == 0
-    page = Path("results/trace-analysis/report.html")
-    before = page.read_bytes()
-    yield trace
-    assert page.read_bytes() == before
-    assert os.listdir("results") == ["trace-analysis"]
-
-
-def test_an_interrupt_costs_no_existing_report(
-    existing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("bayes_sched.cli.results.write_report", interrupt)
-    assert main([existing, "--report", "--overwrite"]) == 130
-    assert capsys.readouterr().err.endswith("interrupted; existing results are as they were\n")
-
-
-def test_a_full_disk_costs_no_existing_report(
-    existing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
-    monkeypatch.setattr("bayes_sched.cli.results.write_report", full)
-    message = fails(main, [existing, "--report", "--overwrite"], capsys)
-    assert "results/trace-analysis: cannot write the result (No space left on device)" in message
-
-
-def test_a_full_disk_leaves_no_half_a_table(
-    trace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(os, "replace", full)
-    assert "out.csv: cannot write the file (No space left on device)" in fails(
-        main, [trace, "--csv", "out.csv"], capsys
-    )
-    assert os.listdir() == [trace]
-
-
-def test_traces_may_stand_before_and_after_the_options(
-    write_lines: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = [write_lines(records(count), name).name for count, name in ((60, "a-1.jsonl"), (50, "a-2.jsonl"))]
-    assert main([names[0], "--json", names[1]]) == 0
-    assert printed_json(capsys)["num_steps"] == 110
-
-
-def test_standard_input_is_read(
-    monkeypatch: pytest.MonkeyPatch, trace: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(Path(trace).read_bytes())))
-    assert main(["-", "--json"]) == 0
-    assert printed_json(capsys)["name"] == "stdin"
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(

@@ -8,7 +8,7 @@ import pytest
 
 from bayes_sched.posterior.fitted import FittedModel
 from tests.comparison_fits import server
-from tests.running import fails, full, printed_json, subcommand
+from tests.running import fails, printed_json, subcommand
 
 main = subcommand("compare")
 
@@ -86,19 +86,6 @@ def test_a_damaged_fit_is_named(results: list[str], capsys: pytest.CaptureFixtur
     Path("broken/posterior.nc").write_bytes(b"no netCDF")
     message = fails(main, [results[0], "broken", "--name", "x"], capsys)
     assert "broken/posterior.nc: not a saved fit" in message
-
-
-def test_a_failed_run_leaves_an_existing_comparison_as_it_was(
-    results: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    (out / "c").mkdir(parents=True)
-    (out / "c" / "comparison.nc").write_bytes(b"precious")
-    monkeypatch.setattr("bayes_sched.cli.compare.write_report", full)
-    arguments = [*results, "--no-report", "--results-dir", str(out), "--name", "c", "--overwrite"]
-    assert "No space left on device" in fails(main, arguments, capsys)
-    assert (out / "c" / "comparison.nc").read_bytes() == b"precious"
-    assert [path.name for path in out.iterdir()] == ["c"]
 
 
 def test_long_names_make_a_name_that_is_still_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from bayes_sched.model.protocol import load_model
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sampling import sample as sampling
 from tests.conftest import ROOT, documented_record
-from tests.running import fail, fails, full, interrupt, printed_json, subcommand
+from tests.running import fail, fails, interrupt, printed_json, subcommand
 from tests.stub_sampling import QUICK, fit_records, stub_sample, unmixed_sample
 
 main = subcommand("fit")
@@ -27,22 +27,6 @@ WRITE_REPORT = "bayes_sched.cli.fit.write_report"
 EXAMPLE = ROOT / "examples" / "vllm_cpu_12m_sweep.jsonl.gz"
 
 pytestmark = pytest.mark.usefixtures("stubbed_sampling")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty"),
-        (b"\x89PNG\r\n\x1a\n", "is no trace: it is a PNG image"),
-        (b"a,b\n1,2\n", "is no trace"),
-        (b'{"total_scheduled_tokens": 1e308}\n', "holds no usable step"),
-    ],
-)
-def test_what_is_no_trace_is_refused(
-    content: bytes, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("t.jsonl").write_bytes(content)
-    assert re.search(message, fails(main, ["t.jsonl"], capsys))
 
 
 def test_too_many_bad_lines_are_refused_and_the_option_accepts_them(
@@ -232,32 +216,6 @@ def test_a_sampler_that_fails_costs_no_existing_result(
     monkeypatch.setattr(sampling, "sample", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main([existing, *QUICK, "--overwrite"])
-
-
-def test_a_disk_that_is_full_costs_no_existing_result(
-    existing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
-    monkeypatch.setattr(os, "rename", full)
-    message = fails(main, [existing, *QUICK, "--overwrite"], capsys)
-    assert "results/trace: cannot write the result (No space left on device)" in message
-
-
-def test_a_result_that_cannot_take_its_place_leaves_the_one_before_there(
-    existing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real, calls = os.rename, []
-
-    def fail_the_second(*paths: Any) -> None:
-        calls.append(paths)
-        if len(calls) == 2:
-            raise OSError(5, "Input/output error")
-        real(*paths)
-
-    capsys.readouterr()
-    monkeypatch.setattr(os, "rename", fail_the_second)
-    assert "Input/output error" in fails(main, [existing, *QUICK, "--overwrite"], capsys)
-    assert len(calls) == 3
 
 
 def test_a_report_that_fails_does_not_cost_the_fit(

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.running import fails, printed_json, subcommand
-from tests.synthetic_fit import synthetic_fit
-from tests.test_sla_steps import server
+from tests.synthetic_fit import server, synthetic_fit
 
 main = subcommand("plan")
 OPTIMIZE = ["optimize", "results/good", "--draws", "60"]

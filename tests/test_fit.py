@@ -1,7 +1,9 @@
 """From a trace to a fitted model, with a sampler that does not sample."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,7 @@ import pytest
 from bayes_sched.errors import InputError
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import load_model, models_folder
-from bayes_sched.posterior import fit as fitting
-from bayes_sched.posterior.fit import fit, summarise_cells
+from bayes_sched.posterior.fit import MIN_STEPS, FitResult, fit, load_same_fit, summarise_cells
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sampling import sample as sampling
 from bayes_sched.sampling.nuts import SamplerSettings
@@ -21,6 +22,8 @@ from tests.stub_sampling import stub_sample, unmixed_sample
 from tests.synthetic_fit import simulated_steps
 
 SETTINGS = SamplerSettings(draws=300, tune=20, chains=4)
+QUICK = SamplerSettings(draws=20, tune=20, chains=2)
+"""For what does not need convergence."""
 
 
 @pytest.fixture(autouse=True)
@@ -35,20 +38,18 @@ def steps() -> pd.DataFrame:
 
 @pytest.fixture
 def trace(write_lines: Callable[..., Path]) -> Trace:
-    records: list[object] = [
+    records: list[Any] = [
         documented_record(prefill=[16 * i], model_run_duration_ms=4.0 + i) for i in range(1, 41)
     ]
-    records += [
-        documented_record(model_run_duration_ms=1500.0),
-        "no JSON",
-        documented_record(prefill=[], decode=0),
-    ]
-    path = write_lines(records)
+    slow, idle = documented_record(model_run_duration_ms=1500.0), documented_record(prefill=[], decode=0)
+    path = write_lines([*records, slow, "no JSON", idle])
     path.with_name("trace.meta.json").write_text('{"gpu": "H100", "llm": "llama"}')
     return read_trace(path, max_bad_share=0.1)
 
 
-def test_a_trace_becomes_a_fit_with_a_full_account(trace: Trace, tmp_path: Path) -> None:
+def test_a_trace_becomes_a_fit_that_says_where_it_comes_from_and_survives_its_file(
+    trace: Trace, tmp_path: Path
+) -> None:
     result = fit(trace, settings=SETTINGS, command="python scripts/fit_bayes.py trace.jsonl")
     metadata = result.fit.metadata
     assert metadata.name == "trace"
@@ -59,46 +60,34 @@ def test_a_trace_becomes_a_fit_with_a_full_account(trace: Trace, tmp_path: Path)
     assert sum(metadata.bad_lines.values()) == 1
     assert any("T above 300 ms" in warning for warning in metadata.warnings)
     assert [row["removed"] for row in metadata.cleaning.table] == [1, 0, 1]
-    assert (metadata.model.name, metadata.model.shipped, metadata.noise) == (
-        "saturation",
-        True,
-        "proportional",
-    )
-    assert metadata.sampler["name"] == "nutpie"
-    assert (metadata.sampler["draws"], metadata.sampler["seed"]) == (300, 0)
-    assert metadata.sampler["part_masses"] == "0.25, 0.75"
+    model = metadata.model
+    assert (model.name, model.shipped, metadata.noise) == ("saturation", True, "proportional")
+    sampler = [metadata.sampler[key] for key in ("name", "draws", "seed", "part_masses")]
+    assert sampler == ["nutpie", 300, 0, "0.25, 0.75"]
     assert {"compile", "sampling", "total"} <= set(metadata.timings_s)
     assert {"python", "pymc", "nutpie"} <= set(metadata.package_versions)
     assert metadata.command == "python scripts/fit_bayes.py trace.jsonl"
-    assert metadata.converged
-    assert metadata.problems == ()
-
-
-def test_no_folder_of_the_trace_is_kept(trace: Trace, tmp_path: Path) -> None:
-    attrs = fit(trace, settings=SETTINGS).fit.metadata.to_attrs()
-    assert str(tmp_path) not in "".join(map(str, attrs.values()))
-
-
-def test_a_fit_survives_saving_and_loading(trace: Trace, tmp_path: Path) -> None:
-    result = fit(trace, settings=SETTINGS)
+    assert (metadata.converged, metadata.problems, metadata.thinned_to) == (True, (), None)
     result.fit.save(tmp_path / "posterior.nc")
     loaded = FittedModel.load(tmp_path / "posterior.nc")
-    assert loaded.metadata == result.fit.metadata
-    assert loaded.convergence.converged
+    assert loaded.metadata == metadata
+    assert loaded.convergence.text == result.fit.convergence.text
+    # No folder of the trace is kept.
+    assert str(tmp_path) not in "".join(map(str, metadata.to_attrs().values()))
 
 
 def test_a_table_of_steps_will_do(steps: pd.DataFrame) -> None:
-    result = fit(steps, settings=SETTINGS, labels={"gpu": "A6000"})
+    result = fit(steps, settings=QUICK, labels={"gpu": "A6000"})
     assert result.trace is None
     assert result.fit.metadata.name == "steps"
     assert result.fit.metadata.labels == {"gpu": "A6000"}
     assert len(result.fit.metadata.trace_sha256) == 64
-    other = fit(steps.assign(latency_ms=steps["latency_ms"] + 1.0), settings=SETTINGS)
+    other = fit(steps.assign(latency_ms=steps["latency_ms"] + 1.0), settings=QUICK)
     assert other.fit.metadata.trace_sha256 != result.fit.metadata.trace_sha256
 
 
 def test_given_labels_and_name_go_before_those_of_the_trace(trace: Trace) -> None:
-    metadata = fit(trace, settings=SETTINGS, name="mine", labels={"gpu": "H200", "llm": ""}).fit.metadata
+    metadata = fit(trace, settings=QUICK, name="mine", labels={"gpu": "H200", "llm": ""}).fit.metadata
     assert metadata.name == "mine"
     assert metadata.labels == {"gpu": "H200", "llm": "llama"}
 
@@ -109,31 +98,49 @@ def test_chains_that_do_not_mix_are_saved_as_such(
     monkeypatch.setattr(sampling, "sample", unmixed_sample)
     result = fit(steps, settings=SETTINGS)
     assert not result.fit.converged
-    assert any(
-        "tau_S" in problem and "--tune above 20" in problem for problem in result.fit.metadata.problems
-    )
+    assert any("tau_S" in text and "tune above 20" in text for text in result.fit.metadata.problems)
 
 
-def test_too_many_rows_are_thinned_and_that_is_said(steps: pd.DataFrame) -> None:
-    result = fit(steps, settings=SETTINGS, max_rows=100)
-    assert len(result.thinned.steps) == result.fit.metadata.rows.used <= 100
-    assert len(result.steps) == result.fit.metadata.rows.cleaned > 100
-    assert int(result.fit.cells["count"].sum()) == result.fit.metadata.rows.used
-    assert any("--max-rows 100" in warning for warning in result.fit.metadata.warnings)
+def test_too_many_rows_are_thinned_whatever_the_seed_and_that_is_said(steps: pd.DataFrame) -> None:
+    result = fit(steps, settings=QUICK, max_rows=100)
+    metadata = result.fit.metadata
+    assert len(result.thinned.steps) == metadata.rows.used <= 100
+    assert len(result.steps) == metadata.rows.cleaned > 100
+    assert int(result.fit.cells["count"].sum()) == metadata.rows.used
+    assert metadata.thinned_to == 100
+    assert result.thinned.text in metadata.warnings
+    other = fit(steps, settings=replace(QUICK, seed=2), max_rows=100)
+    pd.testing.assert_frame_equal(result.thinned.steps, other.thinned.steps)
 
 
-def test_the_seed_of_the_sampler_does_not_choose_the_rows(steps: pd.DataFrame) -> None:
-    first, second = (
-        fit(steps, settings=SamplerSettings(draws=50, seed=seed), max_rows=100).thinned for seed in (1, 2)
-    )
-    pd.testing.assert_frame_equal(first.steps, second.steps)
+def found_again(file: Path, result: FitResult, **changes: Any) -> bool:
+    options: dict[str, Any] = {"model": "saturation", "noise": None, "settings": QUICK, "max_rows": 100}
+    options |= {"min_latency_ms": 1.0, "max_latency_ms": 300.0}
+    options |= {"trace_sha256": result.fit.metadata.trace_sha256, **changes}
+    return load_same_fit(file, **options) is not None
+
+
+def test_a_fit_is_taken_again_only_with_the_same_options(steps: pd.DataFrame, tmp_path: Path) -> None:
+    file, result = tmp_path / "posterior.nc", fit(steps, settings=QUICK, max_rows=100)
+    assert not found_again(file, result)
+    result.fit.save(file)
+    assert found_again(file, result)
+    assert found_again(file, result, noise="proportional")
+    other_seed, changes = replace(QUICK, seed=1), {"max_latency_ms": 299.0, "trace_sha256": "1" * 64}
+    changes |= {"max_rows": 101, "noise": "constant", "settings": other_seed}
+    assert not any(found_again(file, result, **{name: value}) for name, value in changes.items())
+
+
+def test_a_limit_of_rows_that_does_not_bind_makes_no_difference(steps: pd.DataFrame, tmp_path: Path) -> None:
+    file, result = tmp_path / "posterior.nc", fit(steps, settings=QUICK)
+    result.fit.save(file)
+    found = [found_again(file, result, max_rows=limit) for limit in (399, 400, 10_000)]
+    assert found == [False, True, True]
 
 
 def test_cells_sum_up_the_steps() -> None:
-    steps = pd.DataFrame(
-        {"batch_size": [2, 1, 1, 1], "total_tokens": [9, 5, 5, 5], "latency_ms": [7.0, 1.0, 2.0, 3.0]}
-    )
-    cells = summarise_cells(steps)
+    columns = {"batch_size": [2, 1, 1, 1], "total_tokens": [9, 5, 5, 5], "latency_ms": [7.0, 1.0, 2.0, 3.0]}
+    cells = summarise_cells(pd.DataFrame(columns))
     assert cells["batch_size"].to_numpy().tolist() == [1, 2]
     assert cells["count"].to_numpy().tolist() == [3, 1]
     assert cells["median_ms"].to_numpy().tolist() == [2.0, 7.0]
@@ -141,11 +148,10 @@ def test_cells_sum_up_the_steps() -> None:
 
 
 def test_overrides_and_whole_tables_of_priors_are_used(steps: pd.DataFrame) -> None:
-    overridden = fit(steps, settings=SETTINGS, priors={"tau_S": {"low": 0.001, "high": 0.01}}).fit.metadata
+    overridden = fit(steps, settings=QUICK, priors={"tau_S": {"low": 0.001, "high": 0.01}}).fit.metadata
     assert overridden.priors["tau_S"].low == 0.001
     assert overridden.priors["tau_B"].low == 0.005
-    again = fit(steps, settings=SETTINGS, priors=overridden.priors).fit.metadata
-    assert again.priors == overridden.priors
+    assert fit(steps, settings=QUICK, priors=overridden.priors).fit.metadata.priors == overridden.priors
 
 
 @pytest.mark.parametrize(
@@ -155,20 +161,21 @@ def test_overrides_and_whole_tables_of_priors_are_used(steps: pd.DataFrame) -> N
         ({"priors": Priors([])}, "the model saturation with noise proportional has P_max"),
         ({"noise": "loud"}, "noise 'loud': the model saturation has proportional, constant"),
         ({"model": "nonsense"}, "nonsense: no such model; give one of saturation"),
-        ({"min_latency_ms": 400.0}, "--min-latency-ms 400 is not below"),
+        ({"min_latency_ms": 400.0}, "min.latency.ms.* 400 is not below"),
         ({"max_latency_ms": 1.5, "min_latency_ms": 1.4}, "too few|no step is left"),
         ({"max_rows": 19}, "usable steps are too few for a fit"),
     ],
 )
 def test_options_that_cannot_be_met_are_refused_before_sampling(
-    options: dict[str, object], message: str, steps: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], message: str, steps: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(sampling, "sample")
     with pytest.raises(InputError, match=message):
-        fit(steps, settings=SETTINGS, **options)  # type: ignore[arg-type]
+        fit(steps, settings=QUICK, **options)
 
 
 def test_too_few_steps_and_steps_of_one_size_are_refused(steps: pd.DataFrame) -> None:
+    assert fit(steps.iloc[:MIN_STEPS], settings=QUICK).fit.metadata.rows.used == MIN_STEPS == 20
     with pytest.raises(InputError, match="19 usable steps are too few"):
         fit(steps.iloc[:19])
     with pytest.raises(InputError, match="all 400 usable steps have B = 8 and S = 64: a fit needs"):
@@ -192,11 +199,6 @@ MODEL = Needy()
 """
 
 
-def test_a_foreign_model_is_named_by_its_file(steps: pd.DataFrame, tmp_path: Path) -> None:
-    identity = fit(steps, model=foreign_model(tmp_path), settings=SETTINGS).fit.metadata.model
-    assert (identity.name, identity.shipped) == ("my_model.py", False)
-
-
 def test_an_error_in_a_foreign_model_names_its_file_and_line(
     steps: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +209,7 @@ def test_an_error_in_a_foreign_model_names_its_file_and_line(
 
     monkeypatch.setattr(sampling, "sample", build_only)
     with pytest.raises(InputError, match=r"my_model.py, line \d+: the model fails \(ZeroDivisionError"):
-        fit(steps, model=model, settings=SETTINGS)
+        fit(steps, model=model, settings=QUICK)
 
 
 def test_an_error_of_our_own_is_not_blamed_on_anybody(
@@ -218,32 +220,29 @@ def test_an_error_of_our_own_is_not_blamed_on_anybody(
 
     monkeypatch.setattr(sampling, "sample", broken)
     with pytest.raises(ZeroDivisionError):
-        fit(steps, settings=SETTINGS)
+        fit(steps, settings=QUICK)
 
 
-def test_columns_that_a_model_needs_must_be_there_and_rows_without_them_are_left_out(
+def test_columns_that_a_foreign_model_needs_must_be_there_and_rows_without_them_are_left_out(
     steps: pd.DataFrame, tmp_path: Path
 ) -> None:
     model = foreign_model(tmp_path, "MODEL = Saturation()", NEEDS_CONTEXT)
     with pytest.raises(InputError, match="needs context_tokens, which the trace does not hold"):
-        fit(steps, model=model, settings=SETTINGS)
+        fit(steps, model=model, settings=QUICK)
     with_holes = steps.assign(context_tokens=np.where(np.arange(len(steps)) < 30, np.nan, 5.0))
-    result = fit(with_holes, model=model, settings=SETTINGS)
-    assert result.fit.metadata.rows.used == result.fit.metadata.rows.cleaned - 30
-    assert any("30 of 400 cleaned steps lack" in warning for warning in result.fit.metadata.warnings)
+    metadata = fit(with_holes, model=model, settings=QUICK).fit.metadata
+    assert (metadata.model.name, metadata.model.shipped) == ("my_model.py", False)
+    assert metadata.rows.used == metadata.rows.cleaned - 30
+    assert any("30 of 400 cleaned steps lack" in warning for warning in metadata.warnings)
 
 
 def test_progress_is_told_in_words(steps: pd.DataFrame) -> None:
     told: list[tuple[str, float | None]] = []
-    fit(steps, settings=SETTINGS, progress=lambda stage, share: told.append((stage, share)))
+    fit(steps, settings=QUICK, progress=lambda stage, share: told.append((stage, share)))
     assert told == [("loading the model", None), ("sampling", None), ("sampling", 0.5)]
 
 
 def test_names_that_are_no_text_do_not_stop_the_writing(steps: pd.DataFrame, tmp_path: Path) -> None:
-    result = fit(steps, settings=SETTINGS, labels={"gpu": "H\udcff"}, command="fit tr\udcffce")
+    result = fit(steps, settings=QUICK, labels={"gpu": "H\udcff"}, command="fit tr\udcffce")
     result.fit.save(tmp_path / "posterior.nc")
     assert FittedModel.load(tmp_path / "posterior.nc").metadata.labels == {"gpu": "H�"}
-
-
-def test_the_fewest_steps_are_enough(steps: pd.DataFrame) -> None:
-    assert fit(steps.iloc[: fitting.MIN_STEPS], settings=SETTINGS).fit.metadata.rows.used == fitting.MIN_STEPS

@@ -64,11 +64,7 @@ class TestSteps:
     @pytest.mark.parametrize(
         ("batch_size", "total_tokens", "message"),
         [
-            (
-                [1, 8],
-                [5, 5],
-                "5 tokens for 8 requests (step 1; 1 of 2 steps): every request of a step has at",
-            ),
+            ([1, 8], [5, 5], "5 tokens for 8 requests (step 1; 1 of 2 steps): every request of a step has"),
             ([0, 1], [5, 5], "batch_size is below 1: 0 (step 0; 1 of 2 values)"),
             ([1, 1], [5, -3], "total_tokens is below 1: -3 (step 1; 1 of 2 values)"),
             ([1, np.nan], [5, 5], "batch_size is not a finite number: nan (step 1; 1 of 2 values)"),
@@ -150,18 +146,16 @@ class TestUncertainty:
             fit.predictive_band(ARRAYS)["upper"], fit.quantile(ARRAYS, 0.95).drop_vars("quantile")
         )
 
-    @pytest.mark.parametrize("probability", [0.5, 0.9, 0.99])
-    def test_a_band_holds_the_promised_share_of_new_steps(
-        self, certain: FittedModel, probability: float
+    def test_new_steps_fall_into_the_bands_and_have_a_uniform_integral_transform(
+        self, certain: FittedModel
     ) -> None:
-        steps = simulated_steps(6000, seed=11)
-        band = certain.predictive_band(steps, probability=probability)
-        inside = (steps["latency_ms"] >= band["lower"].values) & (steps["latency_ms"] <= band["upper"].values)
-        error = np.sqrt(probability * (1 - probability) / len(steps))
-        assert abs(inside.mean() - probability) < 4 * error
-
-    def test_the_probability_integral_transform_of_new_steps_is_uniform(self, certain: FittedModel) -> None:
-        steps = simulated_steps(4000, seed=12)
+        steps = simulated_steps(4000, seed=11)
+        latency_ms = steps["latency_ms"].to_numpy()
+        for probability in (0.5, 0.9, 0.99):
+            band = certain.predictive_band(steps, probability=probability)
+            inside = (latency_ms >= band["lower"].values) & (latency_ms <= band["upper"].values)
+            error = np.sqrt(probability * (1 - probability) / len(steps))
+            assert abs(inside.mean() - probability) < 4 * error
         pit = certain.probability_below(steps, steps["latency_ms"])
         assert pit.dims == ("step",)
         assert stats.kstest(pit.to_numpy(), "uniform").pvalue > 1e-3
@@ -243,19 +237,15 @@ class TestQuantilesAndProbabilities:
 
 
 class TestThinning:
-    def test_draws_are_taken_evenly_from_every_chain(self, fit: FittedModel) -> None:
+    def test_draws_are_taken_evenly_from_every_chain_and_none_takes_all(self, fit: FittedModel) -> None:
         thinned = thin(fit.posterior, max_draws=100)
         assert dict(thinned.sizes) == {"chain": 4, "draw": 25}
         np.testing.assert_array_equal(np.diff(thinned["draw"]), 10)
-
-    def test_thinning_changes_bands_by_little_and_none_takes_all(self) -> None:
-        fit = synthetic_fit(draws=1000)
-        some, every = fit.predictive_band(ARRAYS), fit.predictive_band(ARRAYS, max_draws=None)
+        long = synthetic_fit(draws=1000)
+        some, every = long.predictive_band(ARRAYS), long.predictive_band(ARRAYS, max_draws=None)
         np.testing.assert_allclose(some["upper"], every["upper"], rtol=0.01)
-        assert fit.mean_latency(ARRAYS, max_draws=None).sizes["draw"] == 1000
-        assert fit.mean_latency(ARRAYS).sizes["draw"] == 250
-
-    def test_fewer_than_one_draw_is_refused(self, fit: FittedModel) -> None:
+        assert long.mean_latency(ARRAYS, max_draws=None).sizes["draw"] == 1000
+        assert long.mean_latency(ARRAYS).sizes["draw"] == 250
         with pytest.raises(InputError, match="max_draws = 0: give a positive number, or None"):
             fit.mean_band(ARRAYS, max_draws=0)
 
@@ -328,14 +318,23 @@ class TestParameterTable:
 
 class TestDescription:
     def test_metadata_survives_a_round_trip_through_json(self) -> None:
-        metadata = synthetic_metadata(command=None, traces=(), bad_lines={}, labels={})
-        assert FitMetadata.from_attrs(metadata.to_attrs()) == metadata
-        assert FitMetadata.from_attrs(synthetic_metadata().to_attrs()) == synthetic_metadata()
+        bare = synthetic_metadata(command=None, traces=(), bad_lines={}, labels={}, thinned_to=100)
+        for metadata in (bare, synthetic_metadata()):
+            assert FitMetadata.from_attrs(metadata.to_attrs()) == metadata
 
-    def test_convergence_is_that_of_the_draws(self, fit: FittedModel) -> None:
+    def test_a_description_says_what_results_need_of_a_fit(self, fit: FittedModel) -> None:
+        found = fit.description
+        assert (found.name, found.labels["gpu"], found.converged) == ("synthetic", "H100", True)
+        assert found.region is fit.region
+        assert found.cautions == fit.warnings
+        failed = synthetic_fit(draws=10, converged=False).description
+        assert failed.cautions == ("The fit has not converged.", *fit.warnings)
+
+    def test_convergence_is_that_of_the_draws_and_found_once(self, fit: FittedModel) -> None:
         assert fit.converged
         assert fit.convergence.num_draws == 1000
         assert fit.convergence is fit.convergence
+        assert fit.evaluator(None) is fit.evaluator(None)
 
     def test_a_posterior_without_a_parameter_of_the_model_is_refused(self, fit: FittedModel) -> None:
         data = fit.data.copy()

@@ -14,6 +14,7 @@ import xarray as xr
 from scipy import stats
 from scipy.special import logsumexp
 
+from bayes_sched.arrays import Floats
 from bayes_sched.checks.loo import (
     CAVEAT,
     LeaveOneOut,
@@ -48,23 +49,22 @@ def hand_made(
     return FittedModel(data=xr.DataTree.from_dict({"/posterior": posterior}), model=model, metadata=metadata)
 
 
-def grid_log_likelihood(steps: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Log likelihood of each step at each tau_0 of the grid, dims (floor, step), by SciPy."""
+def log_density(draws: xr.Dataset, steps: pd.DataFrame) -> Floats:
+    """Log likelihood of each step at each draw, dims (*draws, step), by SciPy."""
     model = load_model("saturation")
-    draws = xr.Dataset({**TRUTH, "tau_0": ("floor", FLOORS_MS)})
     columns = xr.Dataset({name: ("step", steps[name].to_numpy(dtype=float)) for name in model.columns})
     mean = model.latency(draws, columns)
-    scale = model.scale(draws, mean, columns)
-    density = stats.t.logpdf(
-        steps["latency_ms"].to_numpy(),
-        TRUTH["nu"],
-        mean.transpose("floor", "step").to_numpy(),
-        scale.transpose("floor", "step").to_numpy(),
-    )
-    return np.asarray(density)
+    moments = xr.broadcast(mean, model.scale(draws, mean, columns))
+    at = [moment.transpose(*draws.dims, "step").to_numpy() for moment in moments]
+    return np.asarray(stats.t.logpdf(steps["latency_ms"].to_numpy(), TRUTH["nu"], *at))
 
 
-def exact_elpd(likelihood: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def grid_log_likelihood(steps: pd.DataFrame) -> Floats:
+    """Log likelihood of each step at each tau_0 of the grid, dims (floor, step)."""
+    return log_density(xr.Dataset({**TRUTH, "tau_0": ("floor", FLOORS_MS)}), steps)
+
+
+def exact_elpd(likelihood: Floats) -> Floats:
     """Log density of each step under the exact posterior of all others, flat prior on the grid."""
     elpd = []
     for left_out in range(likelihood.shape[1]):
@@ -83,19 +83,10 @@ def exact_posterior_fit(steps: pd.DataFrame, *, num_draws: int = 4000, seed: int
 
 def made(elpd: list[float], *, pareto_k: float = 0.1, **changes: Any) -> LeaveOneOut:
     """A result with given log densities."""
-    num = len(elpd)
-    table = pd.DataFrame(
-        {
-            "batch_size": np.arange(1, num + 1),
-            "total_tokens": np.arange(1, num + 1) * 2,
-            "latency_ms": 5.0,
-            "elpd": elpd,
-            "p_loo": 0.01,
-            "pareto_k": pareto_k,
-        }
-    )
-    options: dict[str, Any] = {"table": table, "num_draws": 4000, "converged": True, **changes}
-    return LeaveOneOut(**options)
+    sizes = np.arange(1, len(elpd) + 1)
+    table = pd.DataFrame({"batch_size": sizes, "total_tokens": 2 * sizes, "latency_ms": 5.0, "elpd": elpd})
+    table = table.assign(p_loo=0.01, pareto_k=pareto_k)
+    return LeaveOneOut(**{"table": table, "num_draws": 4000, "converged": True, **changes})
 
 
 def test_the_estimate_is_that_of_refits_without_each_step() -> None:
@@ -128,11 +119,7 @@ def test_the_log_likelihood_is_that_of_the_model_with_named_dims(noise: str) -> 
     (found,) = log_likelihoods(fit, steps)
     assert found.dims == ("chain", "draw", "step")
     assert found.shape == (4, 30, 5)
-    columns = xr.Dataset({name: ("step", steps[name].to_numpy(dtype=float)) for name in fit.model.columns})
-    one = fit.posterior.isel(chain=2, draw=7)
-    mean = fit.model.latency(one, columns)
-    scale = fit.model.scale(one, mean, columns)
-    wanted = stats.t.logpdf(steps["latency_ms"], TRUTH["nu"], mean, scale)
+    wanted = log_density(fit.posterior.isel(chain=2, draw=7), steps)
     assert found.isel(chain=2, draw=7).to_numpy() == pytest.approx(wanted)
 
 
@@ -146,9 +133,11 @@ def test_chunks_give_identical_numbers_and_bound_the_memory() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     pd.testing.assert_frame_equal(in_chunks.table, at_once.table, check_exact=True)
-    of_all = 80 * 2000 * 8
-    of_a_chunk = 2**13 * 8
+    of_all, of_a_chunk = 80 * 2000 * 8, 2**13 * 8
     assert peak < 12 * of_a_chunk < of_all
+    # A single step is worked on where the draws alone exceed the bound.
+    sizes = [part.sizes["step"] for part in log_likelihoods(fit, steps.head(3), max_values=7)]
+    assert sizes == [1, 1, 1]
 
 
 def test_the_sums_are_those_of_arviz_with_everything_in_memory() -> None:
@@ -163,17 +152,6 @@ def test_the_sums_are_those_of_arviz_with_everything_in_memory() -> None:
     assert found.p_loo == pytest.approx(wanted.p)
     assert found.max_k == pytest.approx(wanted.good_k)
     assert found.table["pareto_k"].to_numpy() == pytest.approx(wanted.pareto_k.to_numpy())
-
-
-def test_a_single_step_is_worked_on_where_the_draws_alone_exceed_the_bound() -> None:
-    fit = synthetic_fit(chains=2, draws=100)
-    assert [
-        part.sizes["step"] for part in log_likelihoods(fit, simulated_steps(3, seed=1), max_values=7)
-    ] == [
-        1,
-        1,
-        1,
-    ]
 
 
 def surprised(num_steps: int) -> LeaveOneOut:
@@ -191,18 +169,14 @@ def test_a_step_that_no_draw_expects_is_named_as_unreliable() -> None:
     found = surprised(30)
     assert found.unreliable.index.tolist() == [17]
     assert not found.reliable
-    assert (
-        "1 of 30 steps have Pareto k above 0.67 (B 3, S 300): step 17 (B = 3, S = 300, " in found.pareto_text
-    )
+    worst = "1 of 30 steps have Pareto k above 0.67 (B 3, S 300): step 17 (B = 3, S = 300, "
+    assert worst in found.pareto_text
     assert "The estimate is unreliable" in found.text
     assert CAVEAT in found.text
-
-
-def test_one_unreliable_step_among_many_leaves_the_sum_reliable() -> None:
-    found = surprised(150)
-    assert found.unreliable.index.tolist() == [17]
-    assert found.reliable
-    assert "The estimate of the whole is reliable, of these steps it is not." in found.pareto_text
+    among_many = surprised(150)
+    assert among_many.unreliable.index.tolist() == [17]
+    assert among_many.reliable
+    assert "The estimate of the whole is reliable, of these steps it is not." in among_many.pareto_text
 
 
 def test_weights_that_nothing_can_smooth_are_unreliable_and_not_an_error() -> None:
@@ -214,13 +188,10 @@ def test_weights_that_nothing_can_smooth_are_unreliable_and_not_an_error() -> No
     assert "The estimate is unreliable" in found.text
 
 
-def test_a_pareto_k_that_is_no_number_is_not_taken_for_a_good_one() -> None:
+def test_fewer_draws_allow_less_pareto_k_and_none_is_not_taken_for_a_good_one() -> None:
     found = made([-1.0, -2.0], pareto_k=float("nan"))
     assert len(found.unreliable) == 2
     assert not found.reliable
-
-
-def test_fewer_draws_allow_less_pareto_k() -> None:
     assert made([-1.0], num_draws=4000).max_k == 0.7
     assert made([-1.0], num_draws=400).max_k == pytest.approx(1.0 - 1.0 / np.log10(400))
 

@@ -112,9 +112,7 @@ def test_the_level_follows_the_server_and_corrects_every_answer() -> None:
     assert watching.probability_below(8, 100, 5.0 * level) == pytest.approx(below)
     assert watching.probability_below([8], 100, 5.0 * level)[0] == pytest.approx(below)
     assert 0.87 < watching.monitor.coverage < 0.93
-
-
-def test_answers_stay_those_of_the_fit_where_the_level_is_not_followed() -> None:
+    # Answers stay those of the fit where the level is not to be followed.
     watching = predictor(follow_level=False)
     for b, s, x in served(800, seed=6):
         watching.observe(b, s, 1.25 * x)
@@ -164,20 +162,15 @@ def test_a_step_outside_the_region_is_marked_and_counts_for_nothing(step: tuple[
     assert watching.level == 1.0
 
 
-def test_a_short_memory_never_overflows() -> None:
+def test_a_short_memory_never_overflows_and_settings_that_make_no_sense_are_refused() -> None:
     watching = predictor(memory=2.0)
     for step in served(1500, seed=9):
         watching.observe(*step)
     assert sum(watching.monitor.histogram) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"tolerance": -0.1}, {"false_alarm_rate": 0.0}, {"memory": 1.0}, {"anomaly_probability": float("nan")}],
-)
-def test_settings_that_make_no_sense_are_refused_by_name(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        MonitorSettings(**wrong)
+    wrong = {"tolerance": -0.1, "false_alarm_rate": 0.0, "memory": 1.0, "anomaly_probability": float("nan")}
+    for name, value in wrong.items():
+        with pytest.raises(InputError, match=name):
+            predictor(**{name: value})
 
 
 def test_a_replay_says_when_a_drift_in_the_middle_was_noticed() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayes_sched.cli.watching import figures_text
+from bayes_sched.cli.watch import figures_text
 from bayes_sched.errors import InputError
 from bayes_sched.trace.opening import check_followable
 from bayes_sched.trace.watch import TAIL_BYTES, LiveWindow, LogFollower

@@ -17,13 +17,13 @@ use of the KV cache for the context is considered where the trace tells no more 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
 
-from bayes_sched.arrays import Floats
+from bayes_sched.arrays import Floats, Ints
 from bayes_sched.format import listed, number, percent
 from bayes_sched.model.likelihood import PREFILL_COLUMN, Effect, effects_of
 from bayes_sched.model.protocol import LatencyModel, load_model_file, shipped_models
@@ -50,7 +50,7 @@ _SEED = 20240501
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Misfit:
+class Discrepancy:
     """How much of a fit's error a richer model would explain.
 
     Attributes
@@ -83,15 +83,15 @@ class Misfit:
         """A sentence that says what to do; empty where there is nothing to gain."""
         if self.richer is None:
             return ""
-        parts = []
+        causes = []
         if round(self.context_share, 2) > 0.0:
-            parts.append(f"the steps' context explains about {percent(self.context_share)}")
+            causes.append(f"the steps' context explains about {percent(self.context_share)}")
         if round(self.staircase_share, 2) > 0.0:
-            more = "another" if parts else "explains about"
-            parts.append(f"the staircase of latencies {more} {percent(self.staircase_share)}")
+            more = "another" if causes else "explains about"
+            causes.append(f"the staircase of latencies {more} {percent(self.staircase_share)}")
         return (
             f"Of the error left by this model ({number(self.error_ms)} ms a step on average), "
-            f"{listed(parts)}: fit it with --model {self.richer}."
+            f"{listed(causes)}: fit it with the model {self.richer}."
         )
 
     @property
@@ -110,7 +110,7 @@ class Misfit:
         )
 
 
-def estimate_misfit(fit: FittedModel, steps: pd.DataFrame) -> Misfit | None:
+def estimate_discrepancy(fit: FittedModel, steps: pd.DataFrame) -> Discrepancy | None:
     """Estimate how much of a fit's error a richer model would explain.
 
     Parameters
@@ -122,7 +122,7 @@ def estimate_misfit(fit: FittedModel, steps: pd.DataFrame) -> Misfit | None:
 
     Returns
     -------
-    Misfit or None
+    Discrepancy or None
         None where no shipped model is richer.
     """
     richer = richer_models(fit.model)
@@ -132,28 +132,23 @@ def estimate_misfit(fit: FittedModel, steps: pd.DataFrame) -> Misfit | None:
     usable = [model for model in usable if _STAND_IN not in model.columns] or usable
     if not usable:
         lacking = tuple(c for c in richer[-1].columns if not _holds(steps, (c,)))
-        return Misfit(error_ms=float(_table(fit, steps)["residual_ms"].abs().mean()), lacking=lacking)
+        return Discrepancy(error_ms=float(_table(fit, steps)["residual_ms"].abs().mean()), lacking=lacking)
     needed = sorted({column for model in usable for column in model.columns})
     table = _table(fit, steps.dropna(subset=needed))
-    found = Misfit(error_ms=float(table["residual_ms"].abs().mean()))
+    found = Discrepancy(error_ms=float(table["residual_ms"].abs().mean()))
     for model in usable:
-        context, staircase = _shares(
-            table, further_columns(fit.model, model), further_effects(fit.model, model)
-        )
+        columns, effects = further_columns(fit.model, model), further_effects(fit.model, model)
+        context, staircase = _shares(table, columns, effects)
         least = MIN_SHARE if found.richer is None else found.share + MIN_FURTHER_SHARE
         if context + staircase >= least:
-            found = Misfit(
-                error_ms=found.error_ms, context_share=context, staircase_share=staircase, richer=model.name
-            )
+            found = replace(found, context_share=context, staircase_share=staircase, richer=model.name)
     return found
 
 
 def richer_models(model: LatencyModel) -> list[LatencyModel]:
     """Return the shipped models with every parameter and column of a model, and more; the simplest first."""
-    shipped = [load_model_file(name).model for name in shipped_models()]
-    richer = [
-        other for other in shipped if _names(other) > _names(model) and set(other.columns) >= {*model.columns}
-    ]
+    shipped, own = [load_model_file(name).model for name in shipped_models()], {*_names(model)}
+    richer = [other for other in shipped if own < {*_names(other)} and {*model.columns} <= {*other.columns}]
     return sorted(richer, key=lambda other: len(other.parameters))
 
 
@@ -168,8 +163,8 @@ def further_effects(model: LatencyModel, richer: LatencyModel) -> tuple[Effect, 
     return tuple(effect for effect in effects_of(richer) if effect.name not in own)
 
 
-def _names(model: LatencyModel) -> set[str]:
-    return {p.name for p in model.parameters}
+def _names(model: LatencyModel) -> list[str]:
+    return [p.name for p in model.parameters]
 
 
 def _holds(steps: pd.DataFrame, columns: Sequence[str]) -> bool:
@@ -211,40 +206,32 @@ def _line(train: pd.DataFrame, test: pd.DataFrame, columns: Sequence[str]) -> Fl
     """Return what a robust line through the residuals of each regime says of other steps, ms."""
     predicted = np.zeros(len(test))
     for has_prefill in (False, True):
-        own, other = train[_prefill(train) == has_prefill], (_prefill(test) == has_prefill).to_numpy()
+        own = train[(train[PREFILL_COLUMN] > 0) == has_prefill]
+        other = ((test[PREFILL_COLUMN] > 0) == has_prefill).to_numpy()
         varying = [c for c in (*_SIZES, *columns) if own[c].min() < own[c].max()]
         if len(own) < _MIN_ROWS or not other.any():
             continue
         largest = own[varying].max().to_numpy(np.float64)
         lowest = np.array([-np.inf, *(0.0 if c in columns else -np.inf for c in varying)])
-        slopes = _robust_slopes(
-            _design(own[varying], largest), own["residual_ms"].to_numpy(np.float64), lowest
-        )
+        residual = own["residual_ms"].to_numpy(np.float64)
+        slopes = _robust_slopes(_design(own[varying], largest), residual, lowest)
         predicted[other] = _design(test.loc[other, varying], largest) @ slopes
     return predicted
-
-
-def _robust_slopes(design: Floats, observed: Floats, lowest: Floats) -> Floats:
-    """Return slopes, none below its lowest, by least squares with Huber's weights, found by iteration."""
-    from scipy.optimize import lsq_linear
-
-    root = np.ones(len(observed))
-    for _ in range(_REWEIGHTINGS):
-        slopes: Floats = lsq_linear(
-            design * root[:, None], observed * root, bounds=(lowest, np.inf), method="bvls"
-        ).x
-        distance = np.abs(observed - design @ slopes)
-        width = max(_HUBER * 1.48 * float(np.median(distance)), 1e-9)
-        root = np.sqrt(np.minimum(1.0, width / np.maximum(distance, width)))
-    return slopes
 
 
 def _design(columns: pd.DataFrame, largest: Floats) -> Floats:
     return np.column_stack([np.ones(len(columns)), columns.to_numpy(np.float64) / largest])
 
 
-def _prefill(table: pd.DataFrame) -> pd.Series[bool]:
-    return table[PREFILL_COLUMN] > 0
+def _robust_slopes(design: Floats, observed: Floats, lowest: Floats) -> Floats:
+    """Return slopes, none below its lowest, by least squares with Huber's weights, found by iteration."""
+    root, bounds = np.ones(len(observed)), (lowest, np.inf)
+    for _ in range(_REWEIGHTINGS):
+        slopes: Floats = lsq_linear(design * root[:, None], observed * root, bounds=bounds, method="bvls").x
+        distance = np.abs(observed - design @ slopes)
+        width = max(_HUBER * 1.48 * float(np.median(distance)), 1e-9)
+        root = np.sqrt(np.minimum(1.0, width / np.maximum(distance, width)))
+    return slopes
 
 
 def _levels(train: pd.DataFrame, test: pd.DataFrame, effects: Sequence[Effect]) -> Floats:
@@ -268,7 +255,7 @@ def _at(factors: dict[str, Floats], effects: Sequence[Effect], steps: pd.DataFra
     return total
 
 
-def _shrunk(values: Floats, level: NDArray[np.int64], effect: Effect) -> Floats:
+def _shrunk(values: Floats, level: Ints, effect: Effect) -> Floats:
     """Return the medians of the levels, each drawn towards 0 by what its few steps leave open."""
     factors = np.zeros(effect.num_levels)
     if len(values) < _MIN_ROWS:

@@ -1,4 +1,8 @@
-"""Several models on the same steps: differences of their leave-one-out log densities, step by step."""
+"""Leave-one-out by Pareto-smoothed importance sampling, and models compared by it step by step.
+
+A fit's log density of each of its steps given the others; between models on the same steps, differences of
+these and standard errors that autocorrelation does not fool.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+import arviz as az
 import numpy as np
 import pandas as pd
 import xarray as xr
+from arviz_stats.base.array import array_stats
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.format import listed, records
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.prediction import Evaluator, as_threshold, component_log_density
+from bayes_sched.posterior.prediction import as_threshold, component_log_density
+from bayes_sched.trace.cleaning import choose_rows
 
 MAX_VALUES: Final = 2**20
 """Draws times steps of one chunk. An array of them takes 8 MB, and at most five are alive at once."""
@@ -34,6 +41,15 @@ CAVEAT: Final = (
     "time that were not seen, see the splits blocks and time of scripts/validate.py."
 )
 
+NUM_STRETCHES: Final = 20
+"""Stretches of consecutive steps, from whose sums a standard error follows that autocorrelation does not fool
+as long as it reaches less far than a stretch."""
+
+SMALL_DIFFERENCE: Final = 4.0
+"""Below this, a difference's standard error is no guide to its sign (Sivula et al. 2025)."""
+
+_MIN_DRAWS = 100
+_MIN_PER_STRETCH = 5
 _NUM_NAMED = 3
 _SIZES = ["batch_size", "total_tokens", "latency_ms"]
 
@@ -97,14 +113,11 @@ class LeaveOneOut:
     @property
     def text(self) -> str:
         """A paragraph a person can paste."""
-        gate = (
-            ""
-            if self.converged
-            else " The fit failed its convergence gate, so none of this can be relied on."
-        )
+        failed = "The fit failed its convergence gate, so none of this can be relied on. "
         return (
             f"elpd {self.elpd:,.1f} (standard error at least {self.se:,.1f}) over {self.num_steps:,} steps, "
-            f"{self.p_loo:,.1f} effective parameters. {self.pareto_text}{gate} {CAVEAT}"
+            f"{self.p_loo:,.1f} effective parameters. {self.pareto_text} "
+            f"{'' if self.converged else failed}{CAVEAT}"
         )
 
     @property
@@ -113,6 +126,10 @@ class LeaveOneOut:
         num_bad, limit = len(self.unreliable), f"{self.max_k:.2g}"
         if not num_bad:
             return f"Every Pareto k is at most {limit}: the estimate is reliable."
+        ranges = []
+        for symbol, column in (("B", "batch_size"), ("S", "total_tokens")):
+            low, high = self.unreliable[column].min(), self.unreliable[column].max()
+            ranges.append(f"{symbol} {low:,g}" if low == high else f"{symbol} {low:,g} to {high:,g}")
         worst = [
             f"step {step} (B = {row.batch_size:g}, S = {row.total_tokens:g}, {row.latency_ms:.1f} ms, "
             f"k = {row.pareto_k:.2f})"
@@ -124,16 +141,8 @@ class LeaveOneOut:
             verdict = "is unreliable: trust held-out scores (scripts/validate.py) instead"
         return (
             f"{num_bad:,} of {self.num_steps:,} steps have Pareto k above {limit} "
-            f"({self._unreliable_sizes}): {', '.join(worst[:_NUM_NAMED])}{more}. The estimate {verdict}."
+            f"({', '.join(ranges)}): {', '.join(worst[:_NUM_NAMED])}{more}. The estimate {verdict}."
         )
-
-    @property
-    def _unreliable_sizes(self) -> str:
-        ranges = []
-        for symbol, column in (("B", "batch_size"), ("S", "total_tokens")):
-            low, high = self.unreliable[column].min(), self.unreliable[column].max()
-            ranges.append(f"{symbol} {low:,g}" if low == high else f"{symbol} {low:,g} to {high:,g}")
-        return ", ".join(ranges)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sums and the unreliable steps under names that say what they are, ready for JSON."""
@@ -162,10 +171,6 @@ def leave_one_out(fit: FittedModel, steps: pd.DataFrame, *, max_values: int = MA
     max_values : int
         Draws times steps that are worked on at once; memory grows with it, the result does not depend on it.
 
-    Returns
-    -------
-    LeaveOneOut
-
     Raises
     ------
     InputError
@@ -174,12 +179,22 @@ def leave_one_out(fit: FittedModel, steps: pd.DataFrame, *, max_values: int = MA
     """
     posterior = fit.posterior
     num_draws = posterior.sizes["chain"] * posterior.sizes["draw"]
-    if num_draws < 100:
-        raise InputError(f"{num_draws} draws are too few for leave-one-out: give --draws 100 or more")
+    if num_draws < _MIN_DRAWS:
+        raise InputError(f"{num_draws} draws are too few for leave-one-out: give {_MIN_DRAWS} draws or more")
     efficiency = _relative_efficiency(posterior)
-    chunks = log_likelihoods(fit, steps, max_values=max_values)
-    parts = [_psis(_finite(chunk, fit), efficiency) for chunk in chunks]
-    elpd, pareto_k, p_loo = (np.concatenate(values) for values in zip(*parts, strict=True))
+    found = []
+    for chunk in log_likelihoods(fit, steps, max_values=max_values):
+        values: Floats = chunk.to_numpy()
+        is_finite = np.isfinite(values).all(axis=(0, 1))
+        if not is_finite.all():  # a step without a likelihood must not drop out of a sum
+            step = int(chunk["step"][~is_finite][0])
+            raise InputError(
+                f"the model {fit.model.name} gives step {step} no finite likelihood for some draws"
+            )
+        # Where no Pareto distribution can be fitted to weights far apart, k is infinite or no number.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            found.append(array_stats.loo(values, chain_axis=0, draw_axis=1, r_eff=efficiency))  # type: ignore[no-untyped-call]
+    elpd, pareto_k, p_loo = (np.concatenate(values) for values in zip(*found, strict=True))
     table = steps[_SIZES].reset_index(drop=True).assign(elpd=elpd, p_loo=p_loo, pareto_k=pareto_k)
     return LeaveOneOut(table=table, num_draws=num_draws, converged=fit.converged)
 
@@ -187,29 +202,13 @@ def leave_one_out(fit: FittedModel, steps: pd.DataFrame, *, max_values: int = MA
 def log_likelihoods(
     fit: FittedModel, steps: pd.DataFrame, *, max_values: int = MAX_VALUES
 ) -> Iterator[xr.DataArray]:
-    """Yield the log likelihood of consecutive steps for every draw, a few steps at a time.
+    """Yield log densities (ms) of consecutive steps for each draw, dims (chain, draw, step), a few at a time.
 
-    Parameters
-    ----------
-    fit : FittedModel
-    steps : DataFrame
-        One row a step: ``latency_ms`` and the model's columns.
-    max_values : int
-        Draws times steps of one array at most, but at least one step.
-
-    Yields
-    ------
-    DataArray, dims (chain, draw, step)
-        Natural logarithms of densities of latencies in ms; coordinate ``step`` counts all steps from 0.
-
-    Raises
-    ------
-    InputError
-        A column is missing, or a value is none.
+    `max_values` draws times steps at once, but at least one step; coordinate ``step`` counts all from 0.
     """
     if "latency_ms" not in steps:
         raise InputError("the steps have no latency_ms: leave-one-out scores observed latencies")
-    evaluator = Evaluator(fit.model, fit.posterior, max_draws=None)
+    evaluator = fit.evaluator(None)
     size = max(1, max_values // (fit.posterior.sizes["chain"] * fit.posterior.sizes["draw"]))
     for start in range(0, len(steps), size):
         chunk = steps.iloc[start : start + size].reset_index(drop=True)
@@ -218,48 +217,14 @@ def log_likelihoods(
         yield found.assign_coords(step=np.arange(start, start + len(chunk))).rename("log_likelihood")
 
 
-def _finite(log_likelihood: xr.DataArray, fit: FittedModel) -> Floats:
-    """Return the values, dims (chain, draw, step); a step without a likelihood must not drop out of a sum."""
-    values: Floats = log_likelihood.to_numpy()
-    is_finite = np.isfinite(values).all(axis=(0, 1))
-    if not is_finite.all():
-        step = int(log_likelihood["step"][~is_finite][0])
-        raise InputError(f"the model {fit.model.name} gives step {step} no finite likelihood for some draws")
-    return values
-
-
-def _psis(log_likelihood: Floats, efficiency: float) -> tuple[Floats, Floats, Floats]:
-    """Return elpd, Pareto k and effective parameters, dims (step,), given dims (chain, draw, step)."""
-    from arviz_stats.base.array import array_stats
-
-    # Where weights lie so far apart that no Pareto distribution can be fitted, k is infinite or no number.
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        found: tuple[Floats, Floats, Floats] = array_stats.loo(  # type: ignore[no-untyped-call]
-            log_likelihood, chain_axis=0, draw_axis=1, r_eff=efficiency
-        )
-    return found
-
-
 def _relative_efficiency(posterior: xr.Dataset) -> float:
     """Return effective over actual draws, the mean over all parameters: how long a tail can be smoothed."""
     num_chains, num_draws = posterior.sizes["chain"], posterior.sizes["draw"]
     if num_chains < 2 or num_draws < 4:
         return 1.0
-    import arviz as az
-
     found = az.ess(posterior, method="mean")
     values = np.concatenate([found[name].to_numpy().ravel() for name in posterior.data_vars])
     return float(values.mean()) / (num_chains * num_draws)
-
-
-NUM_STRETCHES: Final = 20
-"""Stretches of consecutive steps, from whose sums a standard error follows that autocorrelation does not fool
-as long as it reaches less far than a stretch."""
-
-SMALL_DIFFERENCE: Final = 4.0
-"""Below this, a difference's standard error is no guide to its sign (Sivula et al. 2025)."""
-
-_MIN_PER_STRETCH = 5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -342,10 +307,6 @@ def compare_models(members: Mapping[str, LeaveOneOut]) -> ModelComparison:
     members : mapping of str to LeaveOneOut
         By the models' names.
 
-    Returns
-    -------
-    ModelComparison
-
     Raises
     ------
     InputError
@@ -353,86 +314,31 @@ def compare_models(members: Mapping[str, LeaveOneOut]) -> ModelComparison:
     """
     if not members:
         raise InputError("there is no model to compare")
-    _check_same_steps(members)
-    order = sorted(members, key=lambda name: -members[name].elpd)
-    best = members[order[0]].table["elpd"].to_numpy()
-    weights = _weights(members)
-    rows = []
-    for name in order:
-        loo = members[name]
-        difference = loo.table["elpd"].to_numpy() - best
-        rows.append(
-            {
-                "model": name,
-                "elpd": loo.elpd,
-                "elpd_se": loo.se,
-                "difference": float(difference.sum()),
-                "difference_se": float(np.sqrt(len(difference) * difference.var(ddof=1))),
-                "difference_se_stretches": _se_of_stretches(difference),
-                "p_loo": loo.p_loo,
-                "num_unreliable": len(loo.unreliable),
-                "weight": weights[name],
-            }
-        )
-    return ModelComparison(table=pd.DataFrame(rows).set_index("model"), members=dict(members))
-
-
-def lacking_columns(steps: pd.DataFrame, needed: Sequence[str]) -> list[str]:
-    """Return those of the needed columns that no step holds a value of."""
-    return [column for column in needed if column not in steps or steps[column].isna().all()]
-
-
-def comparable_steps(
-    steps: pd.DataFrame, columns: Mapping[str, Sequence[str]], *, max_rows: int, seed: int
-) -> pd.DataFrame:
-    """Return random steps that hold what every model needs, in the order of the trace.
-
-    Parameters
-    ----------
-    steps : DataFrame
-        Cleaned steps.
-    columns : mapping of str to sequence of str
-        What each model needs, by its name.
-    max_rows : int
-        Steps to return at most.
-    seed : int
-        Of the choice.
-
-    Returns
-    -------
-    DataFrame
-        Rows counted from 0.
-
-    Raises
-    ------
-    InputError
-        The table lacks a column that a model needs, or no row holds all of them.
-    """
-    for name, needed in columns.items():
-        missing = lacking_columns(steps, needed)
-        if missing:
-            raise InputError(
-                f"the model {name} needs {', '.join(missing)}, which the trace does not hold: "
-                "leave the model out"
-            )
-    union = list(dict.fromkeys(column for needed in columns.values() for column in needed))
-    complete = steps.dropna(subset=union)
-    if complete.empty:
-        raise InputError(f"no step holds all of {', '.join(union)}: compare fewer models")
-    if len(complete) > max_rows:
-        chosen = np.random.default_rng(seed).choice(len(complete), max_rows, replace=False)
-        complete = complete.iloc[np.sort(chosen)]
-    return complete.reset_index(drop=True)
-
-
-def _check_same_steps(members: Mapping[str, LeaveOneOut]) -> None:
     first, *others = members
     for name in others:
         if not members[first].table[_SIZES].equals(members[name].table[_SIZES]):
             raise InputError(f"{first} and {name} were fitted to different steps: they do not compare")
+    order = sorted(members, key=lambda name: -members[name].elpd)
+    best = members[order[0]].table["elpd"].to_numpy()
+    differences = [members[name].table["elpd"].to_numpy() - best for name in order]
+    weights = _weights(members)
+    table = pd.DataFrame(
+        {
+            "elpd": [members[name].elpd for name in order],
+            "elpd_se": [members[name].se for name in order],
+            "difference": [float(d.sum()) for d in differences],
+            "difference_se": [float(np.sqrt(len(d) * d.var(ddof=1))) for d in differences],
+            "difference_se_stretches": [_se_of_stretches(d) for d in differences],
+            "p_loo": [members[name].p_loo for name in order],
+            "num_unreliable": [len(members[name].unreliable) for name in order],
+            "weight": [weights[name] for name in order],
+        },
+        index=pd.Index(order, name="model"),
+    )
+    return ModelComparison(table=table, members=dict(members))
 
 
-def _se_of_stretches(difference: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+def _se_of_stretches(difference: Floats) -> float:
     """Return the standard error of the sum from the sums of stretches of consecutive steps."""
     if len(difference) < _MIN_PER_STRETCH * NUM_STRETCHES:
         return float("nan")
@@ -442,9 +348,6 @@ def _se_of_stretches(difference: np.ndarray[Any, np.dtype[np.float64]]) -> float
 
 def _weights(members: Mapping[str, LeaveOneOut]) -> dict[str, float]:
     """Return the stacking weights, by ArviZ."""
-    import arviz as az
-    import xarray as xr
-
     summaries = {
         name: az.ELPDDataLOO(
             elpd=loo.elpd,
@@ -464,3 +367,24 @@ def _weights(members: Mapping[str, LeaveOneOut]) -> dict[str, float]:
         return dict.fromkeys(summaries, 1.0)
     weights = az.compare(summaries, method="stacking", round_to="none")["weight"]
     return {name: float(weights[name]) for name in summaries}
+
+
+def lacking_columns(steps: pd.DataFrame, needed: Sequence[str]) -> list[str]:
+    """Return those of the needed columns that no step holds a value of."""
+    return [column for column in needed if column not in steps or steps[column].isna().all()]
+
+
+def comparable_steps(
+    steps: pd.DataFrame, columns: Mapping[str, Sequence[str]], *, max_rows: int, seed: int
+) -> pd.DataFrame:
+    """Return at most so many random steps that hold what every model needs, in the order of the trace."""
+    for name, needed in columns.items():
+        missing = lacking_columns(steps, needed)
+        if missing:
+            lacks = f"needs {', '.join(missing)}, which the trace does not hold"
+            raise InputError(f"the model {name} {lacks}: leave the model out")
+    union = list(dict.fromkeys(column for needed in columns.values() for column in needed))
+    complete = steps.dropna(subset=union)
+    if complete.empty:
+        raise InputError(f"no step holds all of {', '.join(union)}: compare fewer models")
+    return choose_rows(complete, max_rows, seed=seed)

@@ -1,4 +1,4 @@
-r"""What a least-squares optimum says of each parameter: where it sits at a bound, and its standard error.
+r"""Least squares on the saturation equation: the search, what sits at a bound, and standard errors.
 
 **Bounds.** A parameter sits at a bound if the fit is as good with the parameter on it: moving it there raises
 the loss by less than a hundredth of the residual variance, which is a tenth of a standard error. A
@@ -23,7 +23,6 @@ import pandas as pd
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from bayes_sched.arrays import Floats
-from bayes_sched.checks import optimization as uncertainty
 from bayes_sched.checks.scores import Scores
 from bayes_sched.errors import InputError
 from bayes_sched.format import listed
@@ -33,31 +32,43 @@ from bayes_sched.steps import as_steps, region_of
 from bayes_sched.trace.cleaning import clean_steps
 
 NAMES = tuple(p.name for p in PARAMETERS)
+RATIOS = {"a_0": "w_0", "a_1": "w_1"}
+"""Ratios that data identify, each the parameter named over P_max: ms and ms/token."""
+QUANTITIES = (*NAMES, *RATIOS)
 MIN_STEPS = 2 * len(NAMES)
 """Fewer steps than this are not fitted: two for each parameter."""
+HUBER_SCALES = 1.345
+"""Residuals beyond so many robust standard deviations count linearly: 95 % efficient for normal noise."""
+ZERO, INFINITY, NOWHERE = "0", "infinity", "undetermined"
+"""Where a parameter sits; the last: the work of a step is 0, so that its speed has no effect."""
 
-_LATENCY = "latency_ms"
-_COLUMNS = ("batch_size", "total_tokens", _LATENCY)
+_SIZES = ("batch_size", "total_tokens")
+_COLUMNS = (*_SIZES, "latency_ms")
+_RATES, _WORKS = ("k_B", "k_S"), ("w_0", "w_1")
+
+_MAX_EVALUATIONS = 5000
+_TOLERANCE = 1e-10
+_ROUNDS = 3
+_MAD_OF_NORMAL = 0.6744897501960817  # median absolute deviation of a standard normal
+_LEAST_SLOPE = 1e-3  # where T does not grow with S: the lower end of w_1's documented range
+_NO_MATTER = 0.01
+_LEAST_VARIANCE_MS2 = 1e-8
+_NULL = 1e-7
+_NEARLY_NULL = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Solution:
-    """A least-squares fit.
+    """A least-squares fit: parameters in raw units, at the end of the search and at its start.
 
-    Attributes
-    ----------
-    optimum : Optimum
-    at_bound : dict of str to str
-        Parameters that sit at a bound, and which.
-    covariance : DataFrame, dims (quantity, quantity)
-    scores : Scores
-        On the steps of the fit.
-    region : Region
-        The (B, S) that the steps cover.
-    warnings : tuple of str
+    Residuals beyond `huber_ms` count linearly (None: with the plain loss); `at_bound` says which parameters
+    sit at which bound; `covariance` has dims (quantity, quantity); `num_evaluations` leaves derivatives out.
     """
 
-    optimum: Optimum
+    parameters: dict[str, float]
+    initial: dict[str, float]
+    huber_ms: float | None
+    num_evaluations: int
     at_bound: dict[str, str]
     covariance: pd.DataFrame
     scores: Scores
@@ -65,14 +76,66 @@ class Solution:
     warnings: tuple[str, ...]
 
 
-def checked_steps(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return the three columns of a table of steps as floats.
+def solve(steps: pd.DataFrame, *, huber: bool, min_latency_ms: float, max_latency_ms: float) -> Solution:
+    """Clean steps and fit the equation to what is left, from the documented start.
 
-    Raises
-    ------
-    InputError
-        What is given is no table, lacks a column, or holds a value that is no finite number, or below 0.
+    How large a residual has to be to count linearly is taken from the median absolute deviation, first that
+    of the plain optimum, then twice that of the Huber optimum; each search goes on from the one before.
     """
+    cleaned = clean_steps(checked_steps(steps), min_latency_ms=min_latency_ms, max_latency_ms=max_latency_ms)
+    table = possible_steps(cleaned.steps)
+    if len(table) < MIN_STEPS:
+        raise InputError(
+            f"{len(table)} steps are too few for {len(NAMES)} parameters: give at least {MIN_STEPS} "
+            f"({cleaned.text})"
+        )
+    initial, huber_ms = initial_values(table), None
+    parameters, num_evaluations = _search(table, initial, huber_ms)
+    for _ in range(_ROUNDS if huber else 0):
+        spread_ms = float(np.median(np.abs(residuals_ms(table, parameters)))) / _MAD_OF_NORMAL
+        huber_ms = HUBER_SCALES * max(spread_ms, 1e-6)
+        parameters, more = _search(table, parameters, huber_ms)
+        num_evaluations += more
+    places = at_bound(table, parameters, huber_ms)
+    table_of_covariance = covariance(table, parameters, huber_ms, places)
+    observed_ms = table["latency_ms"].to_numpy()
+    return Solution(
+        parameters=parameters,
+        initial=initial,
+        huber_ms=huber_ms,
+        num_evaluations=num_evaluations,
+        at_bound=places,
+        covariance=table_of_covariance,
+        scores=Scores.of(observed_ms, observed_ms - residuals_ms(table, parameters)),
+        region=region_of(*(table[name].to_numpy() for name in _SIZES)),
+        warnings=(*cleaned.warnings, *_warnings(table, places, table_of_covariance)),
+    )
+
+
+def _warnings(steps: pd.DataFrame, bounds: dict[str, str], covariance: pd.DataFrame) -> list[str]:
+    found, num_sizes = [], len(steps[list(_SIZES)].drop_duplicates())
+    if num_sizes < len(NAMES):
+        found.append(f"the steps have {num_sizes} different (B, S): too few to tell eight parameters apart")
+    scale = [name for name in ("P_max", "w_0", "w_1") if name not in bounds]
+    is_open = np.isinf(np.diag(covariance.to_numpy()))
+    others = [str(name) for name in covariance.index[is_open] if name not in scale]
+    if len(scale) > 1 and "P_max" in scale:
+        ratios = [f"{name}/P_max" for name in scale[1:]]
+        found.append(
+            f"{listed(scale)} have no standard errors: the latency depends on {listed(ratios)} alone, "
+            "and their common scale is where the search happened to end"
+        )
+    if others:
+        found.append(f"{listed(others)}: no standard error, the steps do not identify it")
+    if bounds:
+        places = [f"{name} at {place}" for name, place in bounds.items() if place != NOWHERE]
+        places += [f"{name} anywhere" for name, place in bounds.items() if place == NOWHERE]
+        found.append(f"{listed(places)}: standard errors of the others hold them there")
+    return found
+
+
+def checked_steps(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the three columns of a table of steps as floats."""
     if not isinstance(steps, pd.DataFrame):
         raise InputError(f"steps are a DataFrame with {listed(list(_COLUMNS))}, not {type(steps).__name__}")
     missing = [name for name in _COLUMNS if name not in steps]
@@ -97,130 +160,15 @@ def checked_steps(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def possible_steps(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return checked steps, each of which can be predicted and compared with its latency.
-
-    Raises
-    ------
-    InputError
-        As :func:`checked_steps`, or a step is idle or impossible.
-    """
+    """Return checked steps, each of which can be predicted and compared with its latency."""
     table = checked_steps(steps)
-    if not (table[_LATENCY] > 0.0).all():
+    if not (table["latency_ms"] > 0.0).all():
         raise InputError("some latencies are 0: clean_steps removes idle steps")
     try:
         as_steps(table)
     except InputError as error:
         raise InputError(f"{error}; clean_steps removes idle steps") from error
     return table
-
-
-def solve(steps: pd.DataFrame, *, huber: bool, min_latency_ms: float, max_latency_ms: float) -> Solution:
-    """Clean steps and fit the equation to what is left.
-
-    Raises
-    ------
-    InputError
-        The steps cannot be used, or too few are left.
-    """
-    cleaned = clean_steps(checked_steps(steps), min_latency_ms=min_latency_ms, max_latency_ms=max_latency_ms)
-    table = possible_steps(cleaned.steps)
-    if len(table) < MIN_STEPS:
-        raise InputError(
-            f"{len(table)} steps are too few for {len(NAMES)} parameters: give at least {MIN_STEPS} "
-            f"({cleaned.text})"
-        )
-    optimum = optimise(table, huber=huber)
-    bounds = uncertainty.at_bound(table, optimum)
-    covariance = uncertainty.covariance(table, optimum, bounds)
-    num_sizes = len(table[["batch_size", "total_tokens"]].drop_duplicates())
-    observed_ms = table[_LATENCY].to_numpy()
-    return Solution(
-        optimum=optimum,
-        at_bound=bounds,
-        covariance=covariance,
-        scores=Scores.of(observed_ms, observed_ms - residuals_ms(table, optimum.parameters)),
-        region=region_of(table["batch_size"].to_numpy(), table["total_tokens"].to_numpy()),
-        warnings=(*cleaned.warnings, *_warnings(bounds, covariance, num_sizes)),
-    )
-
-
-def _warnings(bounds: dict[str, str], covariance: pd.DataFrame, num_sizes: int) -> list[str]:
-    found = []
-    if num_sizes < len(NAMES):
-        found.append(f"the steps have {num_sizes} different (B, S): too few to tell eight parameters apart")
-    scale = [name for name in ("P_max", "w_0", "w_1") if name not in bounds]
-    is_open = np.isinf(np.diag(covariance.to_numpy()))
-    others = [str(name) for name in covariance.index[is_open] if name not in scale]
-    if len(scale) > 1 and "P_max" in scale:
-        ratios = [f"{name}/P_max" for name in scale[1:]]
-        found.append(
-            f"{listed(scale)} have no standard errors: the latency depends on {listed(ratios)} alone, "
-            "and their common scale is where the search happened to end"
-        )
-    if others:
-        found.append(f"{listed(others)}: no standard error, the steps do not identify it")
-    if bounds:
-        places = [f"{name} at {place}" for name, place in bounds.items() if place != uncertainty.NOWHERE]
-        places += [f"{name} anywhere" for name, place in bounds.items() if place == uncertainty.NOWHERE]
-        found.append(f"{listed(places)}: standard errors of the others hold them there")
-    return found
-
-
-HUBER_SCALES = 1.345
-"""Residuals beyond so many robust standard deviations count linearly: 95 % efficient for normal noise."""
-
-_MAX_EVALUATIONS = 5000
-_TOLERANCE = 1e-10
-_ROUNDS = 3
-_MAD_OF_NORMAL = 0.6744897501960817  # median absolute deviation of a standard normal
-_LEAST_SLOPE = 1e-3  # where T does not grow with S: the lower end of w_1's documented range
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Optimum:
-    """Where the search ended.
-
-    Attributes
-    ----------
-    parameters, initial : dict of str to float
-        Of :data:`~bayes_sched.equation.PARAMETERS`, raw units; at the end and at the start.
-    huber_ms : float or None
-        Residuals beyond this count linearly (ms); None with the linear loss.
-    num_evaluations : int
-        Evaluations of the equation over all steps, those for derivatives apart.
-    """
-
-    parameters: dict[str, float]
-    initial: dict[str, float]
-    huber_ms: float | None
-    num_evaluations: int
-
-
-def optimise(steps: pd.DataFrame, *, huber: bool) -> Optimum:
-    """Return the least-squares optimum, from the documented start.
-
-    Parameters
-    ----------
-    steps : DataFrame
-        ``batch_size``, ``total_tokens`` and ``latency_ms``, cleaned.
-    huber : bool
-        Whether large residuals count linearly. How large is taken from the residuals' median absolute
-        deviation, first that of the plain optimum, then twice that of the Huber optimum itself; each search
-        goes on from where the one before ended.
-
-    Raises
-    ------
-    InputError
-        The search does not end.
-    """
-    start = initial_values(steps)
-    parameters, num_evaluations = _search(steps, start, huber_ms=None)
-    huber_ms = None
-    for _ in range(_ROUNDS if huber else 0):
-        huber_ms = HUBER_SCALES * _robust_scale(residuals_ms(steps, parameters))
-        parameters, more = _search(steps, parameters, huber_ms=huber_ms)
-        num_evaluations += more
-    return Optimum(parameters=parameters, initial=start, huber_ms=huber_ms, num_evaluations=num_evaluations)
 
 
 def initial_values(steps: pd.DataFrame) -> dict[str, float]:
@@ -242,42 +190,31 @@ def initial_values(steps: pd.DataFrame) -> dict[str, float]:
 
 def residuals_ms(steps: pd.DataFrame, parameters: dict[str, float]) -> Floats:
     """Return observed minus predicted latency, ms, dims (step,)."""
-    batch_size, total_tokens, latency = (
-        steps[name].to_numpy(float) for name in ("batch_size", "total_tokens", "latency_ms")
-    )
+    batch_size, total_tokens, latency = (steps[name].to_numpy(float) for name in _COLUMNS)
     residuals: Floats = latency - latency_ms(batch_size, total_tokens, **parameters)
     return residuals
 
 
-def loss_ms2(residuals: Floats, huber_ms: float | None) -> float:
+def _loss_ms2(steps: pd.DataFrame, parameters: dict[str, float], huber_ms: float | None) -> float:
     """Return the sum that the search makes small, ms²: of squares, or Huber's, which is alike near 0."""
-    size = np.abs(residuals)
+    size = np.abs(residuals_ms(steps, parameters))
     if huber_ms is None:
         return float(size @ size)
     return float(np.where(size <= huber_ms, size**2, huber_ms * (2.0 * size - huber_ms)).sum())
 
 
-def raw_units(median_batch_size: float, median_total_tokens: float) -> Floats:
-    """Return what turns parameters of the scaled steps into raw units, dims (parameter,), as `NAMES`."""
-    factors = {
-        "k_B": 1.0 / median_batch_size,
-        "tau_B": 1.0 / median_batch_size,
-        "k_S": 1.0 / median_total_tokens,
-        "w_1": 1.0 / median_total_tokens,
-        "tau_S": 1.0 / median_total_tokens,
-    }
-    return np.array([factors.get(name, 1.0) for name in NAMES])
-
-
 def _search(
-    steps: pd.DataFrame, start: dict[str, float], *, huber_ms: float | None
+    steps: pd.DataFrame, start: dict[str, float], huber_ms: float | None
 ) -> tuple[dict[str, float], int]:
-    batch_size, total_tokens = (steps[name].to_numpy(float) for name in ("batch_size", "total_tokens"))
+    """Return parameters where the loss is least, and evaluations; it sees steps over their medians."""
+    batch_size, total_tokens = (steps[name].to_numpy(float) for name in _SIZES)
     medians = _medians(steps)
-    units = raw_units(*medians)
+    per_b, per_s = 1.0 / medians[0], 1.0 / medians[1]
+    factors = {"k_B": per_b, "tau_B": per_b, "k_S": per_s, "w_1": per_s, "tau_S": per_s}
+    units = np.array([factors.get(name, 1.0) for name in NAMES])
     loss: dict[str, Any] = {} if huber_ms is None else {"loss": "huber", "f_scale": huber_ms}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # What it warns of, a covariance that does not exist, is always so here; `uncertainty` says of what.
+        # What it warns of, a covariance that does not exist, is always so here; `covariance` says of what.
         warnings.simplefilter("ignore", OptimizeWarning)
         try:
             found, _, info, _, _ = curve_fit(
@@ -313,47 +250,18 @@ def _latency(scaled: Any, *values: Any) -> Any:
     return latency_ms(scaled[0], scaled[1], **dict(zip(NAMES, values, strict=True)))
 
 
-def _robust_scale(residuals: Floats) -> float:
-    """Return the standard deviation that the middle half of the residuals suggests, ms, above 0."""
-    return max(float(np.median(np.abs(residuals))) / _MAD_OF_NORMAL, 1e-6)
-
-
-RATIOS = {"a_0": "w_0", "a_1": "w_1"}
-"""Ratios that data identify, each the parameter named over P_max: ms and ms/token."""
-QUANTITIES = (*NAMES, *RATIOS)
-
-ZERO, INFINITY, NOWHERE = "0", "infinity", "undetermined"
-"""Where a parameter sits; the last: the work of a step is 0, so that its speed has no effect."""
-
-_RATES = ("k_B", "k_S")
-_WORKS = ("w_0", "w_1")
-_NO_MATTER = 0.01
-_LEAST_VARIANCE_MS2 = 1e-8
-_NULL = 1e-7
-_NEARLY_NULL = 1e-4
-
-
 def with_ratios(parameters: dict[str, float]) -> dict[str, float]:
     """Return the parameters and the ratios that data identify."""
     return parameters | {ratio: parameters[work] / parameters["P_max"] for ratio, work in RATIOS.items()}
 
 
-def at_bound(steps: pd.DataFrame, optimum: Optimum) -> dict[str, str]:
-    """Return the parameters that sit at a bound, and which: :data:`ZERO`, :data:`INFINITY`, :data:`NOWHERE`.
-
-    Parameters
-    ----------
-    steps : DataFrame
-        Those of the fit.
-    optimum : Optimum
-    """
-    here = optimum.parameters
-    loss = loss_ms2(residuals_ms(steps, here), optimum.huber_ms)
+def at_bound(steps: pd.DataFrame, here: dict[str, float], huber_ms: float | None) -> dict[str, str]:
+    """Return the parameters that sit at a bound, and which: `ZERO`, `INFINITY` or `NOWHERE`."""
+    loss = _loss_ms2(steps, here, huber_ms)
     variance = max(loss / (len(steps) - len(NAMES)), _LEAST_VARIANCE_MS2)
 
     def is_as_good(changes: dict[str, float]) -> bool:
-        moved = loss_ms2(residuals_ms(steps, here | changes), optimum.huber_ms)
-        return moved - loss < _NO_MATTER * variance
+        return _loss_ms2(steps, here | changes, huber_ms) - loss < _NO_MATTER * variance
 
     zero = {name: ZERO for name in NAMES if name not in (*_RATES, "P_max") and is_as_good({name: 0.0})}
     if is_as_good(dict.fromkeys(_WORKS, 0.0)):
@@ -367,33 +275,20 @@ def at_bound(steps: pd.DataFrame, optimum: Optimum) -> dict[str, str]:
     return {name: zero[name] for name in NAMES if name in zero}
 
 
-def covariance(steps: pd.DataFrame, optimum: Optimum, bounds: dict[str, str]) -> pd.DataFrame:
-    """Return the sandwich covariance of the parameters and of the ratios that data identify.
-
-    Parameters
-    ----------
-    steps : DataFrame
-        Those of the fit.
-    optimum : Optimum
-    bounds : dict of str to str
-        From :func:`at_bound`. What sits at a bound is held where it is.
-
-    Returns
-    -------
-    DataFrame, dims (quantity, quantity), raw units
-        NaN for what is held at a bound; for what the steps do not identify, infinite on the diagonal and NaN
-        beside it.
-    """
+def covariance(
+    steps: pd.DataFrame, parameters: dict[str, float], huber_ms: float | None, bounds: dict[str, str]
+) -> pd.DataFrame:
+    """Return the sandwich covariance of the parameters and of the ratios that data identify."""
     free = [name for name in NAMES if name not in bounds]
-    jacobian = _log_jacobian(steps, optimum.parameters, free)
+    jacobian = _log_jacobian(steps, parameters, free)
     norms = np.linalg.norm(jacobian, axis=0)
     norms[norms == 0.0] = 1.0
-    gradients = _log_gradients(with_ratios(optimum.parameters), free) / norms
+    gradients = _log_gradients(with_ratios(parameters), free) / norms
     left, singular, right = np.linalg.svd(jacobian / norms, full_matrices=False)
     is_known = singular > _NULL * singular[0]
     left, singular, known, unknown = left[:, is_known], singular[is_known], right[is_known], right[~is_known]
     half = (gradients @ known.T) / singular
-    table: Floats = half @ _middle(left, steps, optimum, num_free=len(free)) @ half.T
+    table: Floats = half @ _middle(left, residuals_ms(steps, parameters), huber_ms, len(free)) @ half.T
     lengths = np.maximum(np.linalg.norm(gradients, axis=1), np.finfo(float).tiny)
     is_open = np.linalg.norm(gradients @ unknown.T, axis=1) > _NEARLY_NULL * lengths
     is_held = np.array([RATIOS.get(name, name) in bounds for name in QUANTITIES])
@@ -406,7 +301,7 @@ def covariance(steps: pd.DataFrame, optimum: Optimum, bounds: dict[str, str]) ->
 
 def _log_jacobian(steps: pd.DataFrame, parameters: dict[str, float], names: list[str]) -> Floats:
     """Return derivatives of the latency by the parameters' logarithms, ms, dims (step, parameter)."""
-    batch_size, total_tokens = (steps[name].to_numpy(float) for name in ("batch_size", "total_tokens"))
+    batch_size, total_tokens = (steps[name].to_numpy(float) for name in _SIZES)
     step = 1e-20j  # a complex step loses no digits, however small
     columns = [
         latency_ms(batch_size, total_tokens, **(parameters | {name: parameters[name] * (1.0 + step)})).imag
@@ -418,26 +313,19 @@ def _log_jacobian(steps: pd.DataFrame, parameters: dict[str, float], names: list
 
 def _log_gradients(quantities: dict[str, float], names: list[str]) -> Floats:
     """Return derivatives of the quantities by the parameters' logarithms, dims (quantity, parameter)."""
-    exponents = np.zeros((len(QUANTITIES), len(names)))
-    for row, quantity in enumerate(QUANTITIES):
-        for column, name in enumerate(names):
-            if quantity in RATIOS:
-                exponents[row, column] = (name == RATIOS[quantity]) - (name == "P_max")
-            else:
-                exponents[row, column] = name == quantity
+    own = [[float(name == RATIOS.get(quantity, quantity)) for name in names] for quantity in QUANTITIES]
+    over = [[float(quantity in RATIOS and name == "P_max") for name in names] for quantity in QUANTITIES]
     values = np.array([quantities[name] for name in QUANTITIES])
-    gradients: Floats = exponents * values[:, None]
+    gradients: Floats = (np.array(own) - np.array(over)) * values[:, None]
     return gradients
 
 
-def _middle(left: Floats, steps: pd.DataFrame, optimum: Optimum, *, num_free: int) -> Floats:
+def _middle(left: Floats, residuals: Floats, huber_ms: float | None, num_free: int) -> Floats:
     """Return the sandwich in the orthogonal coordinates of the Jacobian's left singular vectors."""
-    residuals = residuals_ms(steps, optimum.parameters)
-    limit = np.inf if optimum.huber_ms is None else optimum.huber_ms
+    limit = np.inf if huber_ms is None else huber_ms
     weights = (np.abs(residuals) <= limit).astype(float)
     scores = np.clip(residuals, -limit, limit)
     bread = np.linalg.pinv(left.T @ (weights[:, None] * left))
     filling = left.T @ (scores[:, None] ** 2 * left)
-    correction = len(steps) / (len(steps) - num_free)
-    middle: Floats = correction * bread @ filling @ bread
+    middle: Floats = len(residuals) / (len(residuals) - num_free) * bread @ filling @ bread
     return middle

@@ -32,7 +32,7 @@ _SLACK = f", by more than {_LEVEL:.0%}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plausibility:
+class PhysicalChecks:
     """What the checks found.
 
     Attributes
@@ -73,21 +73,10 @@ class _Check:
     detail: str
 
 
-def check_point_plausibility(
+def check_point_physics(
     parameters: Mapping[str, float], *, region: Region, scale_is_free: bool = False
-) -> Plausibility:
-    """Check a point estimate of the saturation equation.
-
-    Parameters
-    ----------
-    parameters : mapping of str to float
-        Of :data:`~bayes_sched.equation.PARAMETERS`, raw units.
-    region : Region
-        The steps that were seen.
-    scale_is_free : bool
-        Whether P_max, w_0 and w_1 are known only by their ratios. Their ranges hold, then, if they do for
-        some common scale.
-    """
+) -> PhysicalChecks:
+    """Check a point estimate of the saturation equation."""
     draws = {name: np.array([value]) for name, value in parameters.items()}
 
     def latency(batch_size: Floats, total_tokens: Floats) -> Floats:
@@ -101,7 +90,7 @@ def check_point_plausibility(
     return _table([*_signs(draws), *scale, *_ranges(draws, alone), *_shape(latency, region)])
 
 
-def check_plausibility(fit: FittedModel, *, max_draws: int | None = DEFAULT_MAX_DRAWS) -> Plausibility:
+def check_physics(fit: FittedModel, *, max_draws: int | None = DEFAULT_MAX_DRAWS) -> PhysicalChecks:
     """Check a posterior: the probability of each check is the share of the draws in which it holds.
 
     Columns of the steps beyond requests and tokens, which a richer model may need, are taken as 0.
@@ -125,18 +114,11 @@ def check_plausibility(fit: FittedModel, *, max_draws: int | None = DEFAULT_MAX_
     return _table([*_signs(draws), *_ranges(draws, fit.model.parameters), *_shape(latency, fit.region)])
 
 
-def _table(checks: Sequence[_Check]) -> Plausibility:
-    rows = [
-        {
-            "check": found.check,
-            "group": found.group,
-            "probability": float(found.holds.mean()),
-            "holds": bool(found.holds.mean() >= DEFAULT_PROBABILITY),
-            "detail": found.detail,
-        }
-        for found in checks
-    ]
-    return Plausibility(pd.DataFrame(rows))
+def _table(checks: Sequence[_Check]) -> PhysicalChecks:
+    rows = [(found.check, found.group, float(found.holds.mean()), found.detail) for found in checks]
+    table = pd.DataFrame(rows, columns=["check", "group", "probability", "detail"])
+    table.insert(3, "holds", table["probability"] >= DEFAULT_PROBABILITY)
+    return PhysicalChecks(table)
 
 
 def _signs(draws: Mapping[str, Floats]) -> list[_Check]:
@@ -150,11 +132,9 @@ def _signs(draws: Mapping[str, Floats]) -> list[_Check]:
 def _ranges(draws: Mapping[str, Floats], parameters: Sequence[Parameter]) -> list[_Check]:
     found = []
     for p in parameters:
-        values = draws[p.name]
-        text = f"{p.name} from {p.low:g} to {p.high:g} {p.unit}"
-        found.append(
-            _Check(text, "range", (values >= p.low) & (values <= p.high), f"it is {_spread(values)}")
-        )
+        values, text = draws[p.name], f"{p.name} from {p.low:g} to {p.high:g} {p.unit}"
+        holds = (values >= p.low) & (values <= p.high)
+        found.append(_Check(text, "range", holds, f"it is {_spread(values)}"))
     return found
 
 
@@ -210,9 +190,8 @@ def _finite(rows: Sequence[_Row]) -> _Check:
     values = np.concatenate([row.values for row in rows], axis=1)
     holds = (np.isfinite(values) & (values > 0.0)).all(axis=1)
     extent = span(float(values.min()), float(values.max()))
-    return _Check(
-        "latency is finite and above 0", "saturation", holds, f"{extent} ms over the steps looked at"
-    )
+    text = "latency is finite and above 0"
+    return _Check(text, "saturation", holds, f"{extent} ms over the steps looked at")
 
 
 def _rising(rows: Sequence[_Row], check: str, region: Region) -> _Check:
@@ -245,35 +224,37 @@ def _boundaries(latency: Latency, max_batch_size: float, max_tokens: float) -> l
     middle = float(np.rint(np.sqrt(max_batch_size)))
     batch_size = [1.0, 1.0, 1.0, max_batch_size, middle, middle, far_b, 2.0 * far_b]
     total_tokens = [1.0, 2.0, max_tokens, max_tokens, far_s, 2.0 * far_s, far_b, 2.0 * far_b]
-    one, two, alone, shared, far, farther, many, more = latency(
-        np.array(batch_size), np.array(total_tokens)
-    ).T
+    steps = np.array(batch_size), np.array(total_tokens)
+    one, two, alone, shared, far, farther, many, more = latency(*steps).T
     low, high = _DOUBLE
     by_tokens, by_requests = farther / far, more / many
-    found = [
-        (
+    return [
+        _Check(
             "S small: a step of two tokens takes once to twice the time of one",
+            "boundary",
             (two >= one * (1.0 - _LEVEL)) & (two <= 2.0 * one),
             f"T(1, 1) = {_spread(one)} ms, T(1, 2) = {_spread(two)} ms",
         ),
-        (
+        _Check(
             f"B small: one request with {max_tokens:,.0f} tokens takes at most {_MAX_SLOWDOWN:g} times as "
             f"long as {max_batch_size:,.0f} requests with as many",
+            "boundary",
             np.isfinite(alone) & (alone <= _MAX_SLOWDOWN * shared),
             f"{_spread(alone / shared)} times",
         ),
-        (
+        _Check(
             "S large: twice the tokens take twice the time, throughput has a ceiling",
+            "boundary",
             (by_tokens >= low) & (by_tokens <= high),
             f"{_spread(by_tokens)} times from {far_s:,.0f} tokens on",
         ),
-        (
+        _Check(
             "B large: twice the decoding requests take twice the time",
+            "boundary",
             (by_requests >= low) & (by_requests <= high),
             f"{_spread(by_requests)} times from {far_b:,.0f} requests on",
         ),
     ]
-    return [_Check(check, "boundary", holds, detail) for check, holds, detail in found]
 
 
 def _whole_numbers(high: float, num: int) -> Floats:

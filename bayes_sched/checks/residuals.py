@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from bayes_sched.arrays import Floats
 from bayes_sched.checks.scores import Scores
 from bayes_sched.format import number, percent
 
+_SIZES = {"batch_size": "requests", "total_tokens": "tokens"}
 _NUM_BINS = 6
 _NUM_LAGS = 20
 _FAR = 3.0
@@ -55,43 +58,30 @@ class ResidualAnalysis:
     def text(self) -> str:
         """Three sentences a person can paste: size, normality, autocorrelation."""
         worst = self.table.iloc[int(np.argmax(np.abs(self.table["mean_ms"].to_numpy(float))))]
-        sizes = {"batch_size": "requests", "total_tokens": "tokens"}
-        size = f"{worst['low']:,.0f} to {worst['high']:,.0f} {sizes[str(worst['by'])]}"
+        size = f"{worst['low']:,.0f} to {worst['high']:,.0f} {_SIZES[str(worst['by'])]}"
         first = float(self.autocorrelation.iloc[0])
         alike = f"lag-1 autocorrelation {first:.2f}, Ljung-Box p {_p(self.ljung_box_p)}"
+        end = ": neighbouring steps are alike, so that standard errors are too small."
+        end = end if first > _ALIKE else "."
         return (
             f"By size: the largest mean residual is {number(float(worst['mean_ms']))} ms, at {size}. "
             f"Normality: skewness {number(self.skewness)}, excess kurtosis {number(self.excess_kurtosis)}, "
             f"{percent(self.share_far, 2)} of the steps beyond three RMSE (normal: 0.27%), Jarque-Bera p "
             f"{_p(self.jarque_bera_p)}. "
-            f"Autocorrelation: {alike}"
-            + (
-                ": neighbouring steps are alike, so that standard errors are too small."
-                if first > _ALIKE
-                else "."
-            )
+            f"Autocorrelation: {alike}{end}"
         )
 
 
 def analyse_residuals(steps: pd.DataFrame, predicted_ms: Floats) -> ResidualAnalysis:
-    """Return the analysis of the residuals.
-
-    Parameters
-    ----------
-    steps : DataFrame
-        ``batch_size``, ``total_tokens`` and ``latency_ms`` in the order of the trace, at least three steps.
-    predicted_ms : ndarray, dims (step,)
-    """
+    """Return the analysis of the residuals."""
     residual_ms = steps["latency_ms"].to_numpy(float) - predicted_ms
     spread = float(np.sqrt(np.mean(residual_ms**2)))
     varies = spread > 0.0 and float(np.ptp(residual_ms)) > 0.0
     autocorrelation = _autocorrelation(residual_ms) if varies else pd.Series([0.0], index=[1], name="r")
+    by_size = [row for name in _SIZES for row in _by_size(steps, predicted_ms, name)]
     return ResidualAnalysis(
         residual_ms=residual_ms,
-        table=pd.concat(
-            [_by_size(steps, predicted_ms, name) for name in ("batch_size", "total_tokens")],
-            ignore_index=True,
-        ),
+        table=pd.DataFrame(by_size),
         skewness=float(stats.skew(residual_ms)) if varies else 0.0,
         excess_kurtosis=float(stats.kurtosis(residual_ms)) if varies else 0.0,
         jarque_bera_p=float(stats.jarque_bera(residual_ms).pvalue) if varies else 1.0,
@@ -101,27 +91,22 @@ def analyse_residuals(steps: pd.DataFrame, predicted_ms: Floats) -> ResidualAnal
     )
 
 
-def _by_size(steps: pd.DataFrame, predicted_ms: Floats, name: str) -> pd.DataFrame:
-    size = steps[name].to_numpy(float)
+def _by_size(steps: pd.DataFrame, predicted_ms: Floats, name: str) -> Iterator[dict[str, Any]]:
+    size, observed_ms = steps[name].to_numpy(float), steps["latency_ms"].to_numpy(float)
     inner = np.unique(np.quantile(size, np.linspace(0.0, 1.0, _NUM_BINS + 1)[1:-1]))
     classes = np.searchsorted(inner, size, side="left")
-    observed_ms = steps["latency_ms"].to_numpy(float)
-    rows = []
     for number_of_class in np.unique(classes):
         inside = classes == number_of_class
         scores = Scores.of(observed_ms[inside], predicted_ms[inside])
-        rows.append(
-            {
-                "by": name,
-                "low": size[inside].min(),
-                "high": size[inside].max(),
-                "num_steps": scores.num_steps,
-                "mean_ms": -scores.bias_ms,
-                "rmse_ms": scores.rmse_ms,
-                "mape": scores.mape,
-            }
-        )
-    return pd.DataFrame(rows)
+        yield {
+            "by": name,
+            "low": size[inside].min(),
+            "high": size[inside].max(),
+            "num_steps": scores.num_steps,
+            "mean_ms": -scores.bias_ms,
+            "rmse_ms": scores.rmse_ms,
+            "mape": scores.mape,
+        }
 
 
 def _autocorrelation(values: Floats) -> pd.Series[float]:
@@ -135,10 +120,8 @@ def _autocorrelation(values: Floats) -> pd.Series[float]:
 
 def _ljung_box(autocorrelation: pd.Series[float], num_steps: int) -> float:
     lags = np.arange(1, len(autocorrelation) + 1)
-    statistic = (
-        num_steps * (num_steps + 2) * float(np.sum(np.asarray(autocorrelation) ** 2 / (num_steps - lags)))
-    )
-    return float(stats.chi2.sf(statistic, len(lags)))
+    total = float(np.sum(np.asarray(autocorrelation) ** 2 / (num_steps - lags)))
+    return float(stats.chi2.sf(num_steps * (num_steps + 2) * total, len(lags)))
 
 
 def _p(probability: float) -> str:

@@ -1,4 +1,4 @@
-"""How far point predictions of the latency are off."""
+"""Scores: of predictive distributions by their quantiles, of point predictions, and of shares of events."""
 
 from __future__ import annotations
 
@@ -6,61 +6,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from bayes_sched.arrays import Floats
 from bayes_sched.format import number, percent
-
-
-def share_interval(count: ArrayLike, number: ArrayLike, *, level: float) -> tuple[Floats, Floats]:
-    """Return the exact interval (Clopper and Pearson, equal tails) of a share.
-
-    Parameters
-    ----------
-    count, number : array-like
-        Events and tries; they broadcast and need not be whole, as effective numbers are not.
-    level : float
-        Probability with which the interval holds the share, at least.
-
-    Returns
-    -------
-    lower, upper : ndarray
-        0 and 1 where there are no tries.
-    """
-    events, tries = np.broadcast_arrays(np.asarray(count, float), np.asarray(number, float))
-    others, tail = tries - events, 0.5 * (1.0 - level)
-    lower, upper = np.zeros(events.shape), np.ones(events.shape)
-    has_events, has_others = events > 0.0, others > 0.0
-    lower[has_events] = betaincinv(events[has_events], others[has_events] + 1.0, tail)
-    upper[has_others] = betaincinv(events[has_others] + 1.0, others[has_others], 1.0 - tail)
-    return lower, upper
-
-
-def effective_tries(happened: ArrayLike, cluster: ArrayLike) -> float:
-    """Return how many independent tries tell a share as well as these, which come in clusters.
-
-    The variance of the share is estimated from how it differs between clusters (as in Korn and Graubard,
-    1998, Survey Methodology 24), and never taken to be less than that of independent tries. Where no try, or
-    every one, is an event, clusters cannot differ and the number of tries is returned.
-
-    Parameters
-    ----------
-    happened : array-like of bool, dims (try,)
-    cluster : array-like of int, dims (try,)
-        Tries of one cluster go together.
-    """
-    events = np.asarray(happened, float)
-    number, share = len(events), float(events.mean())
-    _, which = np.unique(np.asarray(cluster), return_inverse=True)
-    num_clusters = int(which.max()) + 1
-    if share in (0.0, 1.0) or num_clusters < 2:
-        return float(number)
-    residual = np.bincount(which, weights=events - share)
-    variance = num_clusters / (num_clusters - 1.0) * float(np.square(residual).sum()) / number**2
-    independent = share * (1.0 - share) / number
-    return number * independent / max(variance, independent)
-
 
 LEVELS: Floats = np.array([0.005, 0.01, 0.025, *(np.arange(1, 20) / 20), 0.975, 0.99, 0.995])
 """Probabilities of the quantiles that every predictive distribution is scored by."""
@@ -84,28 +34,14 @@ def at_level(quantiles_ms: Floats, level: float) -> Floats:
 
 
 def pinball_loss(observed_ms: Floats, quantiles_ms: Floats, *, levels: Floats = LEVELS) -> Floats:
-    """Return the pinball loss of each quantile, ms, dims (row, level).
-
-    Parameters
-    ----------
-    observed_ms : ndarray, dims (row,)
-    quantiles_ms : ndarray, dims (row, level)
-    levels : ndarray, dims (level,)
-    """
+    """Return the pinball loss of each quantile, ms, dims (row, level)."""
     excess = observed_ms[:, None] - quantiles_ms
     loss: Floats = np.maximum(levels * excess, (levels - 1.0) * excess)
     return loss
 
 
 def crps(observed_ms: Floats, quantiles_ms: Floats, *, levels: Floats = LEVELS) -> Floats:
-    """Return the continuous ranked probability score of each step, ms, dims (row,).
-
-    Parameters
-    ----------
-    observed_ms : ndarray, dims (row,)
-    quantiles_ms : ndarray, dims (row, level)
-    levels : ndarray, dims (level,)
-    """
+    """Return the continuous ranked probability score of each step, ms, dims (row,)."""
     score: Floats = 2.0 * pinball_loss(observed_ms, quantiles_ms, levels=levels) @ quantile_weights(levels)
     return score
 
@@ -123,33 +59,14 @@ def coverage(observed_ms: Floats, quantiles_ms: Floats, *, probability: float) -
 
 
 def pit_histogram(cdf: Floats, *, num_bins: int = 10) -> Floats:
-    """Return the share of probability integral transforms in each of equal bins, dims (bin,): even is good.
-
-    Parameters
-    ----------
-    cdf : ndarray, dims (row,)
-        The predictive distribution function of each step at its observed latency.
-    num_bins : int
-    """
+    """Return the share of probability integral transforms in each of equal bins, dims (bin,)."""
     counts, _ = np.histogram(np.clip(cdf, 0.0, 1.0), bins=num_bins, range=(0.0, 1.0))
     shares: Floats = counts / max(len(cdf), 1)
     return shares
 
 
 def point_scores(observed_ms: Floats, predicted_ms: Floats) -> dict[str, float]:
-    """Return what is said of predictions that are single numbers.
-
-    Parameters
-    ----------
-    observed_ms, predicted_ms : ndarray, dims (row,)
-
-    Returns
-    -------
-    dict
-        ``mape`` and ``ape_p95`` (mean and 95th percentile of the absolute error relative to the observed
-        latency), ``r2`` (NaN where the observed latencies do not vary), ``rmse_ms``, ``mae_ms``, ``bias_ms``
-        (predicted minus observed, on average).
-    """
+    """Return what is said of predictions that are single numbers."""
     error = predicted_ms - observed_ms
     relative = np.abs(error) / observed_ms
     variance = float(np.var(observed_ms))
@@ -165,20 +82,7 @@ def point_scores(observed_ms: Floats, predicted_ms: Floats) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Scores of point predictions.
-
-    Attributes
-    ----------
-    r2 : float
-        Share of the latency's variance that is explained; NaN where all latencies are equal.
-    rmse_ms, mae_ms : float
-        Root mean square and mean absolute error.
-    mape, ape_p95 : float
-        Mean and 95th percentile of the absolute error relative to the observed latency, as shares.
-    bias_ms : float
-        Mean of predicted minus observed.
-    num_steps : int
-    """
+    """Scores of point predictions."""
 
     r2: float
     rmse_ms: float
@@ -189,7 +93,7 @@ class Scores:
     num_steps: int
 
     @classmethod
-    def of(cls, observed_ms: NDArray[np.float64], predicted_ms: NDArray[np.float64]) -> Scores:
+    def of(cls, observed_ms: Floats, predicted_ms: Floats) -> Scores:
         """Return the scores of predictions, dims (step,) both."""
         return cls(**point_scores(observed_ms, predicted_ms), num_steps=len(observed_ms))
 
@@ -205,3 +109,33 @@ class Scores:
             f"Over {self.num_steps:,} steps: R² {number(self.r2)}, RMSE {number(self.rmse_ms)} ms, "
             f"MAE {number(self.mae_ms)} ms, MAPE {percent(self.mape, 1)}, bias {number(self.bias_ms)} ms."
         )
+
+
+def share_interval(count: ArrayLike, number: ArrayLike, *, level: float) -> tuple[Floats, Floats]:
+    """Return the exact interval (Clopper and Pearson, equal tails) of a share."""
+    events, tries = np.broadcast_arrays(np.asarray(count, float), np.asarray(number, float))
+    others, tail = tries - events, 0.5 * (1.0 - level)
+    lower, upper = np.zeros(events.shape), np.ones(events.shape)
+    has_events, has_others = events > 0.0, others > 0.0
+    lower[has_events] = betaincinv(events[has_events], others[has_events] + 1.0, tail)
+    upper[has_others] = betaincinv(events[has_others] + 1.0, others[has_others], 1.0 - tail)
+    return lower, upper
+
+
+def effective_tries(happened: ArrayLike, cluster: ArrayLike) -> float:
+    """Return how many independent tries tell a share as well as these, which come in clusters.
+
+    The variance of the share is estimated from how it differs between clusters (as in Korn and Graubard,
+    1998, Survey Methodology 24), and never taken to be less than that of independent tries. Where no try, or
+    every one, is an event, clusters cannot differ and the number of tries is returned.
+    """
+    events = np.asarray(happened, float)
+    number, share = len(events), float(events.mean())
+    _, which = np.unique(np.asarray(cluster), return_inverse=True)
+    num_clusters = int(which.max()) + 1
+    if share in (0.0, 1.0) or num_clusters < 2:
+        return float(number)
+    residual = np.bincount(which, weights=events - share)
+    variance = num_clusters / (num_clusters - 1.0) * float(np.square(residual).sum()) / number**2
+    independent = share * (1.0 - share) / number
+    return number * independent / max(variance, independent)

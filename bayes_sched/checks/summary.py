@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sched.checks.calibration import Calibration, calibrate
-from bayes_sched.checks.discrepancy import Misfit, estimate_misfit
+from bayes_sched.checks.discrepancy import Discrepancy, estimate_discrepancy
 from bayes_sched.checks.views import FitViews
 from bayes_sched.errors import InputError
 from bayes_sched.format import records
@@ -76,7 +76,7 @@ class FitSummary:
         ``num_divergences``, ``e_bfmi`` (a list, one a chain), ``num_draws``, ``num_gradients``.
     effects : DataFrame
         :func:`effect_table`; empty where the model has no varying effects.
-    discrepancy : Misfit or None
+    discrepancy : Discrepancy or None
         How much of the error a richer model would explain; None where there is no richer one.
     typical_load : str
         For what context the bands over (B, S) alone are, a sentence; empty where B and S say it all.
@@ -100,7 +100,7 @@ class FitSummary:
     convergence: pd.DataFrame
     gate: dict[str, Any]
     effects: pd.DataFrame
-    discrepancy: Misfit | None
+    discrepancy: Discrepancy | None
     typical_load: str
     grid: pd.DataFrame
     largest: tuple[int, int]
@@ -126,7 +126,7 @@ class FitSummary:
         :class:`~bayes_sched.posterior.provenance.FitMetadata`; ``probability``, ``converged``, ``problems``;
         ``typical_steps``, ``costs``, ``coverage``, ``parameters``, ``convergence``, ``effects``: lists with
         one mapping a row of the tables above; ``gate``; ``misfit``: the fields of
-        :class:`~bayes_sched.checks.discrepancy.Misfit`, or None; ``typical_load``.
+        :class:`~bayes_sched.checks.discrepancy.Discrepancy`, or None; ``typical_load``.
         """
         metadata = self.fit.metadata.to_attrs()
         described = {key: json.loads(str(metadata[key])) for key in metadata if key in _METADATA_KEYS}
@@ -198,7 +198,7 @@ def summarize(
             "num_gradients": gate.num_gradients,
         },
         effects=effect_table(fit, steps, probability=probability),
-        discrepancy=estimate_misfit(fit, steps),
+        discrepancy=estimate_discrepancy(fit, steps),
         typical_load=fit.typical.text(fit.model.columns),
         grid=grid.join(band_table(fit, points, probability=probability)),
         largest=(int(fit.cells["batch_size"].max()), int(fit.cells["total_tokens"].max())),

@@ -36,7 +36,11 @@ def _add_root_options(parser: Parser) -> None:
 
 STUDY = Command(
     name="study",
-    summary="is all this true? calibrations, validations and benchmarks",
+    summary="is all this true? calibrations, benchmarks",
+    epilog="""\
+example:
+  bayes-sched study validate trace.jsonl --models line,saturation
+""",
     commands=STUDIES,
 )
 ROOT = Command(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +21,10 @@ from bayes_sched.cli.progress import Show, prefixed, shown_progress
 from bayes_sched.files import whole_file
 from bayes_sched.model.protocol import ModelFile, all_parameters, load_model, load_model_file, shipped_models
 from bayes_sched.posterior.fit import fit
-from bayes_sched.reports.loo import comparison_text
+from bayes_sched.reports.document import report
+from bayes_sched.reports.loo import ComparedModels
 from bayes_sched.reports.plots.comparison import model_differences
+from bayes_sched.reports.terminal import terminal
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.studies.speed import fit_provenance
 from bayes_sched.trace.cleaning import clean_steps
@@ -37,11 +37,11 @@ def run(options: argparse.Namespace, call: Call) -> int:
         found, fits = compared(options, call, show)
         show("writing", None)
         write(options, found)
+    document = report(ComparedModels(found, fits))
     if options.json:
-        shown = {name: plain(account) for name, account in fits.items()}
-        print_json({**plain(found.to_dict()), "fits": shown})
+        print_json(document.numbers)
     else:
-        print(comparison_text(found, fits))
+        print(terminal(document))
         for path in filter(None, (options.csv, options.figure)):
             print(f"Saved {path}")
     for name, account in fits.items():
@@ -132,11 +132,3 @@ def write(options: argparse.Namespace, found: ModelComparison) -> None:
     if options.figure is not None:
         with whole_file(options.figure, what="the figure") as temporary:
             model_differences(found).savefig(temporary, format="png", dpi=144)
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put None in the place of numbers that JSON cannot say."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }

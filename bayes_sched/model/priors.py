@@ -15,13 +15,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.model.equation import Parameter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bayes_sched.arrays import Floats
+    from bayes_sched.model.equation import Parameter
 
 _Z = 1.959963984540054  # standard normal quantile of 0.975
 _DECADES_BELOW = 1e-3
@@ -80,7 +82,6 @@ class JointPrior(Protocol):
     @property
     def text(self) -> str:
         """Whose prior it is, in words."""
-        ...
 
     def check(self, priors: Priors) -> None:
         """Raise `InputError` where a model with these documented priors lacks what it tells of."""

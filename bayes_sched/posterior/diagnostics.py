@@ -7,12 +7,15 @@ least :data:`MIN_E_BFMI`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import arviz as az
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
+
+from bayes_sched.arrays import Bools, Floats
 
 MAX_R_HAT = 1.01
 """Largest rank-normalised split R-hat (Vehtari et al. 2021)."""
@@ -21,7 +24,7 @@ MIN_ESS = 400.0
 MIN_E_BFMI = 0.3
 """Smallest energy Bayesian fraction of missing information of a chain (Betancourt 2016)."""
 MIN_PART_DRAWS = 50
-"""Draws of a chain in one part of the posterior from which its E-BFMI is worth computing."""
+"""Draws of a chain in one component of the posterior from which its E-BFMI is worth computing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,24 +36,18 @@ class Convergence:
     table : DataFrame
         One row a variable, index ``variable``: ``r_hat``, ``ess_bulk``, ``ess_tail``, ``passed``, and
         ``kind`` (``parameter`` or ``coordinate``).
-    num_divergences : int
-        Divergent draws after warm-up.
+    num_divergences, num_draws, num_gradients : int
+        Divergent draws, draws, and leapfrog steps (0 where not recorded), all after warm-up, of all chains.
     e_bfmi : ndarray, dims (chain,)
-    num_draws : int
-        Draws after warm-up, all chains together.
-    num_gradients : int
-        Leapfrog steps after warm-up, all chains together; 0 where the sampler did not record them.
-    converged : bool
-        Whether the gate passed.
-    problems : tuple of str
-        What failed, each with its number and the next action.
+    converged, problems : bool, tuple of str
+        Whether the gate passed; what failed, each with its number and the next action.
     text : str
         A sentence a person can paste.
     """
 
     table: pd.DataFrame
     num_divergences: int
-    e_bfmi: NDArray[np.float64]
+    e_bfmi: Floats
     num_draws: int
     num_gradients: int
     converged: bool
@@ -65,7 +62,7 @@ class Convergence:
     @property
     def worst_ess(self) -> float:
         """Smallest effective sample size, bulk or tail, over all parameters and coordinates."""
-        return float(self.table[["ess_bulk", "ess_tail"]].to_numpy(dtype=np.float64).min())
+        return _least_ess(self.table)
 
     @property
     def ess_per_1000_gradients(self) -> float:
@@ -76,70 +73,45 @@ class Convergence:
 
 
 def convergence(data: xr.DataTree, *, tune: int | None = None) -> Convergence:
-    """Apply the gate to a fit.
-
-    Parameters
-    ----------
-    data : DataTree
-        Groups ``posterior`` and ``coordinates`` (chain, draw, and any other dims; the second may be missing)
-        and ``sample_stats`` (chain, draw: ``diverging``, ``energy``, ``n_steps``).
-    tune : int, optional
-        Warm-up draws a chain, named in the advice.
-
-    Returns
-    -------
-    Convergence
-    """
+    """Apply the gate to groups ``posterior``, ``coordinates``, ``sample_stats``; advice names `tune`."""
     posterior = data["posterior"].to_dataset()
     tables = [mixing_table(posterior).assign(kind="parameter")]
     if "coordinates" in data.children:
         tables.append(mixing_table(data["coordinates"].to_dataset()).assign(kind="coordinate"))
     table = pd.concat(tables)
-    num_draws = posterior.sizes["chain"] * posterior.sizes["draw"]
+    num_chains, num_draws = posterior.sizes["chain"], posterior.sizes["draw"]
     stats = data["sample_stats"].to_dataset() if "sample_stats" in data.children else xr.Dataset()
     num_divergences = int(stats["diverging"].sum()) if "diverging" in stats else 0
-    e_bfmi = (
-        energy_bfmi(stats["energy"], stats.get("part"))
-        if "energy" in stats
-        else np.array([], dtype=np.float64)
-    )
+    e_bfmi = energy_bfmi(stats["energy"], stats.get("part")) if "energy" in stats else np.empty(0)
+    longer = "raise tune" if tune is None else f"raise tune above {tune}"
     problems = (
-        *_chain_problems(posterior),
-        *_mixing_problems(table, num_draws=posterior.sizes["draw"], tune=tune),
-        *_stats_problems(stats, num_divergences, e_bfmi, num_draws=num_draws, tune=tune),
+        *([] if num_chains >= 2 else ["one chain cannot show that it has converged: give 4 chains"]),
+        *_mixing_problems(table, num_draws, longer),
+        *_transition_problems(stats, num_divergences, e_bfmi, num_chains * num_draws, longer),
     )
+    text = (
+        f"R-hat at most {table['r_hat'].max():.3f}, effective sample sizes at least "
+        f"{_least_ess(table):,.0f} of {num_chains * num_draws:,} draws, {num_divergences:,} divergences"
+    )
+    text += f", E-BFMI at least {e_bfmi.min():.2f}." if e_bfmi.size else "."
     return Convergence(
         table=table,
         num_divergences=num_divergences,
         e_bfmi=e_bfmi,
-        num_draws=num_draws,
+        num_draws=num_chains * num_draws,
         num_gradients=int(stats["n_steps"].sum()) if "n_steps" in stats else 0,
         converged=not problems,
         problems=problems,
-        text=_text(table, num_divergences, e_bfmi, num_draws=num_draws, problems=problems),
+        text=f"Not converged ({'; '.join(problems)}). {text}" if problems else f"Converged: {text}",
     )
 
 
 def mixing_table(draws: xr.Dataset) -> pd.DataFrame:
-    """Return how well each variable's chains mixed.
-
-    Parameters
-    ----------
-    draws : Dataset, dims (chain, draw) and any others
-        Several chains, at least four draws each; with fewer, the numbers are NaN and do not pass.
-
-    Returns
-    -------
-    DataFrame
-        Index ``variable`` (with other dims: the label of the element): ``r_hat``, ``ess_bulk``, ``ess_tail``,
-        ``passed``.
-    """
+    """Return R-hat, ESS and whether they pass of each variable, or of each element by its label."""
     scalars = _scalars(draws)
     if min(draws.sizes["chain"], draws.sizes["draw"] // 4) < 1:
         columns = {name: np.full(len(scalars), np.nan) for name in ("r_hat", "ess_bulk", "ess_tail")}
     else:
-        import arviz as az
-
         with np.errstate(divide="ignore", invalid="ignore"):  # chains that do not move: NaN, reported as such
             measures = {
                 "r_hat": az.rhat(scalars),
@@ -156,38 +128,26 @@ def mixing_table(draws: xr.Dataset) -> pd.DataFrame:
     return table
 
 
-def energy_bfmi(energy: xr.DataArray, part: xr.DataArray | None = None) -> NDArray[np.float64]:
-    """Return the E-BFMI of each chain: how much of the energy's spread one transition covers.
+def energy_bfmi(energy: xr.DataArray, part: xr.DataArray | None = None) -> Floats:
+    """Return the E-BFMI of each chain: how much of the energy's spread one transition covers, dims (chain,).
 
-    Parameters
-    ----------
-    energy : DataArray, dims (chain, draw)
-        Hamiltonian at each draw.
-    part : DataArray, dims (chain, draw), optional
-        Part of the posterior that each draw belongs to, where parts were sampled apart and then interleaved.
-        Transitions are within a part: the smallest value over the parts counts. Parts of a chain with fewer
-        than :data:`MIN_PART_DRAWS` draws say too little and are passed over.
-
-    Returns
-    -------
-    ndarray, dims (chain,)
+    Where components of the posterior were sampled apart and then interleaved, `part` says which one a draw
+    belongs to. Transitions are within a component: the smallest value counts of those with at least
+    :data:`MIN_PART_DRAWS` draws in the chain; fewer say too little.
     """
     values = energy.transpose("chain", "draw").to_numpy().astype(np.float64)
-    if part is None:
-        return np.array([_bfmi(chain) for chain in values])
-    parts = part.transpose("chain", "draw").to_numpy()
-    return np.array([_smallest_bfmi(*chain) for chain in zip(values, parts, strict=True)])
+    parts = np.zeros(values.shape) if part is None else part.transpose("chain", "draw").to_numpy()
+    found = []
+    for chain, numbers in zip(values, parts, strict=True):
+        components, counts = np.unique(numbers, return_counts=True)
+        large = components[counts >= min(MIN_PART_DRAWS, int(counts.max()))]
+        found.append(min(_bfmi(chain[numbers == component]) for component in large))
+    return np.array(found)
 
 
-def _bfmi(energy: NDArray[np.float64]) -> float:
+def _bfmi(energy: Floats) -> float:
     with np.errstate(invalid="ignore", divide="ignore"):
         return float(np.mean(np.diff(energy) ** 2) / np.var(energy))
-
-
-def _smallest_bfmi(energy: NDArray[np.float64], part: NDArray[np.int64]) -> float:
-    numbers, counts = np.unique(part, return_counts=True)
-    large = numbers[counts >= min(MIN_PART_DRAWS, int(counts.max()))]
-    return min(_bfmi(energy[part == number]) for number in large)
 
 
 def _scalars(draws: xr.Dataset) -> xr.Dataset:
@@ -208,97 +168,52 @@ def _scalars(draws: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(scalars)
 
 
-def _chain_problems(posterior: xr.Dataset) -> list[str]:
-    if posterior.sizes["chain"] >= 2:
-        return []
-    return ["one chain cannot show that it has converged: give --chains 4"]
-
-
-def _mixing_problems(table: pd.DataFrame, *, num_draws: int, tune: int | None) -> list[str]:
-    problems = []
+def _mixing_problems(table: pd.DataFrame, num_draws: int, longer: str) -> Iterator[str]:
     is_broken = table[["r_hat", "ess_bulk", "ess_tail"]].isna().any(axis=1)
     if is_broken.any():
         names = ", ".join(table.index[is_broken][:3])
-        problems.append(
-            f"R-hat or ESS could not be computed for {names}{_more(is_broken)}: a chain did not move"
-        )
+        yield f"R-hat or ESS could not be computed for {names}{_more(is_broken)}: a chain did not move"
     is_high = table["r_hat"] > MAX_R_HAT
     if is_high.any():
-        worst = str(table["r_hat"].idxmax())
         value = float(table["r_hat"].max())
-        problems.append(
-            f"R-hat {_above(value, MAX_R_HAT)} on {worst} is above {MAX_R_HAT}{_more(is_high)}: "
-            f"{_raise_tune(tune)}, then --draws"
+        # so many digits that the rounding does not hide that it is above the limit
+        digits = next((n for n in range(2, 6) if round(value, n) > MAX_R_HAT), 6)
+        yield (
+            f"R-hat {value:.{digits}f} on {table['r_hat'].idxmax()} is above {MAX_R_HAT}{_more(is_high)}: "
+            f"{longer}, then draws"
         )
     for column, title in (("ess_bulk", "bulk"), ("ess_tail", "tail")):
         is_low = table[column] < MIN_ESS
         if is_low.any():
             value = float(table[column].min())
-            wanted = int(np.ceil(1.2 * num_draws * MIN_ESS / max(value, 1.0) / 100.0)) * 100
-            problems.append(
+            enough = int(np.ceil(1.2 * num_draws * MIN_ESS / max(value, 1.0) / 100.0)) * 100
+            yield (
                 f"{title} ESS {np.floor(value):.0f} of {table[column].idxmin()} is below {MIN_ESS:.0f}"
-                f"{_more(is_low)}: raise --draws from {num_draws} to about {min(wanted, 20 * num_draws)}"
+                f"{_more(is_low)}: raise draws from {num_draws} to about {min(enough, 20 * num_draws)}"
             )
-    return problems
 
 
-def _stats_problems(
-    stats: xr.Dataset,
-    num_divergences: int,
-    e_bfmi: NDArray[np.float64],
-    *,
-    num_draws: int,
-    tune: int | None,
-) -> list[str]:
-    problems = []
+def _transition_problems(
+    stats: xr.Dataset, num_divergences: int, e_bfmi: Floats, num_draws: int, longer: str
+) -> Iterator[str]:
     missing = [name for name in ("diverging", "energy") if name not in stats]
     if missing:
-        problems.append(f"the sampler recorded no {' and no '.join(missing)}: the gate cannot be checked")
+        yield f"the sampler recorded no {' and no '.join(missing)}: the gate cannot be checked"
     if num_divergences:
-        problems.append(
-            f"{num_divergences:,} of {num_draws:,} draws diverged: {_raise_tune(tune)}; if they stay, the "
+        yield (
+            f"{num_divergences:,} of {num_draws:,} draws diverged: {longer}; if they stay, the "
             "priors or the noise option do not suit the trace"
         )
     is_low = ~(e_bfmi >= MIN_E_BFMI)
     if is_low.any():
         chain = int(np.argmin(np.nan_to_num(e_bfmi, nan=-1.0)))
-        problems.append(
-            f"E-BFMI {e_bfmi[chain]:.2g} of chain {chain} is below {MIN_E_BFMI}{_more(is_low)}: "
-            f"{_raise_tune(tune)}"
-        )
-    return problems
+        yield f"E-BFMI {e_bfmi[chain]:.2g} of chain {chain} is below {MIN_E_BFMI}{_more(is_low)}: {longer}"
 
 
-def _more(mask: pd.Series | NDArray[np.bool_]) -> str:
+def _more(mask: pd.Series | Bools) -> str:
     others = int(mask.sum()) - 1
     return f" (and {others} more)" if others > 0 else ""
 
 
-def _above(value: float, limit: float) -> str:
-    """Write a value so that its rounding does not hide that it is above the limit."""
-    digits = next((n for n in range(2, 6) if round(value, n) > limit), 6)
-    return f"{value:.{digits}f}"
-
-
-def _raise_tune(tune: int | None) -> str:
-    return "raise --tune" if tune is None else f"raise --tune above {tune}"
-
-
-def _text(
-    table: pd.DataFrame,
-    num_divergences: int,
-    e_bfmi: NDArray[np.float64],
-    *,
-    num_draws: int,
-    problems: tuple[str, ...],
-) -> str:
-    numbers = (
-        f"R-hat at most {table['r_hat'].max():.3f}, effective sample sizes at least "
-        f"{table[['ess_bulk', 'ess_tail']].to_numpy(dtype=np.float64).min():,.0f} of {num_draws:,} draws, "
-        f"{num_divergences:,} divergences"
-    )
-    if e_bfmi.size:
-        numbers += f", E-BFMI at least {e_bfmi.min():.2f}"
-    if not problems:
-        return f"Converged: {numbers}."
-    return f"Not converged ({'; '.join(problems)}). {numbers}."
+def _least_ess(table: pd.DataFrame) -> float:
+    return float(table[["ess_bulk", "ess_tail"]].to_numpy(dtype=np.float64).min())

@@ -1,14 +1,14 @@
-"""From a trace to a fitted model: clean, thin, sample, apply the gate, keep the account."""
+"""From a trace to a fitted model: clean, thin, sample, apply the gate, keep where it comes from."""
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,94 +17,14 @@ import xarray as xr
 from bayes_sched.errors import InputError
 from bayes_sched.model.priors import JointPrior, Priors
 from bayes_sched.model.protocol import LatencyModel, ModelFile, all_parameters, load_model_file
+from bayes_sched.posterior.diagnostics import convergence
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.provenance import FitMetadata, open_account, plain
+from bayes_sched.posterior.provenance import open_provenance, plain
 from bayes_sched.posterior.typical_load import TypicalLoad
-from bayes_sched.sampling.nuts import SamplerSettings
+from bayes_sched.sampling import sample as sampling
+from bayes_sched.sampling.nuts import Progress, SamplerSettings
 from bayes_sched.trace.cleaning import DEFAULT_MAX_ROWS, Cleaned, Thinned, clean_steps, thin_steps
 from bayes_sched.trace.reader import Trace
-
-if TYPE_CHECKING:
-    from bayes_sched.sampling.sample import Samples
-
-_BY_ROWS = "(--max-rows "
-
-
-def load_same_fit(
-    file: Path,
-    *,
-    trace_sha256: str,
-    model: str | Path,
-    noise: str | None,
-    min_latency_ms: float,
-    max_latency_ms: float,
-    settings: SamplerSettings,
-    max_rows: int,
-) -> FittedModel | None:
-    """Return a saved fit if it is one of this trace under documented priors, made with these options.
-
-    Parameters
-    ----------
-    file : Path
-        Of the fit; it need not exist.
-    trace_sha256 : str
-    model, noise, min_latency_ms, max_latency_ms, settings, max_rows
-        As :func:`bayes_sched.fit` takes them.
-
-    Returns
-    -------
-    FittedModel or None
-        None where there is no file, or the fit of something else.
-
-    Raises
-    ------
-    InputError
-        The file is damaged, or there is no such model.
-    """
-    if not file.is_file():
-        return None
-    loaded = load_model_file(model)
-    fit = FittedModel.load(file, model=None if loaded.shipped else loaded)
-    limits = (min_latency_ms, max_latency_ms)
-    found = _is_same(fit.metadata, trace_sha256, loaded, noise, limits, settings)
-    return fit if found and _uses_as_many(fit.metadata, max_rows) else None
-
-
-def _is_same(
-    metadata: FitMetadata,
-    trace_sha256: str,
-    model: ModelFile,
-    noise: str | None,
-    limits_ms: tuple[float, float],
-    settings: SamplerSettings,
-) -> bool:
-    """Return whether a fit is the same but for how many steps it uses."""
-    noise = noise or model.model.noises[0]
-    wanted = {"name": settings.sampler} | {
-        name: getattr(settings, name) for name in ("draws", "tune", "chains", "seed")
-    }
-    cleaning = metadata.cleaning
-    return (
-        metadata.trace_sha256 == trace_sha256
-        and model.made(metadata.model.sha256)
-        and metadata.noise == noise
-        and (cleaning.min_latency_ms, cleaning.max_latency_ms) == limits_ms
-        and all(metadata.sampler.get(key) == value for key, value in wanted.items())
-        and metadata.prior_from is None
-        and metadata.priors == Priors.from_parameters(all_parameters(model.model, noise))
-    )
-
-
-def _uses_as_many(metadata: FitMetadata, max_rows: int) -> bool:
-    """Return whether the steps were thinned to the same number, or needed no thinning."""
-    thinned = [text for text in metadata.warnings if _BY_ROWS in text]
-    if thinned:
-        return any(f"{_BY_ROWS}{max_rows})" in text for text in thinned)
-    return metadata.rows.used <= max_rows
-
-
-type Progress = Callable[[str, float | None], None]
-"""Called with a stage in words and the share of it that is done, None where that is not known."""
 
 MIN_STEPS = 20
 """Fewer steps than this say less than the priors do."""
@@ -159,28 +79,21 @@ def fit(
     trace : Trace or DataFrame
         What `read_trace` returned, or a table with one row a step: ``batch_size`` (requests),
         ``total_tokens``, ``latency_ms``, and the other columns that the model needs.
-    model : str, Path or ModelFile
-        Name of a shipped model, or the path of a file, which is run.
-    noise : str, optional
-        Noise option of the model; by default its first.
+    model, noise : str, Path or ModelFile; str, optional
+        Name of a shipped model, or the path of a file, which is run; its noise option, by default the first.
     priors : Priors or mapping, optional
-        All priors, or overrides of the model's own by parameter name:
-        ``{"tau_S": {"low": 0.001, "high": 0.01}}``.
+        All priors, or overrides of the model's own: ``{"tau_S": {"low": 0.001, "high": 0.01}}``.
     min_latency_ms, max_latency_ms : float
         Limits of the cleaning.
     settings : SamplerSettings, optional
         How long and with what to sample.
     max_rows : int
         Steps to use at most; see `thin_steps`. Which ones does not depend on the sampler's seed.
-    name : str, optional
-        Name of the result; by default the trace's.
-    labels : mapping of str to str, optional
-        ``gpu`` and ``llm``; they go before those of the trace.
-    command : str, optional
-        The command line, for the account.
+    name, labels, command : str, mapping of str to str, str, optional
+        Kept with the fit; name and labels (``gpu``, ``llm``) go before those of the trace.
     population : JointPrior, optional
-        What other servers tell, as :meth:`bayes_sched.pooling.Population.prior` returns it, in place of the
-        priors of what data identify.
+        What other servers tell, as :meth:`bayes_sched.pooling.population.Population.prior` returns it, in
+        place of the priors of what data identify.
     progress : callable, optional
         Called with a stage in words and the share of it that is done, or None.
 
@@ -198,10 +111,9 @@ def fit(
     steps = trace.steps if isinstance(trace, Trace) else trace
     cleaned = clean_steps(steps, min_latency_ms=min_latency_ms, max_latency_ms=max_latency_ms)
     _check_enough(cleaned.steps)
-    (progress or _silent)("loading the model", None)
+    if progress is not None:
+        progress("loading the model", None)
     loaded = model if isinstance(model, ModelFile) else load_model_file(model)
-    from bayes_sched.sampling import sample as sampling  # imports PyMC and nutpie: seconds
-
     settings = settings or SamplerSettings()
     with _blaming(loaded):
         noise = noise or loaded.model.noises[0]
@@ -211,7 +123,7 @@ def fit(
         usable, incomplete = _complete_rows(cleaned.steps, loaded.model)
     thinned = thin_steps(usable, max_rows)
     _check_enough(thinned.steps)
-    metadata = open_account(
+    metadata = open_provenance(
         trace,
         name=name,
         labels=labels,
@@ -224,13 +136,25 @@ def fit(
         settings=settings,
         warnings=(*cleaned.warnings, *filter(None, (incomplete, thinned.text))),
         command=command,
+        thinned_to=max_rows if len(thinned.steps) < len(usable) else None,
     )
     with _blaming(loaded):
         samples = sampling.sample(
             loaded.model, thinned.steps, all_priors, noise=noise, settings=settings, progress=progress
         )
-        samples.data["typical"] = xr.DataTree(TypicalLoad.of(usable).to_dataset())
-        fitted = _fitted(samples, thinned.steps, loaded.model, metadata, start=start)
+        data = samples.data.copy()
+        data["typical"] = xr.DataTree(TypicalLoad.of(usable).to_dataset())
+        data["cells"] = xr.DataTree(summarise_cells(thinned.steps))
+        gate = convergence(data, tune=settings.tune)
+        metadata = replace(
+            metadata,
+            converged=gate.converged,
+            problems=gate.problems,
+            sampler={**metadata.sampler, **plain(samples.info)},
+            timings_s={**samples.timings_s, "total": time.perf_counter() - start},
+        )
+        fitted = FittedModel(data=data, model=loaded.model, metadata=metadata)
+    vars(fitted)["convergence"] = gate  # the property's cache: the gate takes seconds, and is known
     return FitResult(
         fit=fitted,
         steps=cleaned.steps,
@@ -240,52 +164,59 @@ def fit(
     )
 
 
+def load_same_fit(
+    file: Path,
+    *,
+    trace_sha256: str,
+    model: str | Path,
+    noise: str | None,
+    min_latency_ms: float,
+    max_latency_ms: float,
+    settings: SamplerSettings,
+    max_rows: int,
+) -> FittedModel | None:
+    """Return a saved fit if it is that of this trace under documented priors, made with these options.
+
+    The options are those of :func:`fit`. None where there is no file, or the fit of something else;
+    InputError where the file is damaged, or there is no such model.
+    """
+    if not file.is_file():
+        return None
+    loaded = load_model_file(model)
+    fit = FittedModel.load(file, model=None if loaded.shipped else loaded)
+    metadata, noise = fit.metadata, noise or loaded.model.noises[0]
+    names = ("draws", "tune", "chains", "seed")
+    sampler = {"name": settings.sampler, **{name: getattr(settings, name) for name in names}}
+    cleaning, thinned_to = metadata.cleaning, metadata.thinned_to
+    is_same = (
+        metadata.trace_sha256 == trace_sha256
+        and (metadata.model.sha256, metadata.noise) == (loaded.sha256, noise)
+        and (cleaning.min_latency_ms, cleaning.max_latency_ms) == (min_latency_ms, max_latency_ms)
+        and all(metadata.sampler.get(key) == value for key, value in sampler.items())
+        and metadata.prior_from is None
+        and metadata.priors == Priors.from_parameters(all_parameters(loaded.model, noise))
+        and (metadata.rows.used <= max_rows if thinned_to is None else thinned_to == max_rows)
+    )
+    return fit if is_same else None
+
+
 def summarise_cells(steps: pd.DataFrame) -> xr.Dataset:
-    """Return what a fit keeps of its steps: a row for each combination of requests and tokens.
+    """Return what a fit keeps of its steps: each combination of requests and tokens, dims (cell,).
 
-    Parameters
-    ----------
-    steps : DataFrame
-        ``batch_size``, ``total_tokens``, ``latency_ms``.
-
-    Returns
-    -------
-    Dataset, dims (cell,)
-        ``batch_size``, ``total_tokens``, ``count`` (steps), ``q05_ms``, ``median_ms``, ``q95_ms``.
+    ``batch_size``, ``total_tokens``, ``count`` (steps), ``q05_ms``, ``median_ms``, ``q95_ms``.
     """
     groups = steps.astype(dict.fromkeys(_CELL, np.int64)).groupby(_CELL, sort=True)["latency_ms"]
     table = groups.size().rename("count").reset_index()
-    levels = {"q05_ms": 0.05, "median_ms": 0.5, "q95_ms": 0.95}
-    for name, level in levels.items():
+    for name, level in {"q05_ms": 0.05, "median_ms": 0.5, "q95_ms": 0.95}.items():
         table[name] = groups.quantile(level).to_numpy()
     return xr.Dataset({str(name): ("cell", table[name].to_numpy()) for name in table})
-
-
-def _fitted(
-    samples: Samples, steps: pd.DataFrame, model: LatencyModel, metadata: FitMetadata, *, start: float
-) -> FittedModel:
-    data = samples.data.copy()
-    data["cells"] = xr.DataTree(summarise_cells(steps))
-    gate = FittedModel(data=data, model=model, metadata=metadata).convergence
-    metadata = replace(
-        metadata,
-        converged=gate.converged,
-        problems=gate.problems,
-        sampler={**metadata.sampler, **plain(samples.info)},
-        timings_s={**samples.timings_s, "total": time.perf_counter() - start},
-    )
-    return FittedModel(data=data, model=model, metadata=metadata)
-
-
-def _silent(stage: str, share: float | None) -> None:
-    """Report progress to nobody."""
 
 
 def _check_enough(steps: pd.DataFrame) -> None:
     if len(steps) < MIN_STEPS:
         raise InputError(
             f"{len(steps):,} usable steps are too few for a fit, which takes at least {MIN_STEPS}: record a "
-            "longer trace, or move the limits (--min-latency-ms, --max-latency-ms, --max-rows)"
+            "longer trace, or move the limits (min_latency_ms, max_latency_ms, max_rows)"
         )
     first = steps.iloc[0]
     if all((steps[name] == first[name]).all() for name in _CELL):
@@ -312,10 +243,8 @@ def _complete_rows(steps: pd.DataFrame, model: LatencyModel) -> tuple[pd.DataFra
 
 def _all_priors(model: LatencyModel, noise: str, priors: Priors | Mapping[str, Any] | None) -> Priors:
     default = Priors.from_parameters(all_parameters(model, noise))
-    if priors is None:
-        return default
     if not isinstance(priors, Priors):
-        return default.override(priors)
+        return default.override(priors or {})
     if set(priors) != set(default):
         raise InputError(
             f"priors of {', '.join(priors)}: the model {model.name} with noise {noise} has "

@@ -15,7 +15,6 @@ from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import LatencyModel, ModelFile, all_parameters
-from bayes_sched.posterior import store as storage
 from bayes_sched.posterior.diagnostics import Convergence, convergence
 from bayes_sched.posterior.parameters import known_priors, parameter_table
 from bayes_sched.posterior.prediction import (
@@ -29,6 +28,7 @@ from bayes_sched.posterior.prediction import (
     quantile_levels,
 )
 from bayes_sched.posterior.provenance import FitDescription, FitMetadata
+from bayes_sched.posterior.store import model_of, read_fit, write_fit
 from bayes_sched.posterior.typical_load import TypicalLoad, complete
 from bayes_sched.region import Region
 from bayes_sched.steps import Steps, as_steps, region_of
@@ -81,8 +81,9 @@ class FittedModel:
         names = [p.name for p in all_parameters(self.model, self.metadata.noise)]
         missing = [name for name in names if name not in self.data["posterior"].data_vars]
         if missing:
-            msg = f"the posterior of {self.metadata.name} has no {', '.join(missing)}: another model made it"
-            raise InputError(msg)
+            raise InputError(
+                f"the posterior of {self.metadata.name} has no {', '.join(missing)}: another model made it"
+            )
 
     @property
     def posterior(self) -> xr.Dataset:
@@ -96,10 +97,7 @@ class FittedModel:
 
     @property
     def cells(self) -> xr.Dataset:
-        """Summary of the steps used, dims (cell,).
-
-        ``batch_size``, ``total_tokens``, ``count``, ``q05_ms``, ``median_ms``, ``q95_ms``.
-        """
+        """Steps used by (B, S), dims (cell,), with ``count``, ``q05_ms``, ``median_ms`` and ``q95_ms``."""
         return self.data["cells"].to_dataset()
 
     @property
@@ -137,9 +135,15 @@ class FittedModel:
         """What a person should know, from the fit and from loading it."""
         return (*self.metadata.warnings, *self.load_warnings)
 
+    def evaluator(self, max_draws: int | None) -> Evaluator:
+        """Return the model with so many draws of its posterior, made once: what all predictions ask."""
+        if max_draws not in self._evaluators:
+            self._evaluators[max_draws] = Evaluator(self.model, self.posterior, max_draws=max_draws)
+        return self._evaluators[max_draws]
+
     @cached_property
     def convergence(self) -> Convergence:
-        """The convergence gate, applied to the draws."""
+        """The convergence gate, applied to the draws once and kept."""
         tune = self.metadata.sampler.get("tune")
         return convergence(self.data, tune=tune if isinstance(tune, int) else None)
 
@@ -159,14 +163,14 @@ class FittedModel:
         """Return whether the prediction for each step is an extrapolation: bool, dims of the steps."""
         return (~self.in_region(steps)).rename("extrapolation")
 
-    @property
+    @cached_property
     def description(self) -> FitDescription:
-        """What a result keeps of this fit."""
+        """What a result keeps of this fit, in place of the fit itself."""
         return FitDescription(metadata=self.metadata, warnings=self.warnings, region=self.region)
 
     def mean_latency(self, steps: Steps, *, max_draws: int | None = DEFAULT_MAX_DRAWS) -> xr.DataArray:
         """Return draws of the mean latency, ms, dims (chain, draw, *steps): what we know of the server."""
-        evaluator = self._evaluator(max_draws)
+        evaluator = self.evaluator(max_draws)
         return _named(evaluator.per_draw(steps, lambda mean, scale, nu, x: mean), "mean_latency_ms", "ms")
 
     def mean_band(
@@ -184,7 +188,7 @@ class FittedModel:
             ``lower``, ``median``, ``upper`` (ms, equal tails) and ``extrapolation`` (bool).
         """
         levels = band_levels(probability)
-        quantiles = self._evaluator(max_draws).over_draws(
+        quantiles = self.evaluator(max_draws).over_draws(
             steps,
             lambda mixture, mean, scale, x: np.quantile(mean, levels, axis=0),
             leading={"quantile": levels},
@@ -218,7 +222,7 @@ class FittedModel:
         DataArray, dims (quantile, *steps), or those of the steps where `q` is one number
             ms, at least 0.
         """
-        result = self._evaluator(max_draws).quantile(steps, quantile_levels(q))
+        result = self.evaluator(max_draws).quantile(steps, quantile_levels(q))
         return _named(result if np.ndim(q) else result.isel(quantile=0), "quantile_ms", "ms")
 
     def quantile_draws(
@@ -234,7 +238,7 @@ class FittedModel:
         DataArray, dims (quantile, chain, draw, *steps), or without quantile where `q` is one number
             ms, at least 0.
         """
-        result = self._evaluator(max_draws).quantile_draws(steps, quantile_levels(q))
+        result = self.evaluator(max_draws).quantile_draws(steps, quantile_levels(q))
         return _named(result if np.ndim(q) else result.isel(quantile=0), "quantile_ms", "ms")
 
     def probability_below(
@@ -255,7 +259,7 @@ class FittedModel:
         DataArray, dims of the steps and of `latency_ms`
         """
         threshold = as_threshold(latency_ms)
-        result = self._evaluator(max_draws).over_draws(
+        result = self.evaluator(max_draws).over_draws(
             steps, lambda mixture, mean, scale, x: mixture.cdf(mean, scale, x), threshold=threshold
         )
         return _named(result, "probability_below", "1")
@@ -269,7 +273,7 @@ class FittedModel:
         -------
         DataArray, dims (chain, draw, *steps and latency_ms)
         """
-        result = self._evaluator(max_draws).per_draw(steps, component_cdf, threshold=as_threshold(latency_ms))
+        result = self.evaluator(max_draws).per_draw(steps, component_cdf, threshold=as_threshold(latency_ms))
         return _named(result, "probability_below", "1")
 
     def sample_latency(
@@ -281,7 +285,7 @@ class FittedModel:
         -------
         DataArray, dims (chain, draw, *steps)
         """
-        return _named(self._evaluator(max_draws).sample(steps, seed=seed), "latency_ms", "ms")
+        return _named(self.evaluator(max_draws).sample(steps, seed=seed), "latency_ms", "ms")
 
     def parameter_table(self, *, probability: float = DEFAULT_PROBABILITY) -> pd.DataFrame:
         """Return what is known of each parameter, and of the combinations that data identify.
@@ -299,6 +303,7 @@ class FittedModel:
             self.model,
             self.posterior,
             self.prior,
+            self.convergence,
             priors=self._documented_priors,
             noise=self.metadata.noise,
             probability=check_probability(probability, name="probability"),
@@ -321,7 +326,7 @@ class FittedModel:
         InputError
             The place cannot be written.
         """
-        storage.write_fit(self.data, path, attrs=self.metadata.to_attrs())
+        write_fit(self.data, path, attrs=self.metadata.to_attrs())
 
     @classmethod
     def load(
@@ -341,24 +346,18 @@ class FittedModel:
         InputError
             The file is missing, no fit, damaged or of a later format, or its model's file has to be named.
         """
-        data = storage.read_fit(path)
+        data = read_fit(path)
         try:
             metadata = FitMetadata.from_attrs({str(key): value for key, value in data.attrs.items()})
-            fitted_with, warnings = storage.model_of(metadata, model=model)
+            fitted_with, warnings = model_of(metadata, model=model)
             return cls(data=data, model=fitted_with, metadata=metadata, load_warnings=warnings)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
-    def _evaluator(self, max_draws: int | None) -> Evaluator:
-        if max_draws not in self._evaluators:
-            self._evaluators[max_draws] = Evaluator(self.model, self.posterior, max_draws=max_draws)
-        return self._evaluators[max_draws]
-
     def _band(self, steps: Steps, quantiles: xr.DataArray, *, kind: str, probability: float) -> xr.Dataset:
-        names = ("lower", "median", "upper")
         band = {
             name: quantiles.isel(quantile=i, drop=True).assign_attrs(units="ms")
-            for i, name in enumerate(names)
+            for i, name in enumerate(("lower", "median", "upper"))
         }
         return xr.Dataset(
             {**band, "extrapolation": self.extrapolation(steps)},

@@ -1,4 +1,7 @@
-"""Evaluates a model's posterior at steps: thinned draws, distinct steps, chunks that bound the memory."""
+"""The posterior predictive distribution of steps: a mixture over draws, evaluated once a distinct step.
+
+Draws are thinned evenly; steps that are alike are computed once; chunks bound the memory.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,7 @@ MAX_CHUNK_VALUES = 2**16
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The distinct steps among some steps, and the way back.
-
-    Attributes
-    ----------
-    table : Dataset, dims (cell,)
-        The columns of the distinct steps.
-    cell_of_step : ndarray, dims (flattened steps,)
-        Row of `table` for each step.
-    template : DataArray
-        Dims and coordinates of the steps; True where a step is possible.
-    """
+    """The distinct steps among some steps, and the way back."""
 
     table: xr.Dataset
     cell_of_step: NDArray[np.int64]
@@ -42,46 +35,22 @@ class Cells:
 
     @classmethod
     def of(cls, steps: xr.Dataset, *, columns: Sequence[str]) -> Cells:
-        """Return the distinct rows of `columns`, broadcast against each other.
-
-        Parameters
-        ----------
-        steps : Dataset
-            Variables or coordinates `columns`, any dims; ``possible``, if it is there, as a mask.
-        """
-        parts = [steps[name].reset_coords(drop=True) for name in columns]
+        """Return the distinct rows of `columns`, broadcast; ``possible``, where there is one, masks steps."""
+        values = [steps[name].reset_coords(drop=True) for name in columns]
         mask = steps[POSSIBLE] if POSSIBLE in steps else xr.DataArray(True)
-        *parts, template = xr.broadcast(*parts, mask)
+        *values, template = xr.broadcast(*values, mask)
         template = template.assign_coords(
             {name: steps[name] for name in columns if set(steps[name].dims) <= set(template.dims)}
         )
-        rows = np.stack([part.transpose(*template.dims).to_numpy().ravel() for part in parts], axis=-1)
+        rows = np.stack([value.transpose(*template.dims).to_numpy().ravel() for value in values], axis=-1)
         distinct, cell_of_step = np.unique(rows, axis=0, return_inverse=True)
         table = xr.Dataset({name: ("cell", distinct[:, i]) for i, name in enumerate(columns)})
         return cls(table, cell_of_step.ravel(), template)
 
-    def chunks(self, *, num_draws: int) -> Iterator[xr.Dataset]:
-        """Yield consecutive slices of the table, small enough for `num_draws` draws each."""
-        size = max(1, MAX_CHUNK_VALUES // num_draws)
-        for start in range(0, self.table.sizes["cell"], size):
-            yield self.table.isel(cell=slice(start, start + size))
-
     def spread(
         self, values: NDArray[np.float64], *, leading: Mapping[str, NDArray[np.generic]] | None = None
     ) -> xr.DataArray:
-        """Return values of the cells as values of the steps.
-
-        Parameters
-        ----------
-        values : ndarray, dims (*leading, cell)
-        leading : mapping of str to ndarray, optional
-            The coordinate of each leading dim.
-
-        Returns
-        -------
-        DataArray, dims (*leading, *dims of the steps)
-            NaN where a step is not possible.
-        """
+        """Return values of the cells as values of the steps."""
         leading = leading or {}
         shape = (*values.shape[:-1], *self.template.shape)
         result = xr.DataArray(
@@ -110,11 +79,6 @@ class StudentTMixture:
     The distribution function of every component is tabulated once (cubic Hermite interpolation of the
     logarithm of its tail, relative error below 1e-7): ten times faster than evaluating it, which is what the
     time goes to.
-
-    Parameters
-    ----------
-    nu : ndarray, dims (draw,)
-        Degrees of freedom of each component, positive.
     """
 
     def __init__(self, nu: Floats) -> None:
@@ -131,20 +95,7 @@ class StudentTMixture:
         self._slope: Floats = np.where(is_tiny, 0.0, slope) * _TABLE_STEP
 
     def cdf(self, mean: Floats, scale: Floats, x: Floats) -> Floats:
-        """Return P(latency <= x) of each step.
-
-        Parameters
-        ----------
-        mean, scale : ndarray, dims (draw, cell)
-            Location and scale of each component, ms.
-        x : ndarray, dims (cell,)
-            Latency in ms.
-
-        Returns
-        -------
-        ndarray, dims (cell,)
-            0 where `x` is negative.
-        """
+        """Return P(latency <= x) of each step."""
         probability = self._components((x - mean) / scale, slice(None)).mean(axis=0)
         return cast("Floats", np.where(x < 0.0, 0.0, probability))
 
@@ -153,18 +104,6 @@ class StudentTMixture:
 
         Newton's method within a bracket: a quantile of a mixture lies between the smallest and the largest
         quantile of its components.
-
-        Parameters
-        ----------
-        mean, scale : ndarray, dims (draw, cell)
-            Location and scale of each component, ms.
-        q : float
-            Probability, 0 < q < 1.
-
-        Returns
-        -------
-        ndarray, dims (cell,)
-            ms, at least 0.
         """
         components = component_quantile(mean, scale, self.nu[:, None], check_probability(q))
         start = components.mean(axis=0)
@@ -246,16 +185,9 @@ def component_log_density(mean: Floats, scale: Floats, nu: Floats, x: Floats) ->
 
 
 def check_probability(value: float, *, name: str = "q") -> float:
-    """Return a probability strictly between 0 and 1.
-
-    Raises
-    ------
-    InputError
-        It is not.
-    """
+    """Return a probability strictly between 0 and 1."""
     if not 0.0 < value < 1.0:
-        msg = f"{name} = {value:g}: give a probability between 0 and 1, without either"
-        raise InputError(msg)
+        raise InputError(f"{name} = {value:g}: give a probability between 0 and 1, without either")
     return float(value)
 
 
@@ -270,20 +202,7 @@ type OverDraws = Callable[[StudentTMixture, Floats, Floats, Floats], Floats]
 
 
 class Evaluator:
-    """A model with some draws of its parameters, evaluated at steps.
-
-    Parameters
-    ----------
-    model : LatencyModel
-    posterior : Dataset, dims (chain, draw)
-    max_draws : int or None
-        Draws to use, evenly spaced over the chains; None uses all.
-
-    Raises
-    ------
-    InputError
-        `max_draws` is below 1.
-    """
+    """A model with some draws of its parameters, evaluated at steps."""
 
     def __init__(self, model: LatencyModel, posterior: xr.Dataset, *, max_draws: int | None) -> None:
         self.model = model
@@ -306,16 +225,10 @@ class Evaluator:
     def per_draw(
         self, steps: Steps, function: PerDraw, *, threshold: xr.DataArray | None = None
     ) -> xr.DataArray:
-        """Apply a function to each draw and step.
-
-        Returns
-        -------
-        DataArray, dims (chain, draw, *dims of steps and threshold)
-        """
+        """Apply a function to each draw and step: dims (chain, draw, *dims of steps and threshold)."""
         cells = self._cells(steps, threshold)
         nu = self._nu[:, None]
-        parts = [function(mean, scale, nu, x) for mean, scale, x in self._chunks(cells)]
-        values = np.concatenate(parts, axis=-1)
+        values = np.concatenate([function(mean, scale, nu, x) for mean, scale, x in self._chunks(cells)], -1)
         return cells.spread(values.reshape(*self._shape, -1), leading=self._leading)
 
     def over_draws(
@@ -326,15 +239,10 @@ class Evaluator:
         leading: Mapping[str, Floats] | None = None,
         threshold: xr.DataArray | None = None,
     ) -> xr.DataArray:
-        """Apply a function of all draws to each step.
-
-        Returns
-        -------
-        DataArray, dims (*leading, *dims of steps and threshold)
-        """
+        """Apply a function of all draws to each step: dims (*leading, *dims of steps and threshold)."""
         cells = self._cells(steps, threshold)
-        parts = [function(self.mixture, mean, scale, x) for mean, scale, x in self._chunks(cells)]
-        return cells.spread(np.concatenate(parts, axis=-1), leading=leading)
+        found = [function(self.mixture, mean, scale, x) for mean, scale, x in self._chunks(cells)]
+        return cells.spread(np.concatenate(found, axis=-1), leading=leading)
 
     def quantile(self, steps: Steps, levels: Floats) -> xr.DataArray:
         """Return quantiles of the mixture over draws, ms, dims (quantile, *dims of the steps)."""
@@ -350,18 +258,13 @@ class Evaluator:
         def at(level: float) -> PerDraw:
             return lambda mean, scale, nu, x: np.maximum(component_quantile(mean, scale, nu, level), 0.0)
 
-        parts = [self.per_draw(steps, at(level)) for level in levels]
-        return xr.concat(parts, dim=xr.DataArray(levels, dims="quantile", name="quantile"))
+        found = [self.per_draw(steps, at(level)) for level in levels]
+        return xr.concat(found, dim=xr.DataArray(levels, dims="quantile", name="quantile"))
 
     def sample(self, steps: Steps, *, seed: int) -> xr.DataArray:
-        """Draw one latency for each draw and step, independent between steps, at least 0.
-
-        Returns
-        -------
-        DataArray, dims (chain, draw, *dims of the steps)
-        """
+        """Draw one latency for each draw and step, independent between steps, at least 0."""
         cells = self._cells(steps, None)
-        mean, scale = (np.concatenate(parts, axis=-1) for parts in zip(*self._moments(cells), strict=True))
+        mean, scale, _ = (np.concatenate(values, -1) for values in zip(*self._chunks(cells), strict=True))
         shape = (len(self._nu), cells.cell_of_step.size)
         noise = np.random.default_rng(seed).standard_t(self._nu[:, None], size=shape)
         values = mean[:, cells.cell_of_step] + scale[:, cells.cell_of_step] * noise
@@ -376,43 +279,28 @@ class Evaluator:
             dataset, threshold = xr.align(dataset, threshold, join="exact")
             return Cells.of(dataset.assign({THRESHOLD: threshold}), columns=(*self.model.columns, THRESHOLD))
         except ValueError as error:
-            msg = f"{THRESHOLD} and the steps differ in the length or the labels of their dims ({error})"
-            raise InputError(msg) from error
+            raise InputError(
+                f"{THRESHOLD} and the steps differ in the length or the labels of their dims ({error})"
+            ) from error
 
     def _chunks(self, cells: Cells) -> Iterator[tuple[Floats, Floats, Floats]]:
-        thresholds = cells.table[THRESHOLD].to_numpy() if THRESHOLD in cells.table else np.empty(0)
-        start = 0
-        for mean, scale in self._moments(cells):
-            yield mean, scale, thresholds[start : start + mean.shape[1]]
-            start += mean.shape[1]
-
-    def _moments(self, cells: Cells) -> Iterator[tuple[Floats, Floats]]:
-        """Yield location and scale, dims (draw, cell), of consecutive cells."""
-        for chunk in cells.chunks(num_draws=len(self._nu)):
+        """Yield location and scale, dims (draw, cell), and threshold, dims (cell,), of consecutive cells."""
+        table, size = cells.table, max(1, MAX_CHUNK_VALUES // len(self._nu))
+        for start in range(0, table.sizes["cell"], size):
+            chunk = table.isel(cell=slice(start, start + size))
             mean = self.model.latency(self._draws, chunk)
             mean, scale = xr.broadcast(mean, self.model.scale(self._draws, mean, chunk))
             dims = ("sample", "cell")
-            yield mean.transpose(*dims).to_numpy(), scale.transpose(*dims).to_numpy()
+            threshold = chunk[THRESHOLD].to_numpy() if THRESHOLD in chunk else np.empty(0)
+            yield mean.transpose(*dims).to_numpy(), scale.transpose(*dims).to_numpy(), threshold
 
 
 def thin(posterior: xr.Dataset, *, max_draws: int | None) -> xr.Dataset:
-    """Return at most `max_draws` draws (but one a chain), evenly spaced over the chains; None returns all.
-
-    Parameters
-    ----------
-    posterior : Dataset, dims (chain, draw)
-    max_draws : int or None
-
-    Raises
-    ------
-    InputError
-        `max_draws` is below 1.
-    """
+    """Return at most `max_draws` draws (but one a chain), evenly spaced over the chains; None returns all."""
     if max_draws is None:
         return posterior
     if max_draws < 1:
-        msg = f"max_draws = {max_draws}: give a positive number, or None for all draws"
-        raise InputError(msg)
+        raise InputError(f"max_draws = {max_draws}: give a positive number, or None for all draws")
     num_draws = posterior.sizes["draw"]
     per_chain = max(1, max_draws // posterior.sizes["chain"])
     if per_chain >= num_draws:
@@ -421,18 +309,7 @@ def thin(posterior: xr.Dataset, *, max_draws: int | None) -> xr.Dataset:
 
 
 def as_threshold(latency_ms: Thresholds) -> xr.DataArray:
-    """Return latencies with named dims.
-
-    Parameters
-    ----------
-    latency_ms : float, sequence, Series or DataArray
-        A number has no dims, a sequence is a dim ``latency_ms`` of its own, a Series goes along dim ``step``.
-
-    Raises
-    ------
-    InputError
-        A value is not a number, or an array has several dims without names.
-    """
+    """Return latencies with named dims: of their own for a sequence, ``step`` for a Series."""
     try:
         if isinstance(latency_ms, xr.DataArray):
             threshold = latency_ms.astype(np.float64).reset_coords(drop=True)
@@ -443,11 +320,11 @@ def as_threshold(latency_ms: Thresholds) -> xr.DataArray:
             dims = (THRESHOLD,) if values.ndim else ()
             threshold = xr.DataArray(values, dims=dims, coords=dict.fromkeys(dims, values))
     except (TypeError, ValueError) as error:
-        msg = f"{THRESHOLD} is a number, a sequence of numbers, a Series or a DataArray ({error})"
-        raise InputError(msg) from error
+        raise InputError(
+            f"{THRESHOLD} is a number, a sequence of numbers, a Series or a DataArray ({error})"
+        ) from error
     if bool(np.isnan(threshold.to_numpy()).any()):
-        msg = f"{THRESHOLD} holds NaN: give a latency in ms"
-        raise InputError(msg)
+        raise InputError(f"{THRESHOLD} holds NaN: give a latency in ms")
     return threshold
 
 

@@ -8,7 +8,7 @@ bands over (B, S) completes the steps first, and says for what context they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -54,10 +54,8 @@ class TypicalLoad:
         usage = None
         if "kv_cache_usage" in steps:
             usage = _median(steps["kv_cache_usage"] / steps["batch_size"])
-        columns = ["num_prefill_reqs", "context_tokens", "prefill_pairs"]
-        if any(name not in steps for name in columns):
-            return cls(kv_cache_usage_per_request=usage)
-        known = steps[[*SIZES, *columns]].dropna()
+        columns = [*SIZES, "num_prefill_reqs", "context_tokens", "prefill_pairs"]
+        known = steps[columns].dropna() if set(columns) <= set(steps) else steps.head(0)
         if known.empty:
             return cls(kv_cache_usage_per_request=usage)
         cached = _cached_per_chunk(known)
@@ -98,92 +96,52 @@ class TypicalLoad:
 
 
 def complete(steps: Steps, *, columns: Sequence[str], typical: TypicalLoad, model: str) -> xr.Dataset:
-    """Return steps with every column of a model; those that `steps` lacks are what is typical.
+    """Return steps with every column of a model, dims of `steps`; those that they lack are what is typical.
 
-    Parameters
-    ----------
-    steps : DataFrame or Dataset
-        ``batch_size`` and ``total_tokens``, as :func:`~bayes_sched.steps.as_steps` takes them, and whatever
-        further columns are known.
-    columns : sequence of str
-        What the model needs.
-    typical : TypicalLoad
-    model : str
-        Name of the model, for messages.
-
-    Returns
-    -------
-    Dataset, dims of `steps`
-
-    Raises
-    ------
-    InputError
-        Nobody knows how to complete a column, or the trace does not say what is typical of it.
+    InputError where nobody knows how to complete a column, or the trace does not say what is typical of it.
     """
     given = [name for name in columns if name in steps and name not in SIZES]
     whole = as_steps(steps, columns=(*SIZES, *given))
     lacking = [name for name in columns if name not in whole]
     if not lacking:
         return whole
-    unknown = [name for name in lacking if name not in _COMPLETIONS]
+    unknown = [name for name in lacking if name not in _TAKES]
     if unknown:
         raise InputError(
             f"the model {model} needs {listed(unknown)} of every step, and what is typical of that is not "
             "known: bands over requests and tokens alone cannot be drawn; give steps with every column"
         )
-    if "num_prefill_reqs" not in whole:
-        whole = whole.assign(num_prefill_reqs=_num_prefill_reqs(whole, typical))
-    try:
-        return whole.assign({name: _COMPLETIONS[name](whole, typical) for name in lacking})
-    except _Unsaid as error:
+    if any(getattr(typical, taken) is None for name in lacking for taken in _TAKES[name]):
         raise InputError(
             f"the model {model} needs {listed(lacking)} of every step, and the fit does not keep what is "
             "typical of its trace: fit the trace again, or give steps that hold every column"
-        ) from error
+        )
+    if "num_prefill_reqs" not in whole:
+        whole = whole.assign(num_prefill_reqs=(whole["total_tokens"] > whole["batch_size"]).astype(float))
+    values = _typical_values(whole, typical)
+    return whole.assign({name: values[name] for name in lacking if name in values})
 
 
-class _Unsaid(Exception):
-    """A trace does not say what is typical of something."""
+_TAKES = {
+    "num_prefill_reqs": (),
+    "context_tokens": ("context_per_decode", "cached_per_chunk"),
+    "prefill_pairs": ("cached_per_chunk",),
+    "kv_cache_usage": ("kv_cache_usage_per_request",),
+}
+"""Columns that can be completed, and what of a typical load each takes."""
 
 
-def _said(value: float | None) -> float:
-    if value is None:
-        raise _Unsaid
-    return value
-
-
-def _num_prefill_reqs(steps: xr.Dataset, typical: TypicalLoad) -> xr.DataArray:
-    return (steps["total_tokens"] > steps["batch_size"]).astype(float)
-
-
-def _context_tokens(steps: xr.Dataset, typical: TypicalLoad) -> xr.DataArray:
-    prefills = steps["num_prefill_reqs"]
-    decodes = steps["batch_size"] - prefills
-    context: xr.DataArray = (
-        _said(typical.context_per_decode) * decodes + _said(typical.cached_per_chunk) * prefills
-    )
-    return context
-
-
-def _prefill_pairs(steps: xr.Dataset, typical: TypicalLoad) -> xr.DataArray:
-    """Return the query-key pairs of even chunks: for c tokens behind k cached ones c k + c (c + 1) / 2."""
+def _typical_values(steps: xr.Dataset, typical: TypicalLoad) -> dict[str, xr.DataArray]:
+    """Return the columns; chunks are even: c tokens behind k cached ones have c k + c (c + 1) / 2 pairs."""
+    said = {f.name: getattr(typical, f.name) for f in fields(typical)}
+    context, cached, usage = (math.nan if value is None else value for value in said.values())
     prefills = steps["num_prefill_reqs"]
     chunk = (steps["total_tokens"] - steps["batch_size"] + prefills) / prefills.clip(min=1.0)
-    pairs: xr.DataArray = prefills * (chunk * _said(typical.cached_per_chunk) + chunk * (chunk + 1.0) / 2.0)
-    return pairs
-
-
-def _kv_cache_usage(steps: xr.Dataset, typical: TypicalLoad) -> xr.DataArray:
-    usage: xr.DataArray = _said(typical.kv_cache_usage_per_request) * steps["batch_size"]
-    return usage
-
-
-_COMPLETIONS: dict[str, Callable[[xr.Dataset, TypicalLoad], xr.DataArray]] = {
-    "num_prefill_reqs": _num_prefill_reqs,
-    "context_tokens": _context_tokens,
-    "prefill_pairs": _prefill_pairs,
-    "kv_cache_usage": _kv_cache_usage,
-}
+    return {
+        "context_tokens": context * (steps["batch_size"] - prefills) + cached * prefills,
+        "prefill_pairs": prefills * (chunk * cached + chunk * (chunk + 1.0) / 2.0),
+        "kv_cache_usage": usage * steps["batch_size"],
+    }
 
 
 def _cached_per_chunk(steps: pd.DataFrame) -> float:

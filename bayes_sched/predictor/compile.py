@@ -62,24 +62,20 @@ def compile_predictor(
         problems = "; ".join(fit.metadata.problems) or "see its report"
         raise InputError(
             f"the fit {fit.metadata.name} has not converged ({problems}): fit the trace again, or compile it "
-            "all the same with --allow-unconverged (allow_unconverged=True)"
+            "all the same (allow_unconverged=True)"
         )
     further = [name for name in fit.model.columns if name not in {"batch_size", "total_tokens"}]
     if further:
         raise InputError(
             f"the model {fit.model.name} of {fit.metadata.name} needs {', '.join(further)} of every step: a "
-            "predictor's tables are over requests and tokens alone; fit the trace with --model saturation to "
-            "compile one, or ask the fit itself (FittedModel)"
+            "predictor's tables are over requests and tokens alone; fit the trace with the model saturation "
+            "to compile one, or ask the fit itself (FittedModel)"
         )
-    source = _Source(Evaluator(fit.model, fit.posterior, max_draws=max_draws))
-    checks = _Checks.of(fit, source)
-    tables, errors = _refined(source, checks, _ends(fit))
-    return Predictor(tables, fit.region, _provenance(fit, source, errors))
-
-
-def _provenance(fit: FittedModel, source: _Source, errors: dict[str, float]) -> Provenance:
+    source = _Source(fit.evaluator(max_draws))
+    largest = [float(fit.cells[name].max()) for name in ("batch_size", "total_tokens")]
+    tables, errors = _refined(source, _Checks.of(fit, source), np.log(MARGIN * np.array(largest)))
     metadata = fit.metadata
-    return Provenance(
+    provenance = Provenance(
         name=metadata.name,
         model=metadata.model.name,
         noise=metadata.noise,
@@ -88,18 +84,14 @@ def _provenance(fit: FittedModel, source: _Source, errors: dict[str, float]) -> 
         traces=tuple(trace.path for trace in metadata.traces),
         trace_sha256=metadata.trace_sha256,
         rows_used=metadata.rows.used,
-        num_draws=source.num_draws,
+        num_draws=len(source.evaluator.mixture.nu),
         converged=metadata.converged,
         fitted_at=metadata.created_at,
         bayes_sched_version=VERSION,
         region_text=fit.region.text,
         errors=errors,
     )
-
-
-def _ends(fit: FittedModel) -> Floats:
-    largest = (float(fit.cells[name].max()) for name in ("batch_size", "total_tokens"))
-    return np.log(MARGIN * np.array([*largest]))
+    return Predictor(tables, fit.region, provenance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +99,6 @@ class _Source:
     """The exact answers, for arrays of B and S (fewer tokens than requests included), dims (step,)."""
 
     evaluator: Evaluator
-
-    @property
-    def num_draws(self) -> int:
-        return len(self.evaluator.mixture.nu)
 
     def moments(self, batch_size: Floats, total_tokens: Floats) -> Floats:
         """Return mean and width, ms, dims (2, step)."""
@@ -128,12 +116,11 @@ class _Source:
 
     def quantiles(self, batch_size: Floats, total_tokens: Floats, levels: tuple[float, ...]) -> Floats:
         """Return quantiles, ms, dims (quantile, step)."""
-        return self._ask(
-            batch_size,
-            total_tokens,
-            lambda mixture, mean, scale: np.stack([mixture.quantile(mean, scale, q) for q in levels]),
-            len(levels),
-        )
+
+        def function(mixture: StudentTMixture, mean: Floats, scale: Floats) -> Floats:
+            return np.stack([mixture.quantile(mean, scale, q) for q in levels])
+
+        return self._ask(batch_size, total_tokens, function, len(levels))
 
     def _ask(
         self,
@@ -142,16 +129,11 @@ class _Source:
         function: Callable[[StudentTMixture, Floats, Floats], Floats],
         size: int,
     ) -> Floats:
-        steps = xr.Dataset(
-            {
-                "batch_size": ("step", batch_size),
-                "total_tokens": ("step", total_tokens),
-                # Corners of grid cells may have fewer tokens than requests: the equation holds there too.
-                POSSIBLE: ("step", np.ones(batch_size.size, dtype=bool)),
-            }
-        )
+        # Corners of grid cells may have fewer tokens than requests: the equation holds there too.
+        possible = np.ones(batch_size.size, dtype=bool)
+        columns = {"batch_size": batch_size, "total_tokens": total_tokens, POSSIBLE: possible}
         found = self.evaluator.over_draws(
-            steps,
+            xr.Dataset({name: ("step", values) for name, values in columns.items()}),
             lambda mixture, mean, scale, x: function(mixture, mean, scale),
             leading={"row": np.arange(float(size))},
         )
@@ -210,7 +192,7 @@ class _Checks:
         )
 
     def errors(self, tables: Tables) -> dict[str, float]:
-        """Return the largest error of each kind, as in :class:`~bayes_sched.predictor.Provenance`."""
+        """Return the largest error of each kind, as in `Provenance`."""
         b, s = self.batch_size, self.total_tokens
         quantiles = np.stack([tables.quantile(b, s, q) for q in LEVELS])
         # Where a quantile is nearly 0 (power-law tails reach below it), its relative error says nothing.

@@ -84,16 +84,9 @@ class MonitorSettings:
 
 
 class Alarm(NamedTuple):
-    """The model no longer describes the server.
+    """The model does not describe the server: after how many steps, and its latency over the model's.
 
-    Attributes
-    ----------
-    kind : str
-        ``slower``, ``faster`` or ``erratic`` (more than 10 % of steps outside the widened 90 % band).
-    num_steps : int
-        Steps observed when it was raised.
-    level : float
-        The server's latency over the model's by then.
+    ``slower``, ``faster`` or ``erratic`` (more than 10 % of steps outside the widened 90 % band).
     """
 
     kind: str
@@ -111,20 +104,10 @@ class Alarm(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What one step's latency says.
+    """What one step's latency says, by the answers before it.
 
-    Attributes
-    ----------
-    probability_below : float
-        P(latency <= what was observed), by the answers before this step.
-    tail_probability : float
-        Two-sided: the probability of a latency at least as far out.
-    anomalous : bool
-        Whether that is below the limit, inside the region.
-    extrapolation : bool
-        Whether the step lies outside the region; such steps count for nothing else.
-    alarm : Alarm or None
-        Stays until the monitor is reset.
+    The tail probability is two-sided; a step is anomalous where it is below the limit, inside the region;
+    outside of it, a step counts for nothing else; an alarm stays until the monitor is reset.
     """
 
     probability_below: float
@@ -135,16 +118,9 @@ class Observation(NamedTuple):
 
 
 class Monitor:
-    """Keeps count of how a server's latencies compare with a model's.
+    """Keeps count of how a server's latencies compare with a model's; `level` is the one over the other.
 
-    Attributes
-    ----------
-    settings : MonitorSettings
-    num_steps, num_anomalous, num_outside : int
-        Steps observed inside the region, those of them that were anomalous, and steps outside the region.
-    level : float
-        The server's latency over the model's.
-    alarm : Alarm or None
+    `num_steps` were observed inside the region, `num_anomalous` of them anomalous, `num_outside` outside.
     """
 
     def __init__(self, lookup: StepLookup, settings: MonitorSettings) -> None:

@@ -2,62 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from bayes_sched.arrays import Floats
+from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
-from bayes_sched.files import check_version, whole_file
-from bayes_sched.predictor import predictor as file
+from bayes_sched.files import check_version, file_content, whole_file
 from bayes_sched.predictor.monitor import Monitor, MonitorSettings, Observation
 from bayes_sched.predictor.tables import LOGIT_END, StepLookup, Tables
 from bayes_sched.region import Region
 
+FORMAT_NAME = "bayes-sched compiled predictor"
+FORMAT_VERSION = 1
+"""Raised whenever a reader of the version before could misread a file."""
+SMALLEST_PROBABILITY = 1e-5
+"""Quantiles are tabulated from this to 1 minus this."""
+
+_NUMBERS = (float, int, np.integer, np.floating)
+assert 1.0 / (1.0 + math.exp(LOGIT_END)) < SMALLEST_PROBABILITY
+
+_SHAPES = ("positions", "logits")  # kept in single precision: most of the file, and smooth
+_ZIP_MAGIC = b"PK\x03\x04"
+_MAKE_ONE = "give a predictor.npz made by compile_predictor.py"
+_AGAIN = "compile the fit again"
+
+type Number = float | np.integer | np.floating
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """The account of a compiled predictor; it survives a round trip through JSON unchanged.
+    """The fit that a predictor was compiled from; it survives a round trip through JSON unchanged.
 
-    Attributes
-    ----------
-    name : str
-        Name of the fit.
-    model, noise : str
-        The model and its noise option.
-    model_sha256 : str
-        Digest of the model's file.
-    labels : Mapping of str to str
-        ``gpu`` and ``llm`` where they are known.
-    traces : tuple of str
-        Base names of the traces fitted.
-    trace_sha256 : str
-        One digest over all of them.
-    rows_used : int
-        Steps fitted.
-    num_draws : int
-        Posterior draws that went into the tables.
-    converged : bool
-        Whether the fit passed the convergence gate.
-    fitted_at : str
-        ISO 8601, UTC.
-    bayes_sched_version : str
-        The version that compiled it.
-    region_text : str
-        What the trace covers, in words.
-    errors : Mapping of str to float
-        Largest error of the tables against the same draws, measured inside the region: ``mean`` and
-        ``quantile`` (relative, 0.001 to 0.999), ``probability`` (absolute), ``tail`` (relative error of the
-        smaller tail, from 0.0001 on).
+    `errors` are the largest of the tables against the same draws, measured inside the region: ``mean`` and
+    ``quantile`` (relative, 0.001 to 0.999), ``probability`` (absolute), ``tail`` (relative error of the
+    smaller tail, from 0.0001 on).
     """
 
     name: str
@@ -75,122 +62,12 @@ class Provenance:
     region_text: str
     errors: Mapping[str, float]
 
-    def to_json(self) -> str:
-        """Return the account as JSON."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, allow_nan=False)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
-        """Return what :meth:`to_json` wrote, parsed.
-
-        Raises
-        ------
-        ValueError
-            A field is missing or not one of ours.
-        """
-        wanted = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != wanted or not isinstance(values["converged"], bool):
+        """Return what JSON kept; ValueError where a field is missing or not one of ours."""
+        if set(values) != {field.name for field in fields(cls)} or not isinstance(values["converged"], bool):
             raise ValueError("its description of the fit is damaged")
         return cls(**{**values, "traces": tuple(values["traces"])})
-
-
-FORMAT_NAME = "bayes-sched compiled predictor"
-FORMAT_VERSION = 1
-"""Raised whenever a reader of the version before could misread a file."""
-
-_SHAPES = ("positions", "logits")  # kept in single precision: most of the file, and smooth
-_ZIP_MAGIC = b"PK\x03\x04"
-_MAKE_ONE = "give a predictor.npz made by compile_predictor.py"
-
-
-def write(path: str | os.PathLike[str], tables: Tables, region: Region, provenance: Provenance) -> None:
-    """Write a predictor's parts to a file, atomically; an existing file is replaced.
-
-    Raises
-    ------
-    InputError
-        The place cannot be written.
-    """
-    path = Path(path)
-    about = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "fit": json.loads(provenance.to_json())}
-    arrays: dict[str, NDArray[np.generic]] = {name: getattr(tables, name) for name in tables.names()}
-    arrays |= {name: arrays[name].astype(np.float32) for name in _SHAPES}
-    arrays["region_corners"], arrays["region_equations"] = region.corners, region.equations
-    arrays["about"] = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), dtype=np.uint8)
-    content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
-    with whole_file(path, what="the predictor") as temporary:
-        temporary.write_bytes(content.getvalue())
-
-
-def read(path: str | os.PathLike[str]) -> tuple[Tables, Region, Provenance]:
-    """Read what :func:`write` wrote. Nothing in the file is executed.
-
-    Raises
-    ------
-    InputError
-        The file is missing, no predictor, damaged, or of a later format.
-    """
-    path = Path(path)
-    content = _content(path)
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            if "about" not in archive:
-                raise InputError(f"{path}: an archive of arrays, but no compiled predictor; {_MAKE_ONE}")
-            about = json.loads(archive["about"].tobytes())
-            _check_format(path, about)
-            tables = Tables(
-                **{name: archive[name].astype(np.float64, casting="safe") for name in Tables.names()}
-            )
-            region = Region(archive["region_corners"], archive["region_equations"])
-            provenance = Provenance.from_dict(about["fit"])
-        problem = tables.problem() or _region_problem(region)
-    except InputError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy raise half a dozen kinds on a damaged file
-        raise InputError(f"{path}: the file is damaged, perhaps cut short; compile the fit again") from error
-    if problem:
-        raise InputError(f"{path}: the file is damaged ({problem}); compile the fit again")
-    return tables, region, provenance
-
-
-def _content(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the file in it, such as {path / 'predictor.npz'}")
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file; compile_predictor.py writes it") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if not content:
-        raise InputError(f"{path}: the file is empty; compile the fit again")
-    if not content.startswith(_ZIP_MAGIC):
-        raise InputError(f"{path}: not a compiled predictor; {_MAKE_ONE}")
-    return content
-
-
-def _check_format(path: Path, about: object) -> None:
-    if not isinstance(about, dict) or about.get("format") != FORMAT_NAME:
-        raise InputError(f"{path}: an archive of arrays, but no compiled predictor; {_MAKE_ONE}")
-    check_version(path, about.get("version"), known=FORMAT_VERSION, again="compile the fit again")
-
-
-def _region_problem(region: Region) -> str:
-    corners, equations = region.corners, region.equations
-    is_fine = corners.ndim == 2 and corners.shape[1:] == (2,) and len(corners) >= 1
-    is_fine = is_fine and equations.ndim == 2 and equations.shape[1:] == (3,)
-    is_fine = is_fine and bool(np.isfinite(corners).all() and np.isfinite(equations).all())
-    return "" if is_fine else "the region makes no sense"
-
-
-SMALLEST_PROBABILITY = 1e-5
-"""Quantiles are tabulated from this to 1 minus this."""
-
-_NUMBERS = (float, int, np.integer, np.floating)
-assert 1.0 / (1.0 + math.exp(LOGIT_END)) < SMALLEST_PROBABILITY
-
-type Number = float | np.integer | np.floating
 
 
 class Predictor:
@@ -241,7 +118,7 @@ class Predictor:
         InputError
             The file is missing, no predictor, damaged or of a later format.
         """
-        return cls(*file.read(path), settings=settings)
+        return cls(*_read(Path(path)), settings=settings)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the predictor to a file, atomically; what was observed is not kept.
@@ -251,7 +128,7 @@ class Predictor:
         InputError
             The place cannot be written.
         """
-        file.write(path, self._tables, self.region, self.provenance)
+        _write(Path(path), self._tables, self.region, self.provenance)
 
     @property
     def converged(self) -> bool:
@@ -314,9 +191,8 @@ class Predictor:
             self._check(batch_size, total_tokens)
             if latency_ms != latency_ms:
                 raise InputError("latency_ms is NaN: give a latency in ms")
-            return self._lookup.probability_below(
-                float(batch_size), float(total_tokens), float(latency_ms) / self.level
-            )
+            limit_ms = float(latency_ms) / self.level
+            return self._lookup.probability_below(float(batch_size), float(total_tokens), limit_ms)
         shape, (b, s, x) = self._arrays(batch_size, total_tokens, latency_ms)
         if np.isnan(x).any():
             raise InputError("latency_ms holds NaN: give a latency in ms")
@@ -325,8 +201,8 @@ class Predictor:
     @overload
     def extrapolation(self, batch_size: Number, total_tokens: Number) -> bool: ...  # type: ignore[overload-overlap]
     @overload
-    def extrapolation(self, batch_size: ArrayLike, total_tokens: ArrayLike) -> NDArray[np.bool_]: ...
-    def extrapolation(self, batch_size: ArrayLike, total_tokens: ArrayLike) -> bool | NDArray[np.bool_]:
+    def extrapolation(self, batch_size: ArrayLike, total_tokens: ArrayLike) -> Bools: ...
+    def extrapolation(self, batch_size: ArrayLike, total_tokens: ArrayLike) -> bool | Bools:
         """Return whether a step lies outside what the trace covers."""
         if isinstance(batch_size, _NUMBERS) and isinstance(total_tokens, _NUMBERS):
             self._check(batch_size, total_tokens)
@@ -367,13 +243,8 @@ class Predictor:
             raise InputError(f"a step is made of numbers that go together ({error})") from error
         flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
         b, s = flat[:2]
-        if b.size and not (
-            b.min() >= 1.0
-            and b.max() <= self.max_batch_size
-            and s.max() <= self.max_total_tokens
-            and (b <= s).all()
-        ):
-            is_fine = (b >= 1.0) & (b <= s) & (b <= self.max_batch_size) & (s <= self.max_total_tokens)
+        is_fine = (b >= 1.0) & (b <= s) & (b <= self.max_batch_size) & (s <= self.max_total_tokens)
+        if not is_fine.all():
             first = int(np.argmin(is_fine))
             self._refuse(float(b[first]), float(s[first]))
         return arrays[0].shape, flat
@@ -386,3 +257,54 @@ class Predictor:
             f"{step} is beyond the tables of {self.provenance.name}, which end at {self.max_batch_size:,.0f} "
             f"requests and {self.max_total_tokens:,.0f} tokens: ask the fit itself, or fit larger steps"
         )
+
+
+def _write(path: Path, tables: Tables, region: Region, provenance: Provenance) -> None:
+    about = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "fit": asdict(provenance)}
+    text = json.dumps(about, ensure_ascii=False, allow_nan=False)
+    arrays = {name: getattr(tables, name) for name in tables.names()}
+    arrays |= {name: arrays[name].astype(np.float32) for name in _SHAPES}
+    arrays |= {"region_corners": region.corners, "region_equations": region.equations}
+    arrays["about"] = np.frombuffer(text.encode(), dtype=np.uint8)
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    with whole_file(path, what="the predictor") as temporary:
+        temporary.write_bytes(content.getvalue())
+
+
+def _read(path: Path) -> tuple[Tables, Region, Provenance]:
+    """Read what :func:`_write` wrote. Nothing in the file is executed."""
+    content = file_content(
+        path, such_as="predictor.npz", missing="compile_predictor.py writes it", again=_AGAIN
+    )
+    if not content.startswith(_ZIP_MAGIC):
+        raise InputError(f"{path}: not a compiled predictor; {_MAKE_ONE}")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            about = json.loads(archive["about"].tobytes()) if "about" in archive else None
+            if not isinstance(about, dict) or about.get("format") != FORMAT_NAME:
+                raise InputError(f"{path}: an archive of arrays, but no compiled predictor; {_MAKE_ONE}")
+            check_version(path, about.get("version"), known=FORMAT_VERSION, again=_AGAIN)
+            arrays = {name: archive[name].astype(np.float64, casting="safe") for name in Tables.names()}
+            tables = Tables(**arrays)
+            region = Region(archive["region_corners"], archive["region_equations"])
+            provenance = Provenance.from_dict(about["fit"])
+        problem = tables.problem() or _region_problem(region)
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise half a dozen kinds on a damaged file
+        raise InputError(f"{path}: the file is damaged, perhaps cut short; {_AGAIN}") from error
+    if problem:
+        raise InputError(f"{path}: the file is damaged ({problem}); {_AGAIN}")
+    return tables, region, provenance
+
+
+def _region_problem(region: Region) -> str:
+    corners, equations = region.corners, region.equations
+    is_fine = (
+        (corners.ndim, equations.ndim) == (2, 2)
+        and (corners.shape[1], equations.shape[1]) == (2, 3)
+        and len(corners) >= 1
+        and bool(np.isfinite(corners).all() and np.isfinite(equations).all())
+    )
+    return "" if is_fine else "the region makes no sense"

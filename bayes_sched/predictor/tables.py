@@ -32,10 +32,6 @@ class StepLookup:
     """Tables as lists, which Python reads fastest.
 
     Arguments are trusted: the batch size and the tokens lie in the grid.
-
-    Parameters
-    ----------
-    tables : Tables
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -135,17 +131,7 @@ _BLOCK = 2**14  # steps at a time: temporaries that stay in the cache are twice 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """A fit as tables.
-
-    Attributes
-    ----------
-    ends : ndarray, dims (axis,)
-        Greatest log B and log S of the grids; they begin at 0, one request and one token.
-    log_mean, log_width : ndarray, dims (node_b, node_s)
-        Logarithms of the mean latency and of the width of its distribution, both in ms.
-    positions : ndarray, dims (coarse_b, coarse_s, logit)
-    logits : ndarray, dims (coarse_b, coarse_s, position)
-    """
+    """A fit as tables."""
 
     ends: Floats
     log_mean: Floats

@@ -23,7 +23,7 @@ from bayes_sched.model.protocol import LatencyModel, ModelFile
 from bayes_sched.posterior.diagnostics import Convergence
 from bayes_sched.posterior.fit import summarise_cells
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.provenance import FitMetadata, open_account
+from bayes_sched.posterior.provenance import FitMetadata, open_provenance
 from bayes_sched.sla.limits import StepLine, quantile_draws
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
 from bayes_sched.sla.steps import step_sla
@@ -163,7 +163,7 @@ class ServerStudy:
 
     def _metadata(self, loaded: ModelFile) -> FitMetadata:
         steps = self.fits.steps.assign(latency_ms=1.0)
-        return open_account(
+        return open_provenance(
             steps,
             name="simulated server",
             labels=None,

@@ -28,16 +28,13 @@ def test_levels_are_symmetric_and_their_weights_share_out_the_unit_interval() ->
     assert weights @ LEVELS == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("z", [-6.0, -2.0, -0.3, 0.0, 0.7, 1.5, 4.0])
-def test_the_crps_of_a_gaussian_is_near_its_closed_form(z: float) -> None:
-    found = scoring.crps(np.array([z]), rows_of(stats.norm.ppf(LEVELS), 1))
-    assert found == pytest.approx(gaussian_crps(np.array([z])), abs=0.006)
-
-
-def test_the_average_crps_of_a_gaussian_is_its_closed_form_within_one_percent() -> None:
+def test_the_crps_of_a_gaussian_is_near_its_closed_form_and_its_average_within_one_percent() -> None:
+    z = np.array([-6.0, -2.0, -0.3, 0.0, 0.7, 1.5, 4.0])
+    found = scoring.crps(z, rows_of(stats.norm.ppf(LEVELS), len(z)))
+    assert found == pytest.approx(gaussian_crps(z), abs=0.006)
     z = stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
-    found = scoring.crps(z, rows_of(stats.norm.ppf(LEVELS), len(z))).mean()
-    assert found == pytest.approx(gaussian_crps(z).mean(), rel=0.01)
+    average = scoring.crps(z, rows_of(stats.norm.ppf(LEVELS), len(z))).mean()
+    assert average == pytest.approx(gaussian_crps(z).mean(), rel=0.01)
 
 
 def test_a_finer_grid_comes_closer_to_the_integral() -> None:
@@ -54,12 +51,9 @@ def test_the_true_distribution_has_the_least_crps(shift: float, width: float) ->
     assert truth < other
 
 
-def test_the_crps_of_a_certain_prediction_is_its_absolute_error() -> None:
+def test_the_crps_of_a_certain_prediction_is_its_absolute_error_and_always_finite() -> None:
     found = scoring.crps(np.array([7.0, 4.0]), np.full((2, len(LEVELS)), 5.0))
     assert found == pytest.approx([2.0, 1.0])
-
-
-def test_the_crps_is_finite_for_a_distribution_without_a_mean() -> None:
     assert np.isfinite(scoring.crps(np.array([1e4]), rows_of(stats.cauchy.ppf(LEVELS), 1))).all()
 
 
@@ -92,7 +86,5 @@ def test_point_scores_are_what_their_names_say() -> None:
     assert found["bias_ms"] == pytest.approx(3.0 / 4)
     assert found["r2"] == pytest.approx(1.0 - (21.0 / 4) / 125.0)
     assert found["ape_p95"] == pytest.approx(0.1)
-
-
-def test_r_squared_of_latencies_that_do_not_vary_is_none() -> None:
+    # Of latencies that do not vary, nothing is explained.
     assert np.isnan(scoring.point_scores(np.array([5.0, 5.0]), np.array([5.0, 6.0]))["r2"])

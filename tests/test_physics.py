@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bayes_sched import check_plausibility
-from bayes_sched.checks.physics import Plausibility, check_point_plausibility
+from bayes_sched import check_physics
+from bayes_sched.checks.physics import PhysicalChecks, check_point_physics
 from bayes_sched.steps import region_of
 from tests.synthetic_fit import TRUTH, synthetic_fit
 
@@ -23,11 +23,11 @@ SERVER = {
 REGION = region_of(np.array([1, 64, 64, 1]), np.array([1, 64, 2048, 2048]))
 
 
-def checked(scale_is_free: bool = False, **changes: float) -> Plausibility:
-    return check_point_plausibility(SERVER | changes, region=REGION, scale_is_free=scale_is_free)
+def checked(scale_is_free: bool = False, **changes: float) -> PhysicalChecks:
+    return check_point_physics(SERVER | changes, region=REGION, scale_is_free=scale_is_free)
 
 
-def failed(result: Plausibility) -> list[str]:
+def failed(result: PhysicalChecks) -> list[str]:
     return [str(check) for check in result.table.loc[~result.table["holds"], "check"]]
 
 
@@ -70,8 +70,7 @@ def test_an_implausible_server_fails_the_check_that_is_about_it(changes: Any, ch
 def test_one_request_that_starves_the_device_fails_at_the_boundary() -> None:
     many = region_of(np.array([1, 1000, 1000, 1]), np.array([1, 1000, 4000, 4000]))
     small = SERVER | {"k_B": 1e-6, "tau_0": 0.01, "tau_B": 1e-5, "tau_S": 1e-5}
-    result = check_point_plausibility(small, region=many)
-    assert any(name.startswith("B small") for name in failed(result))
+    assert any(name.startswith("B small") for name in failed(check_point_physics(small, region=many)))
 
 
 def test_a_failing_check_says_where_and_whether_such_steps_were_seen() -> None:
@@ -80,7 +79,7 @@ def test_a_failing_check_says_where_and_whether_such_steps_were_seen() -> None:
     assert "from (B, S) = (1, 1) to (1, " in str(detail)
     assert "; such steps were seen" in str(detail)
     prefill = region_of(np.array([1, 64, 64, 1]), np.array([256, 256, 2048, 2048]))
-    unseen = check_point_plausibility(SERVER | {"w_0": 90.0, "w_1": 0.001}, region=prefill)
+    unseen = check_point_physics(SERVER | {"w_0": 90.0, "w_1": 0.001}, region=prefill)
     assert "no such steps were seen" in str(unseen.table.set_index("check").loc[name, "detail"])
 
 
@@ -99,10 +98,10 @@ def test_ratios_that_no_scale_can_bring_into_the_ranges_fail() -> None:
 
 def test_a_posterior_gets_the_share_of_its_draws() -> None:
     fit = synthetic_fit(spread=1.5, chains=2, draws=10)
-    table = check_plausibility(fit, max_draws=None).table
+    table = check_physics(fit, max_draws=None).table
     posterior = fit.posterior.stack(sample=("chain", "draw"))
     points = [
-        check_point_plausibility({p: float(posterior[p].isel(sample=i)) for p in SERVER}, region=fit.region)
+        check_point_physics({p: float(posterior[p].isel(sample=i)) for p in SERVER}, region=fit.region)
         for i in range(posterior.sizes["sample"])
     ]
     shares = np.mean([point.table["probability"] for point in points], axis=0)
@@ -112,15 +111,12 @@ def test_a_posterior_gets_the_share_of_its_draws() -> None:
         assert ((inside > 0.0) & (inside < 1.0)).any(), group
 
 
-def test_a_check_of_a_posterior_holds_from_nine_draws_in_ten() -> None:
-    table = check_plausibility(synthetic_fit(spread=0.3)).table
+def test_a_check_holds_from_nine_draws_in_ten_and_a_narrow_posterior_agrees_with_its_middle() -> None:
+    table = check_physics(synthetic_fit(spread=0.3)).table
     assert (table["holds"] == (table["probability"] >= 0.9)).all()
-
-
-def test_a_narrow_posterior_agrees_with_its_middle() -> None:
     fit = synthetic_fit(spread=1e-6)
     middle = {name: TRUTH[name] for name in SERVER}
-    point = check_point_plausibility(middle, region=fit.region).table
-    posterior = check_plausibility(fit).table
+    point = check_point_physics(middle, region=fit.region).table
+    posterior = check_physics(fit).table
     assert posterior["check"].tolist() == point["check"].tolist()
     assert posterior["holds"].tolist() == point["holds"].tolist()

@@ -17,14 +17,8 @@ from tests.richer_fit import STEPS, richer_fit
 from tests.synthetic_fit import synthetic_fit
 
 TYPICAL = TypicalLoad(context_per_decode=1000.0, cached_per_chunk=300.0, kv_cache_usage_per_request=0.02)
-COLUMNS = (
-    "batch_size",
-    "total_tokens",
-    "num_prefill_reqs",
-    "context_tokens",
-    "prefill_pairs",
-    "kv_cache_usage",
-)
+OWN = ("num_prefill_reqs", "context_tokens", "prefill_pairs", "kv_cache_usage")
+COLUMNS = ("batch_size", "total_tokens", *OWN)
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +69,12 @@ def test_what_is_typical_is_the_median_of_the_trace() -> None:
     assert typical.kv_cache_usage_per_request == pytest.approx(0.1)
 
 
-def test_a_trace_without_prefill_or_without_decodes_still_says_what_is_typical() -> None:
+def test_a_trace_says_what_it_can_of_what_is_typical() -> None:
     decode = STEPS[STEPS["num_prefill_reqs"] == 0]
     prefill = STEPS[STEPS["num_prefill_reqs"] > 0]
     assert TypicalLoad.of(decode).cached_per_chunk == 0.0
     assert (TypicalLoad.of(prefill).context_per_decode or 0.0) == pytest.approx(2250.0, rel=0.15)
-
-
-def test_a_trace_without_context_says_nothing_of_it() -> None:
-    steps = STEPS.drop(columns="prefill_pairs")
-    assert TypicalLoad.of(steps) == TypicalLoad()
+    assert TypicalLoad.of(STEPS.drop(columns="prefill_pairs")) == TypicalLoad()
     assert TypicalLoad.of(STEPS.assign(context_tokens=np.nan)) == TypicalLoad()
 
 
@@ -102,25 +92,17 @@ def test_a_fit_of_requests_and_tokens_needs_nothing_typical() -> None:
     assert fit.typical.text(fit.model.columns) == ""
 
 
-def test_predictions_do_not_complete_steps_by_themselves(fit: FittedModel) -> None:
+def test_predictions_do_not_complete_steps_by_themselves_and_some_fits_cannot(fit: FittedModel) -> None:
     steps = steps_arrays([2], [9])
     with pytest.raises(InputError, match="the steps have no context_tokens"):
         fit.predictive_band(steps)
     assert fit.predictive_band(fit.completed(steps))["median"].item() > 0.0
-
-
-def test_a_fit_that_keeps_nothing_typical_says_so_in_one_sentence(fit: FittedModel) -> None:
     groups = {f"/{key}": node.to_dataset() for key, node in fit.data.children.items() if key != "typical"}
     bare = FittedModel(data=xr.DataTree.from_dict(groups), model=fit.model, metadata=fit.metadata)
     with pytest.raises(InputError, match="does not keep what is typical of its trace: fit the trace again"):
-        bare.completed(steps_arrays([2], [9]))
-
-
-def test_a_column_that_nobody_can_complete_is_named() -> None:
-    with pytest.raises(
-        InputError, match=r"the model m needs weather of every step.*give steps with every column"
-    ):
-        complete(steps_arrays([2], [9]), columns=(*COLUMNS, "weather"), typical=TYPICAL, model="m")
+        bare.completed(steps)
+    with pytest.raises(InputError, match=r"the model m needs weather of every step.*with every column"):
+        complete(steps, columns=(*COLUMNS, "weather"), typical=TYPICAL, model="m")
 
 
 def test_the_sentence_names_the_numbers_that_the_model_uses() -> None:

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from bayes_sched.checks.discrepancy import (
-    Misfit,
-    estimate_misfit,
+    Discrepancy,
+    estimate_discrepancy,
     further_columns,
     further_effects,
     richer_models,
@@ -25,6 +25,12 @@ CONTEXT, KV_CACHE, STAIRCASE = "saturation_context", "saturation_kv_cache", "sat
 @pytest.fixture(scope="module")
 def plain() -> FittedModel:
     return synthetic_fit(spread=1e-3)
+
+
+def estimated(fit: FittedModel, steps: pd.DataFrame) -> Discrepancy:
+    found = estimate_discrepancy(fit, steps)
+    assert found is not None
+    return found
 
 
 def with_context(steps: pd.DataFrame, *, seed: int) -> pd.DataFrame:
@@ -59,11 +65,8 @@ def test_what_a_richer_model_knows_besides() -> None:
 def test_steps_of_the_model_itself_leave_nothing_to_say(
     num_steps: int, seed: int, plain: FittedModel
 ) -> None:
-    steps = with_context(simulated_steps(num_steps, seed=seed), seed=seed)
-    found = estimate_misfit(plain, steps)
-    assert found is not None
-    assert found.richer is None
-    assert found.advice == ""
+    found = estimated(plain, with_context(simulated_steps(num_steps, seed=seed), seed=seed))
+    assert (found.richer, found.advice) == (None, "")
     assert found.error_ms > 0.0
 
 
@@ -73,22 +76,22 @@ def test_context_that_takes_time_is_found_with_its_share(plain: FittedModel) -> 
     added = 5e-5 * centred
     noise = steps["latency_ms"].to_numpy() - plain.mean_latency(steps).mean(("chain", "draw")).to_numpy()
     expected = 1.0 - np.abs(noise).mean() / np.abs(noise + added).mean()
-    found = estimate_misfit(plain, steps.assign(latency_ms=steps["latency_ms"] + added))
-    assert found is not None
+    found = estimated(plain, steps.assign(latency_ms=steps["latency_ms"] + added))
     assert expected > 0.2
     assert found.richer == CONTEXT
     assert found.context_share == pytest.approx(expected, abs=0.05)
     assert found.staircase_share == 0.0
-    assert f"--model {CONTEXT}" in found.advice
+    assert f"fit it with the model {CONTEXT}" in found.advice
 
 
 def test_the_use_of_the_cache_stands_for_the_context_where_a_trace_tells_no_more(plain: FittedModel) -> None:
     steps = with_context(simulated_steps(3000, seed=1), seed=1)
     steps["kv_cache_usage"] = steps["context_tokens"] / 200_000
     steps["latency_ms"] += 5e-5 * (steps["context_tokens"] - 2250 * steps["batch_size"])
-    all_known, usage_alone = estimate_misfit(plain, steps), estimate_misfit(plain, without_context(steps))
-    assert all_known is not None
-    assert usage_alone is not None
+    all_known, usage_alone = (
+        estimated(plain, steps),
+        estimated(plain, without_context(steps)),
+    )
     assert (all_known.richer, usage_alone.richer) == (CONTEXT, KV_CACHE)
     assert usage_alone.context_share == pytest.approx(all_known.context_share, abs=0.02)
 
@@ -96,8 +99,7 @@ def test_the_use_of_the_cache_stands_for_the_context_where_a_trace_tells_no_more
 def test_context_that_saves_time_is_not_what_the_richer_model_says(plain: FittedModel) -> None:
     steps = with_context(simulated_steps(3000, seed=1), seed=1)
     saved = 5e-5 * (steps["context_tokens"] - 2250 * steps["batch_size"])
-    found = estimate_misfit(plain, steps.assign(latency_ms=steps["latency_ms"] - saved))
-    assert found is not None
+    found = estimated(plain, steps.assign(latency_ms=steps["latency_ms"] - saved))
     assert found.context_share < 0.02
 
 
@@ -108,8 +110,7 @@ def test_a_staircase_is_found_with_its_share(plain: FittedModel) -> None:
     added = 0.6 * mean_ms * is_high
     noise = steps["latency_ms"].to_numpy() - mean_ms
     expected = 1.0 - np.abs(noise).mean() / np.abs(noise + added).mean()
-    found = estimate_misfit(plain, steps.assign(latency_ms=steps["latency_ms"] + added))
-    assert found is not None
+    found = estimated(plain, steps.assign(latency_ms=steps["latency_ms"] + added))
     assert expected > 0.3
     assert found.richer == STAIRCASE
     assert found.share == pytest.approx(expected, abs=0.05)
@@ -117,8 +118,7 @@ def test_a_staircase_is_found_with_its_share(plain: FittedModel) -> None:
 
 
 def test_a_fit_with_context_is_told_of_the_staircase_alone() -> None:
-    found = estimate_misfit(richer_fit(CONTEXT), STEPS)
-    assert found is not None
+    found = estimated(richer_fit(CONTEXT), STEPS)
     assert found.richer == STAIRCASE
     assert found.context_share == 0.0
     assert found.staircase_share > 0.5
@@ -126,13 +126,12 @@ def test_a_fit_with_context_is_told_of_the_staircase_alone() -> None:
 
 
 def test_a_model_that_no_shipped_one_extends_has_nothing_beyond_it() -> None:
-    assert estimate_misfit(richer_fit(), STEPS) is None
+    assert estimate_discrepancy(richer_fit(), STEPS) is None
 
 
 def test_a_trace_without_context_is_told_what_to_record(plain: FittedModel) -> None:
     steps = without_context(STEPS)
-    found = estimate_misfit(plain, steps)
-    assert found is not None
+    found = estimated(plain, steps)
     assert found.advice == ""
     assert found.lacking == ("context_tokens", "prefill_pairs")
     assert "context_tokens and prefill_pairs" in found.text
@@ -141,14 +140,14 @@ def test_a_trace_without_context_is_told_what_to_record(plain: FittedModel) -> N
 def test_steps_that_lack_context_here_and_there_are_left_out(plain: FittedModel) -> None:
     steps = with_context(simulated_steps(600, seed=3), seed=3)
     gaps = steps.assign(context_tokens=steps["context_tokens"].where(steps.index % 3 > 0))
-    assert estimate_misfit(plain, gaps) == estimate_misfit(plain, gaps.dropna())
+    assert estimate_discrepancy(plain, gaps) == estimate_discrepancy(plain, gaps.dropna())
 
 
 def test_the_advice_reads_as_a_sentence() -> None:
-    found = Misfit(error_ms=1.234, context_share=0.55, staircase_share=0.2, richer=STAIRCASE)
+    found = Discrepancy(error_ms=1.234, context_share=0.55, staircase_share=0.2, richer=STAIRCASE)
     assert found.advice == (
         "Of the error left by this model (1.23 ms a step on average), the steps' context explains about 55% "
-        "and the staircase of latencies another 20%: fit it with --model "
+        "and the staircase of latencies another 20%: fit it with the model "
         "saturation_staircase."
     )
     assert found.share == pytest.approx(0.75)
