@@ -70,7 +70,6 @@ __all__ = [
     "thin_steps",
     "validate",
     "write_report",
-    "write_validation",
 ]
 
 from .checks.discrepancy import Discrepancy, estimate_discrepancy
@@ -99,7 +98,6 @@ from .predictor.compile import compile_predictor
 from .predictor.monitor import MonitorSettings
 from .predictor.predictor import Predictor
 from .reports.kinds import report
-from .reports.validation import write_validation
 from .reports.write import write_report
 from .sampling.nuts import SamplerSettings
 from .sla.request import RequestSLA, request_sla

@@ -63,7 +63,9 @@ class ComparedModels:
 def _(result: ComparedModels, *, command: str = "") -> Document:
     found, fits = result.comparison, result.fits
     table = found.table.reset_index()
-    costs = table[["model"]].join(pd.DataFrame.from_dict(dict(fits), orient="index")[list(_ACCOUNT)], on="model")
+    costs = table[["model"]].join(
+        pd.DataFrame.from_dict(dict(fits), orient="index")[list(_ACCOUNT)], on="model"
+    )
     draw = partial(model_differences, found)
     return Document(
         title="Which model predicts best?",
