@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bayes_sched.pooling.population import UNSEEN, Population
+from bayes_sched.files import UNSEEN
+from bayes_sched.pooling.population import Population
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sampling import sample as sampling
 from tests.running import fail, fails, interrupt, printed_json, subcommand

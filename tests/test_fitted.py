@@ -10,8 +10,8 @@ from bayes_sched.errors import InputError
 from bayes_sched.model.equation import latency_ms
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import all_parameters
+from bayes_sched.posterior.diagnostics import verdict
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.parameters import verdict
 from bayes_sched.posterior.prediction import thin
 from bayes_sched.posterior.provenance import FitMetadata
 from bayes_sched.steps import as_steps, steps_arrays, steps_grid

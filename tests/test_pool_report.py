@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from bayes_sched.checks.summary import summarize
+from bayes_sched.files import UNSEEN
 from bayes_sched.format import records
 from bayes_sched.pooling.pool import Pool
-from bayes_sched.pooling.population import UNSEEN
 from bayes_sched.pooling.summary import PoolSummary, pool_summary, warnings_of
 from bayes_sched.reports.document import report
 from bayes_sched.reports.fit import sentences_of

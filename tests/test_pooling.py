@@ -12,10 +12,9 @@ import pytest
 from bayes_sched.errors import InputError
 from bayes_sched.model.priors import Priors
 from bayes_sched.pooling import members
-from bayes_sched.pooling.hierarchy import TraceDraws, redraw
 from bayes_sched.pooling.members import servers_of, shared_coordinates
 from bayes_sched.pooling.pool import Pool, pool
-from bayes_sched.pooling.population import Population
+from bayes_sched.pooling.population import Population, TraceDraws, redraw
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.steps import steps_arrays

@@ -36,8 +36,7 @@ from bayes_sched.checks.optimization import (
     with_ratios,
 )
 from bayes_sched.checks.physics import PhysicalChecks, check_point_physics
-from bayes_sched.checks.residuals import ResidualAnalysis, analyse_residuals
-from bayes_sched.checks.scores import Scores
+from bayes_sched.checks.scores import ResidualAnalysis, Scores, analyse_residuals
 from bayes_sched.errors import InputError
 from bayes_sched.files import check_version, file_content, whole_file
 from bayes_sched.format import percent

@@ -17,8 +17,8 @@ from bayes_sched.errors import InputError
 from bayes_sched.format import records
 from bayes_sched.model.likelihood import effects_of
 from bayes_sched.model.protocol import all_parameters
+from bayes_sched.posterior.diagnostics import known_priors
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.parameters import known_priors
 from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.posterior.typical_steps import band_table, cost_table, step_table, typical_steps
 from bayes_sched.steps import steps_arrays

@@ -12,8 +12,8 @@ from bayes_sched.cli.command import Call, Command, Parser, at_least, millisecond
 from bayes_sched.cli.trace_parsers import add_latency_limits, add_traces, check_limits, check_model
 from bayes_sched.errors import InputError
 from bayes_sched.files import SIMULATOR, VALIDATION, fit_file
-from bayes_sched.studies.folder import StudyFolder
 from bayes_sched.studies.names import SPLIT_TITLES, check_competitors, check_splits
+from bayes_sched.studies.runs import StudyFolder
 from bayes_sched.trace.opening import expand_paths, result_name
 
 SCHEDULER = ("token_budget", "max_num_seqs", "kv_tokens", "block_tokens")

@@ -18,8 +18,8 @@ from bayes_sched.comparison.members import DEFAULT_PAIRED_DRAWS, Member, Servers
 from bayes_sched.comparison.throughput import DEFAULT_SLO_QUANTILE
 from bayes_sched.comparison.verdicts import COMPARISON_PROBABILITY, DEFAULT_ROPE, VALUE_WORDS, ratio_row
 from bayes_sched.errors import InputError
+from bayes_sched.posterior.diagnostics import WELL
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.parameters import WELL
 from bayes_sched.posterior.prediction import band_levels, check_probability
 
 IDENTIFIED = WELL

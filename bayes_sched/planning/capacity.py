@@ -12,14 +12,7 @@ import pandas as pd
 from bayes_sched.errors import InputError
 from bayes_sched.format import chance, sureness
 from bayes_sched.planning.replay import SchedulerSettings, StepTimes
-from bayes_sched.planning.simulator import (
-    KEYS,
-    LEVELS,
-    Objectives,
-    ServerSimulation,
-    simulate,
-    spread_out,
-)
+from bayes_sched.planning.simulator import KEYS, LEVELS, Objectives, ServerSimulation, simulate, spread_out
 from bayes_sched.planning.workload import AnyWorkload
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import check_probability

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
+from bayes_sched.files import UNSEEN
 from bayes_sched.format import listed
 from bayes_sched.model.likelihood import effects_of
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import LatencyModel, all_parameters
-from bayes_sched.pooling.population import UNSEEN, Population
+from bayes_sched.pooling.population import Population
 from bayes_sched.pooling.prior import SUMS, complete, identified_names
-from bayes_sched.posterior.diagnostics import convergence
+from bayes_sched.posterior.diagnostics import WELL, convergence
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.parameters import WELL
 from bayes_sched.posterior.provenance import FitMetadata, RowCounts
 
 _NEEDED = {"tau_0", "tau_S", "w_1", "k_S"}

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.files import MEMBERS, POPULATION, POSTERIOR
+from bayes_sched.files import MEMBERS, POPULATION, POSTERIOR, UNSEEN
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import all_parameters
-from bayes_sched.pooling.hierarchy import TraceDraws, population_model, redraw, sample_population
 from bayes_sched.pooling.members import (
     Candidate,
     check_candidates,
@@ -29,7 +28,7 @@ from bayes_sched.pooling.members import (
     shared_coordinates,
     unseen_fit,
 )
-from bayes_sched.pooling.population import UNSEEN, Population
+from bayes_sched.pooling.population import Population, TraceDraws, population_model, redraw, sample_population
 from bayes_sched.pooling.prior import SUMS, PopulationPrior, identified
 from bayes_sched.posterior.diagnostics import MIN_ESS
 from bayes_sched.posterior.fitted import FittedModel

@@ -1,25 +1,177 @@
-"""A population of servers: what is known of it, and its file."""
+r"""The population of servers: a hierarchical PyMC model in which every fit stands for its trace.
+
+Coordinate k of what data identify (:mod:`bayes_sched.pooling.prior`, logarithms) of trace j, of server g(j):
+
+.. math::
+
+    \mu_k \sim \mathrm{Normal}(m_k, s_k), \quad
+    \gamma_{gk} \sim \mathrm{Normal}(\mu_k, \omega_k), \quad
+    z_{jk} \sim \mathrm{Normal}(\gamma_{g(j)k}, \phi_k),
+
+with mean and standard deviation under the documented priors in m and s, and log-normal :math:`\omega` and
+:math:`\phi`; given z, parameters are distributed as the documented priors have them. A fit under these priors
+has drawn :math:`\theta_{j1}, \theta_{j2}, \ldots` from :math:`p(\theta_j \mid y_j)`; so the likelihood of the
+population, with the trace's own parameters integrated out, is an expectation over these draws,
+
+.. math::
+
+    p(y_j \mid \gamma, \phi) \propto \mathrm{E}_i \left[
+    \frac{\mathrm{Normal}(z_{ji} \mid \gamma_{g(j)}, \phi)}{p_0(z_{ji})} \right],
+
+and given the population a trace's parameters are its own draws with these ratios for weights: no trace need
+be fitted twice (two-stage fitting of a hierarchical model: Lunn, Barrett, Sweeting and Thompson 2013,
+doi:10.1111/rssc.12007). What is approximate is that draws are finite in number: the effective number that the
+weights leave is kept, and the likelihood of the population takes a smooth version of them, a kernel estimate
+of the same mean and variances. Where too few effective draws are left, the trace is fitted again under the
+population's prior, whose density then takes the place of :math:`p_0` in the ratios.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
 import xarray as xr
+from numpy.typing import NDArray
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.files import UNSEEN as UNSEEN
 from bayes_sched.files import check_version, whole_file
 from bayes_sched.format import listed
-from bayes_sched.pooling.prior import DOCUMENTED_SHARE, PopulationPrior
+from bayes_sched.model.priors import Prior, Priors
+from bayes_sched.pooling.prior import (
+    DOCUMENTED_SHARE,
+    PopulationPrior,
+    documented_centre,
+    identified,
+    log_documented,
+    log_normal,
+)
 from bayes_sched.posterior.diagnostics import Convergence, convergence
+from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.sampling.nuts import SAMPLE_STATS, SamplerSettings
+
+BETWEEN = Prior("between", 0.1, 2.0)
+"""Prior of the standard deviation of log coordinates from server to server: 10 % to a factor of 7."""
+WITHIN = Prior("within", 0.01, 0.5)
+"""Prior of the standard deviation from trace to trace of a server, whose token budget may differ."""
+
+_KERNELS = 100  # of each trace, around evenly spaced draws
+_CHUNK = 500  # population draws whose weights are in memory at once
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TraceDraws:
+    """The draws of one fit as the population sees them, chains one after the other.
+
+    `z`, dims (draw, coordinate), are logarithms of the identified coordinates; `log_base`, dims (draw,), the
+    log of their density under the prior of the fit.
+    """
+
+    z: Floats
+    log_base: Floats
+
+    @classmethod
+    def of(
+        cls, fit: FittedModel, names: Sequence[str], *, prior: PopulationPrior | None = None
+    ) -> TraceDraws:
+        """Take the draws of a fit; `prior` is what it was made under, where not the documented priors."""
+        logs = {str(name): np.log(draws.to_numpy().ravel()) for name, draws in fit.posterior.items()}
+        z, priors = identified(logs, names, np), fit.metadata.priors
+        log_base = log_documented(z, names, priors, np)
+        return cls(z=z, log_base=log_base + (prior.log_ratio(logs, priors, np) if prior else 0.0))
+
+    def smoothed(self, most: int) -> tuple[TraceDraws, Floats]:
+        """Return at most so many kernels' centres, and the kernels' standard deviations, dims (coordinate,).
+
+        Scott's bandwidth; the centres are drawn together so that mean and variances stay what they are.
+        """
+        few = np.unique(np.linspace(0, len(self.z) - 1, most).astype(np.int64))
+        mean, sd, z = self.z.mean(axis=0), self.z.std(axis=0), self.z[few]
+        share = len(few) ** (-1.0 / (self.z.shape[1] + 4.0))
+        centres = mean + np.sqrt(1.0 - share**2) * sd * ((z - z.mean(axis=0)) / z.std(axis=0))
+        return TraceDraws(z=centres, log_base=self.log_base[few]), share * sd
+
+
+def population_model(
+    traces: Sequence[TraceDraws],
+    *,
+    names: Sequence[str],
+    servers: Sequence[str],
+    server_of_trace: Sequence[int],
+    priors: Priors,
+) -> pm.Model:
+    """Return the PyMC model of a population of traces.
+
+    `names` are the coordinates that servers share, `server_of_trace` the position of each trace's server
+    among `servers`, `priors` the documented ones.
+    """
+    centre, spread = documented_centre(names, priors)
+    with pm.Model(coords={"coordinate": list(names), "server": list(servers)}) as model:
+        mean = pm.Normal("mean", centre, spread, dims="coordinate")
+        between = pm.LogNormal("between", BETWEEN.mu, BETWEEN.sigma, dims="coordinate")
+        within = pm.LogNormal("within", WITHIN.mu, WITHIN.sigma, dims="coordinate")
+        server = pm.Normal("server_mean", mean, between, dims=("server", "coordinate"))
+        for j, (trace, width) in enumerate(each.smoothed(_KERNELS) for each in traces):
+            spread = pt.sqrt(within**2 + width**2)
+            ratio = log_normal(trace.z, server[server_of_trace[j]], spread, pt).sum(axis=-1) - trace.log_base
+            pm.Potential(f"trace_{j}", pt.logsumexp(ratio) - np.log(len(trace.z)))
+    return model
+
+
+def sample_population(model: pm.Model, settings: SamplerSettings) -> xr.DataTree:
+    """Sample a population with NUTS: groups ``posterior`` and ``sample_stats``, dims (chain, draw)."""
+    tree: Any = pm.sample(
+        settings.draws,
+        tune=settings.tune,
+        chains=settings.chains,
+        cores=settings.cores,
+        random_seed=settings.seed,
+        progressbar=False,
+        nuts_sampler=settings.sampler,
+        nuts={"target_accept": settings.target_accept},
+        compute_convergence_checks=False,
+        model=model,
+    )
+    return xr.DataTree.from_dict(
+        {
+            "posterior": tree["posterior"].to_dataset(),
+            "sample_stats": tree["sample_stats"].to_dataset()[list(SAMPLE_STATS)],
+        }
+    )
+
+
+def redraw(
+    trace: TraceDraws, mean: Floats, sd: Floats, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], float]:
+    """Draw a trace's parameters given each draw of the population.
+
+    `mean` and `sd`, dims (population draw, coordinate), are of the trace's server, and from trace to trace.
+    Returns positions among the trace's draws, dims (population draw,), and the effective number of the
+    trace's draws that these rest on.
+    """
+    chosen = np.empty(len(mean), dtype=np.int64)
+    total = np.zeros(len(trace.z))
+    for start in range(0, len(mean), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        log_weight = log_normal(trace.z, mean[part, None, :], sd[part, None, :], np).sum(axis=-1)
+        log_weight -= trace.log_base
+        weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
+        cumulative = np.cumsum(weight, axis=1)
+        target = rng.uniform(size=len(weight)) * cumulative[:, -1]
+        chosen[part] = (cumulative < target[:, None]).sum(axis=1)
+        total += (weight / cumulative[:, -1:]).sum(axis=0)
+    return chosen, float(total.sum() ** 2 / (total**2).sum())
+
 
 FORMAT_NAME = "population of servers"
 """Value of the root attribute ``bayes_sched_format`` in such a file."""

@@ -9,12 +9,10 @@ import pandas as pd
 
 from bayes_sched.arrays import Floats
 from bayes_sched.format import listed
-from bayes_sched.pooling.hierarchy import BETWEEN, WITHIN
 from bayes_sched.pooling.pool import Pool
-from bayes_sched.pooling.population import Population
-from bayes_sched.posterior.diagnostics import Convergence
+from bayes_sched.pooling.population import BETWEEN, WITHIN, Population
+from bayes_sched.posterior.diagnostics import PARTLY, Convergence
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY
-from bayes_sched.posterior.parameters import PARTLY
 from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.posterior.typical_steps import band_table, typical_steps
 from bayes_sched.steps import steps_arrays

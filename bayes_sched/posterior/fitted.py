@@ -15,8 +15,7 @@ from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import LatencyModel, ModelFile, all_parameters
-from bayes_sched.posterior.diagnostics import Convergence, convergence
-from bayes_sched.posterior.parameters import known_priors, parameter_table
+from bayes_sched.posterior.diagnostics import Convergence, convergence, known_priors, parameter_table
 from bayes_sched.posterior.prediction import (
     Cells,
     Evaluator,

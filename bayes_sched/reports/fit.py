@@ -11,7 +11,7 @@ import pandas as pd
 from bayes_sched.checks.calibration import MAX_MISCOVERAGE
 from bayes_sched.checks.summary import FitSummary
 from bayes_sched.format import NONE, count, listed, number, percent, records, span
-from bayes_sched.posterior.parameters import PARTLY, WEAKLY
+from bayes_sched.posterior.diagnostics import PARTLY, WEAKLY
 from bayes_sched.posterior.typical_steps import (
     FULL_PREFILL,
     LARGEST_DECODE,

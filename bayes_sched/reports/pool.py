@@ -9,10 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from bayes_sched.files import POPULATION
+from bayes_sched.files import POPULATION, UNSEEN
 from bayes_sched.format import listed, number, percent, records, span
-from bayes_sched.pooling.hierarchy import BETWEEN, WITHIN
-from bayes_sched.pooling.population import UNSEEN
+from bayes_sched.pooling.population import BETWEEN, WITHIN
 from bayes_sched.pooling.prior import SUMS
 from bayes_sched.pooling.summary import PoolSummary
 from bayes_sched.posterior.typical_steps import FULL_PREFILL, MEDIAN_DECODE

@@ -17,13 +17,7 @@ from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import Evaluator, PerDraw, check_probability
 from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.sla.convolution import SumDistribution, sum_distribution
-from bayes_sched.sla.risk import (
-    DEFAULT_CONFIDENCE,
-    DEFAULT_QUANTILE,
-    Objective,
-    check_columns,
-    refusals,
-)
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, check_columns, refusals
 from bayes_sched.steps import steps_arrays
 
 MAX_DRAWS = 400

@@ -11,8 +11,8 @@ import xarray as xr
 
 import bayes_sched.pooling.pool as pooled_module
 from bayes_sched.model.protocol import load_model
-from bayes_sched.pooling.hierarchy import TraceDraws, population_model, sample_population
 from bayes_sched.pooling.pool import pool
+from bayes_sched.pooling.population import TraceDraws, population_model, sample_population
 from bayes_sched.pooling.prior import PopulationPrior, identified
 from bayes_sched.posterior.fit import fit
 from bayes_sched.posterior.fitted import FittedModel

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bayes_sched.pooling.population import UNSEEN
+from bayes_sched.files import UNSEEN
 from bayes_sched.pooling.summary import PoolSummary
 from bayes_sched.reports.plots.style import (
     BLUE,
