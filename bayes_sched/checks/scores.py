@@ -1,4 +1,4 @@
-"""Scores: of predictive distributions by their quantiles, of point predictions and what they leave, of shares."""
+"""Scores: of predictive distributions by their quantiles, of point predictions, of shares of events."""
 
 from __future__ import annotations
 
