@@ -18,7 +18,7 @@ from bayes_sched.pooling.summary import PoolSummary, pool_summary, warnings_of
 from bayes_sched.reports.document import report
 from bayes_sched.reports.fit import prior_words, render_page, summary
 from bayes_sched.reports.html import html
-from bayes_sched.reports.plots.pool import pool_latency, pool_shrinkage
+from bayes_sched.reports.plots.servers import pool_latency, pool_shrinkage
 from bayes_sched.reports.pool import difference_text, paragraph
 from bayes_sched.reports.terminal import WIDTH, terminal
 from bayes_sched.reports.write import write_report

@@ -1,8 +1,9 @@
-"""Latency bands of a fit against tokens and requests, contours, and what the priors allowed."""
+"""What a fit says of latencies: bands against tokens and requests, contours, and what the priors allowed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,10 @@ from bayes_sched.reports.plots.style import (
     INK,
     ORANGE,
     ORDER,
-    SKY,
     X_LABEL,
     Y_LABEL,
-    draw_points,
     draw_seen,
+    draw_steps,
     draw_veil,
     figure_legend,
     has_area,
@@ -35,15 +35,18 @@ from bayes_sched.reports.plots.style import (
     log_axes,
     log_axis,
     new_figure,
+    new_panels,
+    shade,
     styled,
     veil_handle,
 )
-from bayes_sched.steps import POSSIBLE, decode_only, log_grid, sample_steps, steps_grid
+from bayes_sched.steps import POSSIBLE, decode_only, log_grid, steps_grid
 
 _NEIGHBOURHOOD = 1.15
 """Steps whose B is within this factor of a panel's B are drawn in it."""
 _WIDE = 50.0
 _BANDS = {0.99: 0.15, 0.9: 0.25, 0.5: 0.4}
+_NUM_POINT_GRID = 160
 _UNSEEN = "no such steps in the trace"
 
 
@@ -57,32 +60,22 @@ def latency_by_tokens(summary: FitSummary) -> Figure:
     """
     views = views_of(summary)
     steps, bands = views.steps, views.by_tokens
-    rows, columns = (len(bands) + 1) // 2, min(len(bands), 2)
-    figure, grid = new_figure(
-        "Latency of a step against its tokens, for several numbers of requests",
-        height_in=1.3 + 2.0 * rows,
-        rows=rows,
-        columns=columns,
-        sharex=True,
-        sharey=True,
-    )
-    axes = list(grid.flat)
+    title = "Latency of a step against its tokens, for several numbers of requests"
+    both: Any = {"columns": min(len(bands), 2), "sharex": True, "sharey": True}
+    figure, axes = new_panels(title, len(bands), head_in=1.3, each_in=2.0, **both)
     sparse = float(steps["total_tokens"].max()) > _WIDE * min(bands)
     top = _top_ms(steps, np.concatenate([band["upper"].to_numpy() for band in bands.values()]))
-    for ax, (batch_size, band) in zip(axes, bands.items(), strict=False):
-        near = _near(steps, batch_size)
-        shown = sample_steps(near)
-        draw_points(ax, shown["total_tokens"], shown["latency_ms"], label="observed steps")
+    for ax, (batch_size, band) in zip(axes.flat, bands.items(), strict=False):
+        near = steps[(steps["batch_size"] / batch_size).between(1.0 / _NEIGHBOURHOOD, _NEIGHBOURHOOD)]
+        draw_steps(ax, near, "total_tokens", label="observed steps")
         _draw_bands(ax, band["total_tokens"], band, summary.probability)
         log_axis(ax.xaxis, sparse=sparse)
         limit_above(ax, near["latency_ms"], top)
         hatch_extrapolation(ax, band["total_tokens"], band["extrapolation"], label=_UNSEEN)
-        ax.set_title(_panel_title(near, batch_size))
-    for ax in axes[len(bands) :]:
-        ax.set_visible(False)
-    label_outer(grid, xlabel="tokens in the step, S", ylabel="latency (ms)")
-    figure_legend(figure, axes[0])
-    return figure
+        low, high = int(near["batch_size"].min()), int(near["batch_size"].max())
+        ax.set_title(f"B = {batch_size}" + ("" if low == high else f" (dots: {low} to {high})"))
+    label_outer(axes, xlabel="tokens in the step, S", ylabel="latency (ms)")
+    return figure_legend(figure, axes[0, 0])
 
 
 @styled
@@ -98,15 +91,13 @@ def latency_by_batch(summary: FitSummary) -> Figure:
         title += " (the trace holds no such steps)"
     figure, axes = new_figure(title, height_in=3.6)
     ax: Axes = axes[0, 0]
-    shown = sample_steps(decodes)
-    draw_points(ax, shown["batch_size"], shown["latency_ms"], label="observed decode-only steps")
+    draw_steps(ax, decodes, "batch_size", label="observed decode-only steps")
     _draw_bands(ax, band["batch_size"], band, summary.probability)
     seen = views.steps if decodes.empty else decodes
     limit_above(ax, decodes["latency_ms"], _top_ms(seen, band["upper"].to_numpy()))
     hatch_extrapolation(ax, band["batch_size"], band["extrapolation"], label=_UNSEEN)
     ax.set(xlabel="decoding requests in the step, B = S", ylabel="latency (ms)")
-    figure_legend(figure, ax)
-    return figure
+    return figure_legend(figure, ax)
 
 
 def views_of(summary: FitSummary) -> FitViews:
@@ -118,20 +109,9 @@ def views_of(summary: FitSummary) -> FitViews:
 def _draw_bands(ax: Axes, x: xr.DataArray, band: xr.Dataset, probability: float) -> None:
     share = f"{probability:.0%}"
     falls, sure = f"{share} of the steps fall here", f"mean latency, {share} sure"
-    ax.fill_between(x, band["lower"], band["upper"], color=SKY, alpha=0.35, linewidth=0, label=falls)
-    mean = (band["mean_lower"], band["mean_upper"])
-    ax.fill_between(x, *mean, color=BLUE, alpha=0.85, linewidth=0.8, zorder=2.5, label=sure)
-
-
-def _near(steps: pd.DataFrame, batch_size: int) -> pd.DataFrame:
-    ratio = steps["batch_size"] / batch_size
-    return steps[ratio.between(1.0 / _NEIGHBOURHOOD, _NEIGHBOURHOOD)]
-
-
-def _panel_title(near: pd.DataFrame, batch_size: int) -> str:
-    low, high = int(near["batch_size"].min()), int(near["batch_size"].max())
-    window = "" if low == high else f" (dots: {low} to {high})"
-    return f"B = {batch_size}{window}"
+    shade(ax, x, band["lower"], band["upper"], falls, alpha=0.35)
+    look: Any = {"color": BLUE, "alpha": 0.85, "linewidth": 0.8, "zorder": 2.5}
+    shade(ax, x, band["mean_lower"], band["mean_upper"], sure, **look)
 
 
 def _top_ms(steps: pd.DataFrame, upper_ms: Floats) -> float:
@@ -148,20 +128,19 @@ def latency_contours(summary: FitSummary) -> Figure:
     lower right corner is empty.
     """
     views = views_of(summary)
-    figure, axes = new_figure(
-        "Latency of a step over its requests and tokens", height_in=6.6, rows=2, sharex=True
-    )
+    title = "Latency of a step over its requests and tokens"
+    figure, axes = new_figure(title, height_in=6.6, rows=2, sharex=True)
     quantiles = views.surface.transpose("quantile", *ORDER)
     values = quantiles.to_numpy()
     levels = round_levels(values[np.isfinite(values)])
-    for ax, surface, title in zip(axes[:, 0], quantiles, CONTOURED.values(), strict=True):
+    for ax, surface, contoured in zip(axes[:, 0], quantiles, CONTOURED.values(), strict=True):
         log_axes(ax)
         if has_area(ax, surface):
             lines = draw_contours(ax, surface, levels)
             draw_veil(ax, views.veil, views.veil["extrapolation"])
             label_contours(ax, lines)
         draw_seen(ax, views.steps)
-        ax.set(title=title, ylabel=Y_LABEL)
+        ax.set(title=contoured, ylabel=Y_LABEL)
     axes[1, 0].set_xlabel(X_LABEL)
     figure.legend(handles=[veil_handle()], loc="outside lower left")
     return figure
@@ -202,8 +181,7 @@ def prior_predictive(summary: FitSummary) -> Figure:
     figure, axes = new_figure("Latencies that the priors allow, before any data", height_in=6.0, rows=2)
     _draw_prior_bands(axes[0, 0], views)
     _draw_marginal(axes[1, 0], views)
-    figure_legend(figure, axes[0, 0])
-    return figure
+    return figure_legend(figure, axes[0, 0])
 
 
 def _draw_prior_bands(ax: Axes, views: FitViews) -> None:
@@ -212,11 +190,8 @@ def _draw_prior_bands(ax: Axes, views: FitViews) -> None:
     for probability, alpha in _BANDS.items():
         low, high = np.quantile(allowed, [0.5 - probability / 2, 0.5 + probability / 2], axis=0)
         label = f"{probability:.0%} of prior latencies, B = {allowed.attrs['batch_size']}"
-        ax.fill_between(
-            tokens, np.maximum(low, 1e-3), high, color=ORANGE, alpha=alpha, linewidth=0, label=label
-        )
-    shown = sample_steps(steps)
-    draw_points(ax, shown["total_tokens"], shown["latency_ms"], label="observed steps, any B")
+        shade(ax, tokens, np.maximum(low, 1e-3), high, label, color=ORANGE, alpha=alpha)
+    draw_steps(ax, steps, "total_tokens", label="observed steps, any B")
     log_axis(ax.xaxis)
     log_axis(ax.yaxis, sparse=True)
     lowest, highest = float(steps["latency_ms"].min()), float(np.quantile(allowed, 0.995))
@@ -232,18 +207,9 @@ def _draw_marginal(ax: Axes, views: FitViews) -> None:
         ax.plot(10.0**x, density / density.max(), color=colour, linewidth=1.0)
     log_axis(ax.xaxis, sparse=True)
     low, high = np.quantile(allowed, [0.002, 0.998])
-    ax.set(
-        xlim=(min(low, observed.min()), max(high, observed.max())),
-        ylim=(0.0, 1.1),
-        yticks=[],
-        xlabel="latency (ms)",
-        ylabel="density (each to its peak)",
-        title="Over the steps of the trace",
-    )
+    ax.set(xlim=(min(low, observed.min()), max(high, observed.max())), ylim=(0.0, 1.1), yticks=[])
+    ax.set(xlabel="latency (ms)", ylabel="density (each to its peak)", title="Over the steps of the trace")
     ax.legend(loc="upper left")
-
-
-_NUM_POINT_GRID = 160
 
 
 @styled
@@ -254,30 +220,14 @@ def point_contours(
     batch_range: tuple[float, float],
     token_range: tuple[float, float],
 ) -> Figure:
-    """Draw contours of the latency over (B, S).
+    """Draw contours of a latency (ms, of DataArrays of requests and tokens) over (B, S).
 
     How to read it: follow a line to see which steps take equally long. Hatched parts are extrapolation: the
     fit has seen no such steps. A step cannot hold fewer tokens than requests, so the lower right is empty.
-
-    Parameters
-    ----------
-    latency : callable
-        Of requests and tokens, DataArrays; the latency in ms with their dims, broadcast.
-    region : Region
-        Where the fit has seen steps.
-    batch_range, token_range : tuple of float
-        Requests and tokens, from and to; some step in them must be possible.
-
-    Returns
-    -------
-    Figure
     """
     figure, axes = new_figure("Latency of a step by least squares", height_in=4.2)
     ax = axes[0, 0]
-    batch_size, total_tokens = (
-        log_grid(*batch_range, _NUM_POINT_GRID),
-        log_grid(*token_range, _NUM_POINT_GRID),
-    )
+    batch_size, total_tokens = (log_grid(*ends, _NUM_POINT_GRID) for ends in (batch_range, token_range))
     # The lower edge of what is possible, S = B, is on the grid: the colours end on it and not in stairs.
     edge = batch_size[(batch_size >= total_tokens[0]) & (batch_size <= total_tokens[-1])]
     grid = steps_grid(batch_size=batch_size, total_tokens=np.union1d(total_tokens, edge))

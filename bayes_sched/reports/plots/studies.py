@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from bayes_sched.planning.simulator import KEYS, LEVELS
 from bayes_sched.reports.plots.style import (
@@ -22,15 +22,20 @@ from bayes_sched.reports.plots.style import (
     VERMILLION,
     figure_legend,
     label_outer,
+    log_axes,
     log_axis,
     new_figure,
+    new_panels,
+    percent_axis,
+    rank_axes,
+    shade,
     styled,
 )
 from bayes_sched.sla.request import NAMES
 from bayes_sched.studies.comparison import ComparisonCalibration
 from bayes_sched.studies.sbc import BAND as PROBABILITY
 from bayes_sched.studies.sbc import Calibration
-from bayes_sched.studies.simulator import SimulatorCheck, TimeCurves
+from bayes_sched.studies.simulator import SimulatorCheck
 from bayes_sched.studies.sla_servers import WHAT, ServerPromises
 from bayes_sched.studies.sla_traces import INTERVAL, TracePromises
 
@@ -40,6 +45,9 @@ _TITLES = {
     "batch": "largest decode-only batch under a limit",
     "limit": "limit for a kind of steps, five kinds a server",
 }
+_SMALLEST_SHARE = 3e-4  # where a share of 0 is drawn
+_COLOURS = {"decode": BLUE, "mixed": ORANGE}
+_HELD_OUT = {"random": ("o", True, "held out at random"), "blocks": ("s", False, "100 in a row")}
 
 
 @styled
@@ -51,17 +59,12 @@ def promise_breaks(found: ServerPromises) -> Figure:
     the confidence says; a point estimate crosses it earlier.
     """
     quantile, confidence = found.settings["quantile"], found.settings["confidence"]
-    figure, axes = new_figure(
-        f"{found.num_promised:,} simulated servers: are promises of the {quantile:g} quantile at confidence "
-        f"{confidence:g} kept?",
-        height_in=6.6,
-        rows=2,
-        sharex=True,
-    )
-    for ax, (kind, title) in zip(axes[:, 0], _TITLES.items(), strict=True):
+    promise = f"promises of the {quantile:g} quantile at confidence {confidence:g}"
+    title = f"{found.num_promised:,} simulated servers: are {promise} kept?"
+    figure, axes = new_figure(title, height_in=6.6, rows=2, sharex=True)
+    for ax, (kind, kind_title) in zip(axes[:, 0], _TITLES.items(), strict=True):
         _draw_ordered(ax, found, kind, allowed=1.0 - quantile, confidence=confidence)
-        ax.set_title(title)
-        ax.set_ylabel("steps that are truly late")
+        ax.set(title=kind_title, ylabel="steps that are truly late")
         ax.axvline(confidence, color=INK, linewidth=0.8, linestyle=":")
     axes[1, 0].set_xlabel("share of promises, in order")
     axes[1, 0].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -71,7 +74,7 @@ def promise_breaks(found: ServerPromises) -> Figure:
 def _draw_ordered(ax: Axes, found: ServerPromises, kind: str, *, allowed: float, confidence: float) -> None:
     log_axis(ax.yaxis, sparse=True)
     ax.set(xlim=(0.0, 1.0), ylim=(_LEAST / 1.3, _MOST))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100.0 * value:g}%"))
+    percent_axis(ax.yaxis)
     ax.axhspan(allowed, _MOST, color=VEIL, zorder=0.5)
     ax.axhline(allowed, color=INK, linewidth=1.0)
     broken = found.tables["broken"].set_index(["promise", "by"])["broken"]
@@ -90,9 +93,8 @@ def promise_costs(found: ServerPromises) -> Figure:
 
     How to read it: at 0 nothing is given away; to the left more was promised than is right.
     """
-    figure, axes = new_figure(
-        "What does the promised batch give away of what is truly possible?", height_in=3.2
-    )
+    title = "What does the promised batch give away of what is truly possible?"
+    figure, axes = new_figure(title, height_in=3.2)
     ax = axes[0, 0]
     for (name, ordered), colour in zip(found.given_away.items(), (ORANGE, BLUE), strict=True):
         place = (np.arange(len(ordered)) + 1.0) / len(ordered)
@@ -101,18 +103,10 @@ def promise_costs(found: ServerPromises) -> Figure:
     ax.axvline(0.0, color=INK, linewidth=0.8)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set(
-        xlabel="given away (negative: promised too much)", ylabel="servers that give away\nat most so much"
-    )
-    ax.set_ylim(0.0, 1.02)
+    ax.set(xlabel="given away (negative: promised too much)", ylim=(0.0, 1.02))
+    ax.set_ylabel("servers that give away\nat most so much")
     ax.legend(loc="lower right")
     return figure
-
-
-_SMALLEST_SHARE = 3e-4  # where a share of 0 is drawn
-_COLOURS = {"decode": BLUE, "mixed": ORANGE}
-_HELD_OUT = {"random": ("o", True, "held out at random"), "blocks": ("s", False, "100 in a row")}
-_PROMISE_COLUMNS, _RANK_COLUMNS = 2, 3
 
 
 @styled
@@ -125,29 +119,19 @@ def promise_calibration(found: TracePromises) -> Figure:
     """
     calibration = found.tables["calibration"]
     traces = list(dict.fromkeys(calibration["trace"]))
-    num_rows = -(-len(traces) // _PROMISE_COLUMNS)
-    figure, axes = new_figure(
-        f"Do as many held-out steps exceed a limit as predicted? ({INTERVAL:.0%} intervals)",
-        height_in=1.1 + 2.15 * num_rows,
-        rows=num_rows,
-        columns=_PROMISE_COLUMNS,
-        sharex=True,
-        sharey=True,
-    )
+    title = f"Do as many held-out steps exceed a limit as predicted? ({INTERVAL:.0%} intervals)"
+    both: Any = {"columns": 2, "sharex": True, "sharey": True}
+    figure, axes = new_panels(title, len(traces), head_in=1.1, each_in=2.15, **both)
     for ax, trace in zip(axes.flat, traces, strict=False):
         _draw_trace(ax, calibration[calibration["trace"] == trace])
         ax.set_title(trace.replace("_", " ", 1), fontsize=7.5)
-    for ax in list(axes.flat)[len(traces) :]:
-        ax.set_visible(False)
     label_outer(axes, xlabel="predicted share", ylabel="realised share")
-    figure_legend(figure, axes[0, 0], columns=2)
-    return figure
+    return figure_legend(figure, axes[0, 0])
 
 
 def _draw_trace(ax: Axes, rows: pd.DataFrame) -> None:
     least = _SMALLEST_SHARE
-    log_axis(ax.xaxis, sparse=True)
-    log_axis(ax.yaxis, sparse=True)
+    log_axes(ax, sparse=True)
     ax.set(xlim=(least, 1.0), ylim=(least / 1.3, 1.0))
     ax.plot([least, 1.0], [least, 1.0], color=GREY, linewidth=0.8)
     for regime, colour in _COLOURS.items():
@@ -155,15 +139,10 @@ def _draw_trace(ax: Axes, rows: pd.DataFrame) -> None:
             chosen = rows[(rows["regime"] == regime) & (rows["split"] == split)]
             place = chosen["predicted"] * (1.0 if is_filled else 1.12)
             ax.vlines(place, chosen["lower"].clip(lower=least), chosen["upper"], color=colour, linewidth=0.8)
-            ax.plot(
-                place,
-                chosen["realised"].clip(lower=least),
-                marker,
-                color=colour,
-                markersize=3.5,
-                markerfacecolor=colour if is_filled else "white",
-                label=f"{regime} steps, {words}",
-            )
+            face = colour if is_filled else "white"
+            look: Any = {"color": colour, "markersize": 3.5, "markerfacecolor": face, "linestyle": ""}
+            label = f"{regime} steps, {words}"
+            ax.plot(place, chosen["realised"].clip(lower=least), marker=marker, label=label, **look)
 
 
 @styled
@@ -174,49 +153,27 @@ def simulated_ranks(found: Calibration) -> Figure:
     above zero on the left and below on the right is a posterior too narrow, the opposite one too wide; a line
     above zero everywhere is a posterior too high, below zero everywhere too low.
     """
-    rows = math.ceil(len(found.curves) / _RANK_COLUMNS)
     number = len(found.tables["ranks"])
-    figure, axes = new_figure(
-        f"Calibration in {number:,} simulations: the posteriors are right where a line stays in the band",
-        height_in=1.2 + 1.15 * rows,
-        rows=rows,
-        columns=_RANK_COLUMNS,
-        sharex=True,
-        sharey=True,
-    )
+    title = f"Calibration in {number:,} simulations: the posteriors are right where a line stays in the band"
+    both: Any = {"columns": 3, "sharex": True, "sharey": True}
+    figure, axes = new_panels(title, len(found.curves), head_in=1.2, each_in=1.15, **both)
+    band = f"{PROBABILITY:.0%} of even ranks stay inside everywhere"
+    line = "observed less even distribution (dashed: leaves the band)"
     reach = 0.0
     for ax, (name, curve) in zip(axes.flat, found.curves.items(), strict=False):
-        ax.fill_between(
-            curve.expected,
-            curve.lower,
-            curve.upper,
-            step="mid",
-            color=BAND,
-            linewidth=0.0,
-            label=f"{PROBABILITY:.0%} of even ranks stay inside everywhere",
-        )
-        ax.plot(
-            curve.expected,
-            curve.difference,
-            drawstyle="steps-mid",
-            color=BLUE if curve.is_uniform else VERMILLION,
-            linestyle="-" if curve.is_uniform else "--",
-            linewidth=1.2,
-            label="observed less even distribution (dashed: leaves the band)",
-        )
+        shade(ax, curve.expected, curve.lower, curve.upper, band, color=BAND, step="mid")
+        colour, dashes = (BLUE, "-") if curve.is_uniform else (VERMILLION, "--")
+        look: Any = {"color": colour, "linestyle": dashes, "linewidth": 1.2, "drawstyle": "steps-mid"}
+        ax.plot(curve.expected, curve.difference, label=line, **look)
         unit = found.units.get(name, "")
-        ax.set_title(f"{name}" + (f" [{unit}]" if unit and unit != "1" else ""), fontsize=7.0)
-        p_value = f"p = {curve.p_value:.2f}"
-        ax.text(0.97, 0.93, p_value, transform=ax.transAxes, ha="right", va="top", fontsize=7.0)
+        ax.set_title(f"{name} [{unit}]" if unit and unit != "1" else name, fontsize=7.0)
+        corner: Any = {"transform": ax.transAxes, "ha": "right", "va": "top", "fontsize": 7.0}
+        ax.text(0.97, 0.93, f"p = {curve.p_value:.2f}", **corner)
         extremes = (curve.difference, curve.lower, curve.upper)
         reach = max(reach, *(float(abs(values).max()) for values in extremes))
-    axes[0, 0].set(ylim=(-1.3 * reach, 1.3 * reach), xlim=(0.0, 1.0), xticks=[0.0, 0.5, 1.0])
-    axes[0, 0].set_xticklabels(["0", "0.5", "1"])
-    for ax in axes.flat[len(found.curves) :]:
-        ax.set_visible(False)
+    rank_axes(axes[0, 0], 1.3 * reach)
     label_outer(axes, xlabel="rank / draws", ylabel="ECDF - even")
-    figure_legend(figure, axes[0, 0], columns=1)
-    return figure
+    return figure_legend(figure, axes[0, 0], columns=1)
 
 
 @styled
@@ -228,20 +185,17 @@ def decisions_over_time(check: SimulatorCheck) -> Figure:
     sooner or later than the typical way takes. Zero is a server without a request.
     """
     panels = {"batch_size": "requests of a step", "total_tokens": "tokens of a step"}
-    figure, axes = new_figure(
-        "What the real scheduler did, and the simulated one", height_in=4.4, rows=2, sharex=True
-    )
+    title = "What the real scheduler did, and the simulated one"
+    figure, axes = new_figure(title, height_in=4.4, rows=2, sharex=True)
     for ax, (name, words) in zip(axes[:, 0], panels.items(), strict=True):
         at, values = _edges(check.busiest, name)
-        ax.fill_between(at, values, color=SKY, alpha=0.5, linewidth=0, step=None, label="vLLM")
+        shade(ax, at, values, 0, "vLLM", alpha=0.5)
         ax.plot(at, values, color=BLUE, linewidth=0.8)
         at, values = _edges(check.busiest, f"simulated_{name}")
         ax.plot(at, values, color=INK, linewidth=1.1, linestyle=(0, (2, 1.5)), label="simulated")
-        ax.set_ylim(bottom=0.0)
-        ax.set_ylabel(words)
+        ax.set(ylabel=words, ylim=(0.0, None))
     axes[-1, 0].set_xlabel("time since the first request (s)")
-    figure_legend(figure, axes[0, 0])
-    return figure
+    return figure_legend(figure, axes[0, 0])
 
 
 def _edges(steps: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -268,23 +222,19 @@ def predicted_times(check: SimulatorCheck) -> Figure:
     """
     title = "How long requests took, and were predicted to take"
     figure, axes = new_figure(title, height_in=6.9, rows=len(KEYS))
-    for ax, key in zip(axes[:, 0], KEYS, strict=True):
-        _draw_times(ax, check.curves[key], f"{100 * check.probability:g}% of draws")
-        ax.set(xlabel=f"{NAMES[key]} (ms)", ylabel="requests within it", ylim=(0.0, 1.02))
-    figure_legend(figure, axes[0, 0])
-    return figure
-
-
-def _draw_times(ax: Axes, curves: TimeCurves, band: str) -> None:
-    ax.fill_betweenx(LEVELS, curves.lower, curves.upper, color=SKY, alpha=0.5, linewidth=0, label=band)
-    ax.plot(curves.predicted, LEVELS, color=BLUE, label="predicted")
-    ax.plot(curves.engine, LEVELS, color=GREY, linestyle="--", linewidth=1.0, label="engine alone")
-    ax.plot(curves.measured, LEVELS, color=INK, linewidth=1.0, label="measured by clients")
     marked = np.flatnonzero(np.isclose(LEVELS, 0.5) | np.isclose(LEVELS, 0.95))
-    dots = curves.measured[marked]
-    ax.plot(dots, LEVELS[marked], "o", color=VERMILLION, markersize=4, label="p50 and p95")
-    log_axis(ax.xaxis)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for ax, key in zip(axes[:, 0], KEYS, strict=True):
+        curves, band = check.curves[key], f"{100 * check.probability:g}% of draws"
+        ax.fill_betweenx(LEVELS, curves.lower, curves.upper, color=SKY, alpha=0.5, linewidth=0, label=band)
+        ax.plot(curves.predicted, LEVELS, color=BLUE, label="predicted")
+        ax.plot(curves.engine, LEVELS, color=GREY, linestyle="--", linewidth=1.0, label="engine alone")
+        ax.plot(curves.measured, LEVELS, color=INK, linewidth=1.0, label="measured by clients")
+        dots = curves.measured[marked]
+        ax.plot(dots, LEVELS[marked], "o", color=VERMILLION, markersize=4, label="p50 and p95")
+        log_axis(ax.xaxis)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.set(xlabel=f"{NAMES[key]} (ms)", ylabel="requests within it", ylim=(0.0, 1.02))
+    return figure_legend(figure, axes[0, 0])
 
 
 @styled
@@ -295,11 +245,8 @@ def comparison_calibration(found: ComparisonCalibration) -> Figure:
     and should be as many as the intervals allow. Below, a dot on the diagonal means that of the pairs with
     that probability so many were truly faster; the lines are 95 % intervals, the numbers count pairs.
     """
-    figure, axes = new_figure(
-        f"{len(found.pairs):,} simulated pairs of servers: does the comparison find the truth?",
-        height_in=7.4,
-        rows=2,
-    )
+    title = f"{len(found.pairs):,} simulated pairs of servers: does the comparison find the truth?"
+    figure, axes = new_figure(title, height_in=7.4, rows=2)
     _draw_intervals(axes[0, 0], found.pairs)
     interval = f"{100 * found.settings['probability']:g}% intervals"
     axes[0, 0].set_title(f"{interval}: {found.coverage:.0%} hold the truth")

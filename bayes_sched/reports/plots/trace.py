@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, StrMethodFormatter
 
 from bayes_sched.arrays import Floats
 from bayes_sched.format import number
@@ -25,10 +23,15 @@ from bayes_sched.reports.plots.style import (
     PURPLE,
     SKY,
     VERMILLION,
+    AxesGrid,
+    count_axis,
     draw_points,
     figure_legend,
     log_axis,
     new_figure,
+    new_panels,
+    percent_axis,
+    shade,
     styled,
 )
 from bayes_sched.steps import MAX_POINTS
@@ -55,6 +58,7 @@ _NUM_BINS = 60
 _TITLES = {"schedule_ms": "How long scheduling takes", "latency_ms": "How long the model runs"}
 _SUMS = ("steps", "tokens", "prefill_tokens")
 _SHARES = (0.01, 0.1, 1.0)
+_BOX: Any = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}
 
 
 class TraceAxis:
@@ -76,7 +80,7 @@ class TraceAxis:
         if self.analysis.clock == "unix":
             self._label_dates(axes)
         elif self.analysis.clock == "none":
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            count_axis(axes.xaxis)
             axes.set_xlabel("number of the batch")
         else:
             start = f"since {self.analysis.start}" if self.analysis.start else "since the trace began"
@@ -123,10 +127,6 @@ def _s(num: int) -> str:
     return "s" * (num > 1)
 
 
-def _as_percentages(axis: Axis) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-
-
 @styled
 def times_over_time(analysis: TraceAnalysis) -> Figure:
     """Draw schedule and model-run time over the time of the trace.
@@ -135,8 +135,9 @@ def times_over_time(analysis: TraceAnalysis) -> Figure:
     all batches of a piece of time, and the dots are its slowest batch. A vertical line marks a sudden rise.
     """
     names = [name for name in TIME_LABELS if name in analysis.steps]
-    title, height_in = "How long batches take, over time", 1.1 + 1.9 * len(names)
-    figure, axes = new_figure(title, height_in=height_in, rows=len(names), sharex=True)
+    figure, axes = new_panels(
+        "How long batches take, over time", len(names), head_in=1.1, each_in=1.9, sharex=True
+    )
     place = TraceAxis(analysis)
     for ax, name in zip(axes[:, 0], names, strict=True):
         _draw_times(ax, analysis, place, name)
@@ -144,10 +145,14 @@ def times_over_time(analysis: TraceAnalysis) -> Figure:
     for num, moment in enumerate(place.place(rises)):
         label = None if num else "sudden rise"
         axes[0, 0].axvline(float(moment), color=INK, linestyle="--", linewidth=1.0, label=label)
+    return _over_time(figure, axes, place, columns=3)
+
+
+def _over_time(figure: Figure, axes: AxesGrid, place: TraceAxis, *, columns: int) -> Figure:
+    """Finish a figure of panels over the time of a trace."""
     axes[0, 0].set_title(place.pieces_text(), fontsize=8.0)
     place.label(axes[-1, 0])
-    figure_legend(figure, axes[0, 0], columns=3)
-    return figure
+    return figure_legend(figure, axes[0, 0], columns=columns)
 
 
 def _draw_times(ax: Axes, analysis: TraceAnalysis, place: TraceAxis, name: str) -> None:
@@ -157,7 +162,7 @@ def _draw_times(ax: Axes, analysis: TraceAnalysis, place: TraceAxis, name: str) 
     centres = place.place((pieces["from"] + pieces["to"]) / 2)
     if len(analysis.steps) <= MAX_POINTS:
         draw_points(ax, place.place(axis_of(analysis.steps)), analysis.steps[name], size=3.0, label="batches")
-    ax.fill_between(x, low, high, color=SKY, alpha=0.35, linewidth=0, label="5% to 95%")
+    shade(ax, x, low, high, "5% to 95%", alpha=0.35)
     ax.plot(x, prefill, color=VERMILLION, linewidth=1.2, label="median with prefill")
     ax.plot(x, decode, color=BLUE, linewidth=1.2, label="median of decode only")
     ax.scatter(centres, pieces[f"{name}_max"], s=9.0, marker="^", color=INK, linewidths=0, label="slowest")
@@ -187,12 +192,10 @@ def tokens_over_time(analysis: TraceAnalysis) -> Figure:
     else:
         ax.stairs(total, edges, fill=True, color=BLUE, label="prefilled and decoded")
     ax.set_title(f"mean of each of {len(pieces):,} equal piece{_s(len(pieces))}", fontsize=8.0)
-    ax.set_ylabel(unit)
-    ax.set_ylim(bottom=0.0)
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.set(ylabel=unit, ylim=(0.0, None))
+    count_axis(ax.yaxis)
     place.label(ax)
-    figure_legend(figure, ax, columns=2)
-    return figure
+    return figure_legend(figure, ax, columns=2)
 
 
 def _without_gaps(pieces: pd.DataFrame) -> pd.DataFrame:
@@ -219,26 +222,24 @@ def queue_and_cache(analysis: TraceAnalysis) -> Figure:
     has_cache = LEVELS[2] in analysis.steps
     rows = has_requests + has_cache
     title = " and ".join(["Waiting queue"] * has_requests + ["KV cache"] * has_cache)
-    figure, axes = new_figure(f"{title} over time", height_in=1.3 + 1.6 * rows, rows=rows, sharex=True)
+    figure, axes = new_panels(f"{title} over time", rows, head_in=1.3, each_in=1.6, sharex=True)
     place = TraceAxis(analysis)
     if has_requests:
         _draw_requests(axes[0, 0], analysis, place)
     if has_cache:
         _draw_cache(axes[-1, 0], analysis, place)
-    axes[0, 0].set_title(place.pieces_text(), fontsize=8.0)
-    place.label(axes[-1, 0])
-    figure_legend(figure, axes[0, 0], columns=2)
-    return figure
+    return _over_time(figure, axes, place, columns=2)
 
 
 def _draw_requests(ax: Axes, analysis: TraceAnalysis, place: TraceAxis) -> None:
-    if "num_running_reqs" in analysis.steps:
-        _draw_level(ax, place, "num_running_reqs", "running", BLUE)
-    if "num_waiting_reqs" in analysis.steps:
-        _draw_level(ax, place, "num_waiting_reqs", "waiting", VERMILLION)
+    for name, label, colour in (
+        ("num_running_reqs", "running", BLUE),
+        ("num_waiting_reqs", "waiting", VERMILLION),
+    ):
+        if name in analysis.steps:
+            _draw_level(ax, place, name, label, colour)
     _shade(ax, analysis, place, QUEUE_BUILD_UP)
-    ax.set_ylabel("requests")
-    ax.set_ylim(0.0, 1.08 * max(1.0, ax.get_ylim()[1]))
+    ax.set(ylabel="requests", ylim=(0.0, 1.08 * max(1.0, ax.get_ylim()[1])))
     ax.locator_params(axis="y", integer=True)
 
 
@@ -249,14 +250,13 @@ def _draw_cache(ax: Axes, analysis: TraceAnalysis, place: TraceAxis) -> None:
     if highest > 0.5 * full:
         ax.axhline(full, color=VERMILLION, linewidth=1.0)
     _shade(ax, analysis, place, KV_CACHE_FULL)
-    ax.set_ylabel("KV cache in use")
-    _as_percentages(ax.yaxis)
-    ax.set_ylim(0.0, max(highest * 1.15, 1e-3))
+    percent_axis(ax.yaxis)
+    ax.set(ylabel="KV cache in use", ylim=(0.0, max(highest * 1.15, 1e-3)))
 
 
 def _draw_level(ax: Axes, place: TraceAxis, name: str, label: str, colour: str) -> None:
     x, (mean, highest) = place.stairs([f"{name}_mean", f"{name}_max"])
-    ax.fill_between(x, mean, highest, color=colour, alpha=0.25, linewidth=0, label="up to the maximum")
+    shade(ax, x, mean, highest, "up to the maximum", color=colour, alpha=0.25)
     ax.plot(x, mean, color=colour, linewidth=1.2, label=f"{label}, mean")
 
 
@@ -279,10 +279,11 @@ def request_distributions(analysis: TraceAnalysis) -> Figure:
         counts, _ = np.histogram(values, edges)
         ax.bar(edges[:-1], counts / len(values), width=0.9 * width, align="edge", color=colour)
         ax.set_yscale("log")
-        _as_percentages(ax.yaxis)
-        ax.set_ylim(0.5 / len(values), 2.0)
-        ax.set_xlabel(f"{kind} requests a batch" + (f", in bars of {width}" if width > 1 else ""))
-        ax.set_ylabel("share of batches")
+        percent_axis(ax.yaxis)
+        bars = f", in bars of {width}" if width > 1 else ""
+        ax.set(
+            xlabel=f"{kind} requests a batch{bars}", ylabel="share of batches", ylim=(0.5 / len(values), 2.0)
+        )
         ax.grid(visible=False, axis="x")
         ax.locator_params(axis="x", integer=True)
     return figure
@@ -318,14 +319,12 @@ def time_histogram(analysis: TraceAnalysis, name: str) -> Figure:
             ax.axvline(at, color=INK, linewidth=0.8, linestyle=":")
             text, above = f"{level:.0%}: {number(at)}", (at, height * top)
             ax.annotate(text, above, (2, 0), textcoords="offset points", fontsize=7.0, va="top")
-    ax.set_xlabel(f"{TIME_LABELS[name]}, logarithmic bars")
-    ax.set_ylabel("batches")
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.set(xlabel=f"{TIME_LABELS[name]}, logarithmic bars", ylabel="batches")
+    count_axis(ax.yaxis)
     not_drawn = len(analysis.steps) - len(steps)
     if not_drawn:
         ax.set_title(f"{not_drawn:,} batches without a time above 0 are left out", fontsize=8.0)
-    figure_legend(figure, ax, columns=3)
-    return figure
+    return figure_legend(figure, ax, columns=3)
 
 
 def _log_edges(values: Floats) -> Floats:
@@ -356,12 +355,10 @@ def schedule_against_model_run(analysis: TraceAnalysis) -> Figure:
             ax.scatter(rows["latency_ms"], rows["schedule_ms"], color=colour, label=str(regime), **looks)
         figure_legend(figure, ax, columns=3)
     else:
-        cells = ax.hexbin(
-            x, y, gridsize=60, xscale="log", yscale="log", norm=LogNorm(), cmap="viridis_r", mincnt=1,
-            linewidths=0.2,
-        )  # fmt: skip
+        look: Any = {"norm": LogNorm(), "cmap": "viridis_r", "mincnt": 1, "linewidths": 0.2}
+        cells = ax.hexbin(x, y, gridsize=60, xscale="log", yscale="log", **look)
         bar = figure.colorbar(cells, ax=ax, label=f"batches a cell, of {len(steps):,}")
-        bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        count_axis(bar.ax.yaxis)
     log_axis(ax.xaxis)
     log_axis(ax.yaxis, sparse=len(y) > 0 and y.max() > 100 * y.min())
     if len(x):
@@ -369,11 +366,9 @@ def schedule_against_model_run(analysis: TraceAnalysis) -> Figure:
     slow_ms = analysis.limits.slow_schedule_ms
     if len(analysis.slow_schedules):
         ax.axhline(slow_ms, color=VERMILLION, linewidth=1.0)
-        ax.annotate(
-            f"{len(analysis.slow_schedules):,} above {slow_ms:g} ms", (0.01, slow_ms), (0, 2),
-            xycoords=("axes fraction", "data"), textcoords="offset points", ha="left", fontsize=7.0,
-            color=VERMILLION, bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
-        )  # fmt: skip
+        text, box = f"{len(analysis.slow_schedules):,} above {slow_ms:g} ms", _BOX
+        where: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "left"}
+        ax.annotate(text, (0.01, slow_ms), (0, 2), fontsize=7.0, color=VERMILLION, bbox=box, **where)
     ax.set(xlabel=TIME_LABELS["latency_ms"], ylabel=TIME_LABELS["schedule_ms"])
     return figure
 
@@ -387,8 +382,6 @@ def _draw_shares(ax: Axes) -> None:
         if first >= last:
             continue
         ax.plot([first, last], [share * first, share * last], color=GREY, linestyle="--", linewidth=0.8)
-        ax.annotate(
-            f"{share:.0%}", (last, share * last), (-2, -2), textcoords="offset points", fontsize=7.0,
-            ha="right", va="top", color=INK,
-        )  # fmt: skip
+        where: Any = {"textcoords": "offset points", "ha": "right", "va": "top"}
+        ax.annotate(f"{share:.0%}", (last, share * last), (-2, -2), fontsize=7.0, color=INK, **where)
     ax.set(xlim=(left, right), ylim=(low, high))

@@ -1,26 +1,30 @@
-"""Which model predicts unseen steps best."""
+"""Models held against each other: which one predicts unseen steps best."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bayes_sched.checks.loo import ModelComparison
 from bayes_sched.checks.scores import LEVELS
 from bayes_sched.reports.plots.style import (
+    BLUE,
     CYCLE,
     GREY,
     VEIL,
     AxesGrid,
-    draw_points,
+    draw_steps,
     figure_legend,
     label_outer,
     log_axis,
     new_figure,
+    new_panels,
+    shade,
     styled,
 )
-from bayes_sched.steps import sample_steps
 from bayes_sched.studies.prediction import EXTRAPOLATION, HeldOut, Validation
 
 SHOWN = ("random", "rows-200", EXTRAPOLATION)
@@ -28,6 +32,7 @@ SHOWN = ("random", "rows-200", EXTRAPOLATION)
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vPX*"
 _MAX_POINTS = 600
+_HALF_WIDTH = 1.645  # standard errors to either side that make a 90 % interval
 
 
 def looks(models: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -42,10 +47,12 @@ def looks(models: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _server_rows(found: Validation, title: str, *, each_in: float, **options: Any) -> tuple[Figure, AxesGrid]:
+def _server_rows(
+    found: Validation, title: str, *, each_in: float, columns: int = 1, **share: Any
+) -> tuple[Figure, AxesGrid]:
     """Return a figure with a row of panels a server, and room for a legend of the models."""
-    height_in = 1.2 + each_in * len(found.servers) + 0.16 * len(found.models) / 2
-    return new_figure(title, height_in=height_in, rows=len(found.servers), **options)
+    head_in, number = 1.2 + 0.16 * len(found.models) / 2, columns * len(found.servers)
+    return new_panels(title, number, head_in=head_in, each_in=each_in, columns=columns, **share)
 
 
 @styled
@@ -55,12 +62,8 @@ def score_overview(found: Validation) -> Figure:
     How to read it: further left is better, on a logarithmic axis; 2 is twice as bad as 1. It is in ms: models
     compare within a server and a split, not between them.
     """
-    figure, axes = _server_rows(
-        found,
-        "How well are unseen steps predicted? Left is better",
-        each_in=0.5 + 0.3 * len(found.splits),
-        sharex=True,
-    )
+    title = "How well are unseen steps predicted? Left is better"
+    figure, axes = _server_rows(found, title, each_in=0.5 + 0.3 * len(found.splits), sharex=True)
     style = looks(found.models)
     for ax, server in zip(axes[:, 0], found.servers, strict=True):
         splits, models = found.splits_of(server), found.models_of(server)
@@ -71,12 +74,10 @@ def score_overview(found: Validation) -> Figure:
             look = {**style[model], "linestyle": ""}
             ax.plot(values, [p + shift for p in places], markersize=4.5, label=model, **look)
         ax.set_yticks(places, splits)
-        ax.set_ylim(len(splits) - 0.5, -0.5)
-        ax.set_title(server)
+        ax.set(title=server, ylim=(len(splits) - 0.5, -0.5))
         log_axis(ax.xaxis)
     axes[-1, 0].set_xlabel("CRPS (ms)")
-    figure_legend(figure, axes[0, 0], columns=3)
-    return figure
+    return figure_legend(figure, axes[0, 0], columns=3)
 
 
 @styled
@@ -87,14 +88,9 @@ def band_calibration(found: Validation) -> Figure:
     outside more often than promised; above it, they are wider than they need to be.
     """
     splits = [name for name in SHOWN if name in found.splits] or list(found.splits[:3])
-    figure, axes = _server_rows(
-        found,
-        "Do bands hold as many unseen steps as they promise?",
-        each_in=1.75,
-        columns=len(splits),
-        sharex=True,
-        sharey=True,
-    )
+    title = "Do bands hold as many unseen steps as they promise?"
+    both: Any = {"columns": len(splits), "sharex": True, "sharey": True}
+    figure, axes = _server_rows(found, title, each_in=1.75, **both)
     style = looks(found.models)
     promised = 1.0 - 2.0 * LEVELS[: len(LEVELS) // 2]
     for row, server in zip(axes, found.servers, strict=True):
@@ -107,8 +103,7 @@ def band_calibration(found: Validation) -> Figure:
             ax.set_title(f"{server}\n{split}" if ax is row[0] else f"\n{split}")
     label_outer(axes, xlabel="", ylabel="share of steps in it")
     axes[-1, len(splits) // 2].set_xlabel("probability of the central band")
-    figure_legend(figure, axes[0, 0], columns=3)
-    return figure
+    return figure_legend(figure, axes[0, 0], columns=3)
 
 
 @styled
@@ -118,14 +113,8 @@ def error_by_size(found: Validation, *, split: str) -> Figure:
     How to read it: lower is better; a line that rises somewhere shows a size of steps that the model gets
     wrong. Both axes are logarithmic. Bins with fewer than five held-out steps are left out.
     """
-    figure, axes = _server_rows(
-        found,
-        f"How far off are predictions, by the size of the step? (split {split})",
-        each_in=1.9,
-        columns=2,
-        sharex="col",
-        sharey="row",
-    )
+    title = f"How far off are predictions, by the size of the step? (split {split})"
+    figure, axes = _server_rows(found, title, each_in=1.9, columns=2, sharex="col", sharey="row")
     style = looks(found.models)
     for row, server in zip(axes, found.servers, strict=True):
         for ax, column in zip(row, ("total_tokens", "batch_size"), strict=True):
@@ -138,8 +127,7 @@ def error_by_size(found: Validation, *, split: str) -> Figure:
     label_outer(axes, xlabel="", ylabel="mean absolute error (%)")
     axes[-1, 0].set_xlabel("tokens of the step, S")
     axes[-1, 1].set_xlabel("requests of the step, B")
-    figure_legend(figure, axes[0, 0], columns=3)
-    return figure
+    return figure_legend(figure, axes[0, 0], columns=3)
 
 
 @styled
@@ -153,14 +141,9 @@ def extrapolation_bands(found: Validation) -> Figure:
     held_out = [held for held in found.held_out if held.split == EXTRAPOLATION]
     servers = [name for name in found.servers if any(held.server == name for held in held_out)]
     models = [name for name in found.models if any(held.model == name for held in held_out)]
-    figure, axes = new_figure(
-        "Steps larger than any learned from: medians, 90% bands",
-        height_in=1.0 + 1.45 * len(models),
-        rows=len(models),
-        columns=len(servers),
-        sharex="col",
-        sharey="col",
-    )
+    title = "Steps larger than any learned from: medians, 90% bands"
+    same: Any = {"columns": len(servers), "sharex": "col", "sharey": "col"}
+    figure, axes = new_figure(title, height_in=1.0 + 1.45 * len(models), rows=len(models), **same)
     colours = {name: look["color"] for name, look in looks(found.models).items()}
     for held in held_out:
         row, column = models.index(held.model), servers.index(held.server)
@@ -176,12 +159,42 @@ def _draw_bands(ax: Axes, held: HeldOut, *, colour: str) -> None:
     """Draw one model; the axis ends where nearly all observed steps are shown."""
     assert held.seen is not None
     assert held.bands is not None
-    shown = sample_steps(held.seen, _MAX_POINTS)
-    draw_points(ax, shown["total_tokens"], shown["latency_ms"])
+    draw_steps(ax, held.seen, "total_tokens", most=_MAX_POINTS)
     tokens = held.bands["total_tokens"]
-    ax.fill_between(tokens, held.bands["q0.05"], held.bands["q0.95"], color=colour, alpha=0.3, linewidth=0)
+    shade(ax, tokens, held.bands["q0.05"], held.bands["q0.95"], color=colour, alpha=0.3)
     ax.plot(tokens, held.bands["q0.5"], color=colour)
     ax.axvspan(0.0, held.max_train_tokens, color=VEIL, zorder=0.1)
     ax.axvline(held.max_train_tokens, color=GREY, linewidth=0.8)
     ax.set_xlim(0.0, 1.03 * float(held.seen["total_tokens"].max()))
     ax.set_ylim(0.0, 1.25 * float(held.seen["latency_ms"].quantile(0.995)))
+
+
+@styled
+def model_differences(found: ModelComparison) -> Figure:
+    """Draw each model's elpd less that of the best model, with 90 % intervals.
+
+    How to read it: further left is worse. The thin interval allows for steps that resemble their neighbours
+    in time, the thick one takes them for independent; neither is about times that were not seen. A hollow
+    mark cannot be relied on: the fit has not converged, or too many steps have a large Pareto k.
+    """
+    table = found.table
+    title = f"How far behind the best model? {found.num_steps:,} steps"
+    figure, axes = new_figure(title, height_in=1.5 + 0.3 * len(table))
+    ax: Axes = axes[0, 0]
+    places = np.arange(len(table))
+    ax.axvline(0.0, color=GREY, linewidth=0.8)
+    for column, width, label in (
+        ("difference_se_stretches", 1.2, "90 %, stretches of steps"),
+        ("difference_se", 3.6, "90 %, steps as if independent"),
+    ):
+        half = _HALF_WIDTH * table[column].fillna(0.0).to_numpy()
+        middle = table["difference"].to_numpy()
+        ax.hlines(places, middle - half, middle + half, color=BLUE, linewidth=width, label=label)
+    for place, name in enumerate(map(str, table.index)):
+        loo = found.members[name]
+        face = BLUE if loo.reliable and loo.converged else "white"
+        ax.plot(found.value("difference", name), place, "o", color=BLUE, markerfacecolor=face, markersize=6.0)
+    ax.plot([], [], "o", color=BLUE, markerfacecolor="white", label="cannot be relied on")
+    ax.set_yticks(places, [str(name) for name in table.index])
+    ax.set(xlabel="sum of log densities, less the best model's (nats)", ylim=(len(table) - 0.5, -0.5))
+    return figure_legend(figure, ax)

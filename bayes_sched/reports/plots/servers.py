@@ -1,6 +1,10 @@
-"""Servers side by side: maps, bands and parameters; and how far models are behind the best one."""
+"""Servers side by side: ratios and probabilities, latencies and parameters, and what pooling says of each."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,13 +19,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullLocator
 
 from bayes_sched.arrays import Floats
-from bayes_sched.checks.loo import ModelComparison
 from bayes_sched.comparison.compare import Comparison
 from bayes_sched.comparison.verdicts import UNDECIDED, rope_bounds
+from bayes_sched.pooling.population import UNSEEN
+from bayes_sched.pooling.summary import PoolSummary
 from bayes_sched.reports.plots.style import (
     BAND,
     BLUE,
     CYCLE,
+    GREEN,
     GREY,
     INK,
     ORDER,
@@ -36,9 +42,12 @@ from bayes_sched.reports.plots.style import (
     log_axes,
     log_axis,
     new_figure,
+    new_panels,
+    shade,
     styled,
     veil_handle,
 )
+from bayes_sched.reports.terminal import cut
 
 MAX_PAIRS = 3
 """A figure shows so many pairs of servers; the tables hold all."""
@@ -46,9 +55,13 @@ MAX_PAIRS = 3
 _MARKERS = ("o", "s", "D")
 _LINES = ("-", "--", "-.", ":")
 _LONG_LABEL = 30
-_COLOURS = "PuOr_r"
+_MAP_COLOURS = "PuOr_r"
 _PROBABILITIES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-_HALF_WIDTH = 1.645  # standard errors to either side that make a 90 % interval
+_WIDE = 50.0  # ratio of the ends of an axis from which only powers of ten are written
+_OFFSET = 0.17
+_PAD = 1.15
+_LABEL = 34  # characters of a server's name that a panel has room for
+_TRACE_COLOURS = tuple(colour for colour in CYCLE if colour != GREEN)
 
 
 @styled
@@ -60,9 +73,8 @@ def ratio_map(comparison: Comparison) -> Figure:
     Hatched: outside of what one of the traces covers. The lower right corner is empty, as a step has no fewer
     tokens than requests.
     """
-    pairs, figure, axes = _new_maps(
-        comparison, "Ratio of mean latencies by requests and tokens", head_in=1.7, panel_in=2.9
-    )
+    title = "Ratio of mean latencies by requests and tokens"
+    pairs, figure, axes = _new_maps(comparison, title, head_in=1.7, each_in=2.9)
     is_covered = ~comparison.grid["extrapolation"]
     covered = [one["ratio_median"].where(is_covered).to_numpy() for one in pairs]
     levels = _ratio_levels(np.concatenate(covered), comparison.rope)
@@ -95,7 +107,7 @@ def probability_map(comparison: Comparison) -> Figure:
     no data sharpen beyond the noise. Hatched: extrapolation.
     """
     title = "Probability that one server is faster, on average and in a single step"
-    pairs, figure, axes = _new_maps(comparison, title, head_in=1.4, panel_in=2.4, columns=2)
+    pairs, figure, axes = _new_maps(comparison, title, head_in=1.4, each_in=2.4, columns=2)
     titles = {"p_faster": "on average", "p_step_faster": "in a single step"}
     drawn: ContourSet | None = None
     for row, one in zip(axes, pairs, strict=True):
@@ -111,18 +123,12 @@ def probability_map(comparison: Comparison) -> Figure:
 
 
 def _new_maps(
-    comparison: Comparison, title: str, *, head_in: float, panel_in: float, columns: int = 1
+    comparison: Comparison, title: str, *, columns: int = 1, **heights: float
 ) -> tuple[list[xr.Dataset], Figure, AxesGrid]:
     """Return the maps of the pairs that a figure shows, and a figure with a row of axes for each."""
     pairs = [comparison.maps.sel(pair=name) for name in comparison.maps["pair"].to_numpy()[:MAX_PAIRS]]
-    figure, axes = new_figure(
-        title,
-        height_in=head_in + panel_in * len(pairs),
-        rows=len(pairs),
-        columns=columns,
-        sharex=True,
-        sharey=columns > 1,
-    )
+    same: Any = {"columns": columns, "sharex": True, "sharey": columns > 1, **heights}
+    figure, axes = new_panels(title, columns * len(pairs), **same)
     label_outer(axes, xlabel=X_LABEL, ylabel=Y_LABEL)
     return pairs, figure, axes
 
@@ -135,18 +141,17 @@ def _surface(ax: Axes, values: xr.DataArray, levels: Floats) -> ContourSet | Non
         return None
     x, y, z = surface["batch_size"].to_numpy(), surface["total_tokens"].to_numpy(), surface.to_numpy()
     inside = np.clip(z, levels[0], levels[-1])
-    drawn = ax.contourf(x, y, inside, levels=levels, norm=BoundaryNorm(levels, 256), cmap=_COLOURS)
+    drawn = ax.contourf(x, y, inside, levels=levels, norm=BoundaryNorm(levels, 256), cmap=_MAP_COLOURS)
     ax.contour(x, y, inside, levels=levels[1:-1], colors=INK, linewidths=0.4)
     return drawn
 
 
 def _bar(
-    figure: Figure, axes: AxesGrid, drawn: ContourSet, label: str, texts: list[str], *, aspect: float = 20
+    figure: Figure, axes: AxesGrid, drawn: ContourSet, label: str, texts: list[str], **look: Any
 ) -> Colorbar:
     """Add the colours' bar under the maps, `texts` at the levels."""
-    bar = figure.colorbar(
-        drawn, ax=axes.ravel().tolist(), location="bottom", label=label, ticks=drawn.levels, aspect=aspect
-    )
+    place: Any = {"ax": axes.ravel().tolist(), "location": "bottom", "ticks": drawn.levels}
+    bar = figure.colorbar(drawn, label=label, **place, **look)
     bar.ax.set_xticklabels(texts)
     return bar
 
@@ -176,9 +181,8 @@ def comparison_bands(comparison: Comparison) -> Figure:
     How to read it: the line is the mean latency; the band is where a step falls with the given probability.
     Where a server's trace holds no such steps its line is thin and its band ends.
     """
-    figure, axes = new_figure(
-        "Latency of a step on each server, with the band that single steps fall into", height_in=6.2, rows=2
-    )
+    title = "Latency of a step on each server, with the band that single steps fall into"
+    figure, axes = new_figure(title, height_in=6.2, rows=2)
     decode, mixed = axes[:, 0]
     _draw_bands(decode, comparison.bands["decode"])
     _draw_bands(mixed, comparison.bands["mixed"])
@@ -189,10 +193,9 @@ def comparison_bands(comparison: Comparison) -> Figure:
     mixed.set(xlabel="tokens in the step, S", ylabel="latency (ms)", ylim=(0.0, None))
     log_axis(mixed.xaxis)
     share = f"{100 * comparison.probability:g}%"
-    decode.fill_between([], [], color=GREY, alpha=0.35, label=f"{share} of single steps fall here")
+    shade(decode, [], [], 0, f"{share} of single steps fall here", color=GREY, alpha=0.35)
     decode.plot([], [], color=GREY, linewidth=0.7, label="thin: extrapolation")
-    figure_legend(figure, decode)
-    return figure
+    return figure_legend(figure, decode)
 
 
 def _draw_bands(ax: Axes, bands: xr.Dataset) -> None:
@@ -200,10 +203,10 @@ def _draw_bands(ax: Axes, bands: xr.Dataset) -> None:
     for number, label in enumerate(bands["gpu"].to_numpy()):
         band = bands.sel(gpu=label)
         seen = band.where(~band["extrapolation"])
-        colour, line = CYCLE[number % len(CYCLE)], _LINES[number % len(_LINES)]
-        ax.plot(x, band["mean_ms"], linewidth=0.7, alpha=0.8, color=colour, linestyle=line)
-        ax.plot(x, seen["mean_ms"], linewidth=1.8, label=str(label), color=colour, linestyle=line)
-        ax.fill_between(x, seen["lower_ms"], seen["upper_ms"], color=colour, alpha=0.25, linewidth=0.0)
+        look: Any = {"color": CYCLE[number % len(CYCLE)], "linestyle": _LINES[number % len(_LINES)]}
+        ax.plot(x, band["mean_ms"], linewidth=0.7, alpha=0.8, **look)
+        ax.plot(x, seen["mean_ms"], linewidth=1.8, label=str(label), **look)
+        shade(ax, x, seen["lower_ms"], seen["upper_ms"], color=look["color"], alpha=0.25)
 
 
 @styled
@@ -217,9 +220,8 @@ def parameter_forest(comparison: Comparison) -> Figure:
     table = comparison.parameter_ratios[comparison.parameter_ratios["kind"] != "noise"]
     names = table["name"].drop_duplicates().tolist()
     pairs = table[["gpu", "other"]].drop_duplicates().head(MAX_PAIRS)
-    figure, axes = new_figure(
-        "Ratio of each parameter between servers", height_in=1.5 + 0.26 * len(names) * max(1, len(pairs) - 1)
-    )
+    height_in = 1.5 + 0.26 * len(names) * max(1, len(pairs) - 1)
+    figure, axes = new_figure("Ratio of each parameter between servers", height_in=height_in)
     ax: Axes = axes[0, 0]
     low, high = rope_bounds(comparison.rope)
     ax.axvspan(low, high, color=BAND, zorder=0.4)
@@ -232,9 +234,8 @@ def parameter_forest(comparison: Comparison) -> Figure:
         for place, name in enumerate(names):
             _draw_ratio(ax, chosen.loc[name], place + offsets[number], marker, colour)
         handles.append(Line2D([], [], color=colour, marker=marker, label=f"{gpu} over {other}"))
-    handles.append(
-        Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle=":", label="not identified")
-    )
+    hollow: Any = {"color": GREY, "marker": "o", "markerfacecolor": "white", "linestyle": ":"}
+    handles.append(Line2D([], [], label="not identified", **hollow))
     handles.append(Patch(facecolor=BAND, label="practical equivalence"))
     _forest_axes(ax, comparison, table.drop_duplicates("name"))
     longest = max(len(str(handle.get_label())) for handle in handles)
@@ -267,33 +268,108 @@ def _forest_axes(ax: Axes, comparison: Comparison, rows: pd.DataFrame) -> None:
 
 
 @styled
-def model_differences(found: ModelComparison) -> Figure:
-    """Draw each model's elpd less that of the best model, with 90 % intervals.
+def pool_shrinkage(found: PoolSummary) -> Figure:
+    """Draw the interval of each coordinate of each trace, alone and pooled, and that of an unseen server.
 
-    How to read it: further left is worse. The thin interval allows for steps that resemble their neighbours
-    in time, the thick one takes them for independent; neither is about times that were not seen. A hollow
-    mark cannot be relied on: the fit has not converged, or too many steps have a large Pareto k.
+    How to read it: grey is what a trace says by itself, blue what is known with the others' help. Blue
+    shorter than grey: pooling helped. The green band is where a server not yet seen is expected.
     """
-    table = found.table
-    title = f"How far behind the best model? {found.num_steps:,} steps"
-    figure, axes = new_figure(title, height_in=1.5 + 0.3 * len(table))
-    ax: Axes = axes[0, 0]
-    places = np.arange(len(table))
-    ax.axvline(0.0, color=GREY, linewidth=0.8)
-    for column, width, label in (
-        ("difference_se_stretches", 1.2, "90 %, stretches of steps"),
-        ("difference_se", 3.6, "90 %, steps as if independent"),
+    spread, changes = found.spread, found.changes
+    traces = changes.drop_duplicates("trace")[["trace", "server"]]
+    groups = {str(s): traces.loc[traces["server"] == s, "trace"].tolist() for s in traces["server"].unique()}
+    places, labels = _rows(groups)
+    each_in = 0.75 + 0.17 * len(places)
+    title = "What each trace says alone, and with the others"
+    figure, axes = new_panels(title, len(spread), head_in=0.9, each_in=each_in, columns=2, sharey=True)
+    for ax, (_, row) in zip(axes.flat, spread.iterrows(), strict=False):
+        chosen = changes[changes["coordinate"] == row["coordinate"]].set_index("trace")
+        _draw_intervals(ax, row, chosen.loc[list(places)], places, f"{100 * found.probability:g}%")
+    first = axes[0, 0]
+    first.set_ylim(max([*places.values(), *labels.values()]) + 0.6, -0.7)
+    first.set_yticks(list(places.values()), [name for group in groups.values() for name in _short(group)])
+    for ax in axes.flat:
+        ax.tick_params(axis="y", length=0, labelsize=7.0)
+        ax.grid(axis="y", visible=False)
+        for server, height in labels.items():
+            ax.text(0.015, height, server, transform=ax.get_yaxis_transform(), fontsize=6.5, va="center")
+    return figure_legend(figure, first, columns=1)
+
+
+def _rows(groups: dict[str, list[str]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the height of each trace, and that of the name of each server above its traces."""
+    places: dict[str, float] = {}
+    labels: dict[str, float] = {}
+    height = 0.0
+    for server, names in groups.items():
+        labels[cut(server, _LABEL)] = height
+        places |= {name: height + i for i, name in enumerate(names, start=1)}
+        height += len(names) + 1.2
+    return places, labels
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Return the names of the traces of a server less what all of them begin with."""
+    columns = zip(*names, strict=False) if len(names) > 1 else ()
+    start = "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
+    end = max(start.rfind(mark) for mark in "-_. ") + 1
+    return [name if len(name) <= 18 else f"…{name[-17:]}" for name in (one[end:] or one for one in names)]
+
+
+def _draw_intervals(
+    ax: Axes, row: pd.Series, chosen: pd.DataFrame, places: dict[str, float], of: str
+) -> None:
+    unseen = f"a server not yet seen ({of})"
+    ax.axvspan(row["unseen_lower"], row["unseen_upper"], color=GREEN, alpha=0.16, linewidth=0.0, label=unseen)
+    for kind, colour, offset, label in (
+        ("alone", GREY, -_OFFSET, f"trace by itself ({of})"),
+        ("pooled", BLUE, _OFFSET, f"with the others ({of})"),
     ):
-        half = _HALF_WIDTH * table[column].fillna(0.0).to_numpy()
-        middle = table["difference"].to_numpy()
-        ax.hlines(places, middle - half, middle + half, color=BLUE, linewidth=width, label=label)
-    for place, name in enumerate(map(str, table.index)):
-        loo = found.members[name]
-        face = BLUE if loo.reliable and loo.converged else "white"
-        ax.plot(found.value("difference", name), place, "o", color=BLUE, markerfacecolor=face, markersize=6.0)
-    ax.plot([], [], "o", color=BLUE, markerfacecolor="white", label="cannot be relied on")
-    ax.set_yticks(places, [str(name) for name in table.index])
-    ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.set_xlabel("sum of log densities, less the best model's (nats)")
-    figure_legend(figure, ax, columns=2)
-    return figure
+        heights = [place + offset for place in at.values()]
+        ends = chosen[f"{kind}_lower"], chosen[f"{kind}_upper"]
+        ax.hlines(heights, *ends, color=colour, linewidth=2.2, label=label)
+        ax.plot(chosen[kind], heights, "o", color=colour, markersize=2.6)
+    low = min(row["unseen_lower"], chosen["alone_lower"].min())
+    high = max(row["unseen_upper"], chosen["alone_upper"].max())
+    ax.set_xlim(low / _PAD, high * _PAD)
+    log_axis(ax.xaxis, sparse=high > _WIDE * low)
+    unit = "" if row["unit"] == "1" else f" ({row['unit']})"
+    ax.set_title(f"{row['coordinate']}{unit}")
+
+
+@styled
+def pool_latency(found: PoolSummary) -> Figure:
+    """Draw mean latency against tokens for 1, 8 and 32 requests: pooled servers, and one not yet seen.
+
+    How to read it: a server not yet seen has its mean latency in the band with the given probability. A thin
+    line is extrapolation: the trace holds no such steps.
+    """
+    panels = list(found.curves.groupby("requests"))
+    title = "Mean latency expected of a server not yet seen, beside the pooled servers"
+    figure, axes = new_figure(title, height_in=7.6, rows=len(panels), sharex=True)
+    for ax, (requests, curves) in zip(axes[:, 0], panels, strict=True):
+        _draw_curves(ax, found, curves)
+        ax.set_title(f"{requests} request{'' if requests == 1 else 's'}")
+        ax.set_ylabel("mean latency (ms)")
+        log_axis(ax.yaxis)
+    log_axis(axes[-1, 0].xaxis)
+    axes[-1, 0].set_xlabel("tokens in the step, S")
+    axes[0, 0].plot([], [], color=GREY, linewidth=0.7, label="thin: extrapolation")
+    return figure_legend(figure, axes[0, 0], columns=1)
+
+
+def _draw_curves(ax: Axes, found: PoolSummary, curves: pd.DataFrame) -> None:
+    unseen = curves[curves["trace"] == UNSEEN]
+    label = f"a server not yet seen: {100 * found.probability:g}% of such servers"
+    tokens = unseen["total_tokens"]
+    shade(ax, tokens, unseen["lower_ms"], unseen["upper_ms"], label, color=GREEN, alpha=0.16)
+    ax.plot(tokens, unseen["median_ms"], color=GREEN, linewidth=1.2, label="its median")
+    servers = list(found.population.servers)
+    count = dict.fromkeys(servers, 0)
+    for name, server in found.population.server_of_trace.items():
+        curve = curves[curves["trace"] == name]
+        line = _LINES[count[server] % len(_LINES)]
+        look: Any = {"color": _TRACE_COLOURS[servers.index(server) % len(_TRACE_COLOURS)], "linestyle": line}
+        count[server] += 1
+        x, y = curve["total_tokens"], curve["median_ms"]
+        ax.plot(x, y, linewidth=0.7, alpha=0.8, **look)
+        ax.plot(x, y.where(~curve["extrapolation"]), linewidth=1.6, label=name, **look)
