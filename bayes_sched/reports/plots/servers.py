@@ -23,30 +23,7 @@ from bayes_sched.comparison.compare import Comparison
 from bayes_sched.comparison.verdicts import UNDECIDED, rope_bounds
 from bayes_sched.pooling.population import UNSEEN
 from bayes_sched.pooling.summary import PoolSummary
-from bayes_sched.reports.plots.style import (
-    BAND,
-    BLUE,
-    CYCLE,
-    GREEN,
-    GREY,
-    INK,
-    ORDER,
-    X_LABEL,
-    Y_LABEL,
-    AxesGrid,
-    draw_seen,
-    draw_veil,
-    figure_legend,
-    has_area,
-    label_outer,
-    log_axes,
-    log_axis,
-    new_figure,
-    new_panels,
-    shade,
-    styled,
-    veil_handle,
-)
+from bayes_sched.reports.plots import style
 from bayes_sched.reports.terminal import cut
 
 MAX_PAIRS = 3
@@ -55,16 +32,17 @@ MAX_PAIRS = 3
 _MARKERS = ("o", "s", "D")
 _LINES = ("-", "--", "-.", ":")
 _LONG_LABEL = 30
+_UNKNOWN = (style.GREY, "white", ":", 1.0)
 _MAP_COLOURS = "PuOr_r"
 _PROBABILITIES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _WIDE = 50.0  # ratio of the ends of an axis from which only powers of ten are written
 _OFFSET = 0.17
 _PAD = 1.15
 _LABEL = 34  # characters of a server's name that a panel has room for
-_TRACE_COLOURS = tuple(colour for colour in CYCLE if colour != GREEN)
+_TRACE_COLOURS = tuple(colour for colour in style.CYCLE if colour != style.GREEN)
 
 
-@styled
+@style.styled
 def ratio_map(comparison: Comparison) -> Figure:
     """Draw the ratio of mean latencies over (B, S), a panel a pair of servers.
 
@@ -81,24 +59,26 @@ def ratio_map(comparison: Comparison) -> Figure:
     drawn: ContourSet | None = None
     for ax, one in zip(axes[:, 0], pairs, strict=True):
         drawn = _surface(ax, one["ratio_median"], levels)
-        draw_veil(ax, comparison.outline, comparison.outline["extrapolation"])
-        draw_seen(ax, comparison.seen)
-        _cross(ax, (one["verdict"] == UNDECIDED) & is_covered)
+        style.draw_veil(ax, comparison.outline, comparison.outline["extrapolation"])
+        style.draw_seen(ax, comparison.seen)
+        is_undecided = ((one["verdict"] == UNDECIDED) & is_covered).transpose(*style.ORDER)
+        tokens, sizes = is_undecided.to_numpy().nonzero()
+        b, s = is_undecided["batch_size"].to_numpy()[sizes], is_undecided["total_tokens"].to_numpy()[tokens]
+        ax.scatter(b, s, marker="x", s=12.0, color=style.INK, linewidths=0.8)
         ax.set_title(f"{one['first'].item()}\nover {one['second'].item()}")
     if drawn is not None:
         texts = [f"{level:.2f}" for level in levels]
         _bar(figure, axes, drawn, "ratio of mean latencies", texts, aspect=30)
     handles = [
-        veil_handle("extrapolation"),
-        Line2D([], [], marker="x", linestyle="", color=INK, markersize=4.0, label="undecided"),
+        style.veil_handle("extrapolation"),
+        Line2D([], [], marker="x", linestyle="", color=style.INK, markersize=4.0, label="undecided"),
         Line2D([], [], marker=".", linestyle="", color="black", markersize=2.5, label="step of a trace"),
-        Patch(facecolor="#f7f7f7", edgecolor=INK, linewidth=0.6, label="equivalent"),
+        Patch(facecolor="#f7f7f7", edgecolor=style.INK, linewidth=0.6, label="equivalent"),
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=2)
-    return figure
+    return style.figure_legend(figure, axes[0, 0], *handles)
 
 
-@styled
+@style.styled
 def probability_map(comparison: Comparison) -> Figure:
     """Draw the probabilities that one server is faster, on average and in a single step.
 
@@ -114,7 +94,7 @@ def probability_map(comparison: Comparison) -> Figure:
         for ax, (name, when) in zip(row, titles.items(), strict=True):
             # One less the probability: the colours run as those of the ratio.
             drawn = _surface(ax, 1.0 - one[name], np.array(_PROBABILITIES))
-            draw_veil(ax, comparison.outline, comparison.outline["extrapolation"])
+            style.draw_veil(ax, comparison.outline, comparison.outline["extrapolation"])
             ax.set_title(f"{one['first'].item()} faster\n{when}")
     if drawn is not None:
         bar = _bar(figure, axes, drawn, "probability", [f"{1.0 - p:g}" for p in _PROBABILITIES])
@@ -124,43 +104,36 @@ def probability_map(comparison: Comparison) -> Figure:
 
 def _new_maps(
     comparison: Comparison, title: str, *, columns: int = 1, **heights: float
-) -> tuple[list[xr.Dataset], Figure, AxesGrid]:
+) -> tuple[list[xr.Dataset], Figure, style.AxesGrid]:
     """Return the maps of the pairs that a figure shows, and a figure with a row of axes for each."""
     pairs = [comparison.maps.sel(pair=name) for name in comparison.maps["pair"].to_numpy()[:MAX_PAIRS]]
     same: Any = {"columns": columns, "sharex": True, "sharey": columns > 1, **heights}
-    figure, axes = new_panels(title, columns * len(pairs), **same)
-    label_outer(axes, xlabel=X_LABEL, ylabel=Y_LABEL)
+    figure, axes = style.new_panels(title, columns * len(pairs), **same)
+    style.label_outer(axes, xlabel=style.X_LABEL, ylabel=style.Y_LABEL)
     return pairs, figure, axes
 
 
 def _surface(ax: Axes, values: xr.DataArray, levels: Floats) -> ContourSet | None:
     """Fill a map, dims (batch_size, total_tokens); None where the grid has one B or S only."""
-    surface = values.transpose(*ORDER)
-    log_axes(ax)
-    if not has_area(ax, surface, whose="the traces hold"):
+    surface = values.transpose(*style.ORDER)
+    style.log_axes(ax)
+    if not style.has_area(ax, surface, whose="the traces hold"):
         return None
     x, y, z = surface["batch_size"].to_numpy(), surface["total_tokens"].to_numpy(), surface.to_numpy()
     inside = np.clip(z, levels[0], levels[-1])
     drawn = ax.contourf(x, y, inside, levels=levels, norm=BoundaryNorm(levels, 256), cmap=_MAP_COLOURS)
-    ax.contour(x, y, inside, levels=levels[1:-1], colors=INK, linewidths=0.4)
+    ax.contour(x, y, inside, levels=levels[1:-1], colors=style.INK, linewidths=0.4)
     return drawn
 
 
 def _bar(
-    figure: Figure, axes: AxesGrid, drawn: ContourSet, label: str, texts: list[str], **look: Any
+    figure: Figure, axes: style.AxesGrid, drawn: ContourSet, label: str, texts: list[str], **look: Any
 ) -> Colorbar:
     """Add the colours' bar under the maps, `texts` at the levels."""
     place: Any = {"ax": axes.ravel().tolist(), "location": "bottom", "ticks": drawn.levels}
     bar = figure.colorbar(drawn, label=label, **place, **look)
     bar.ax.set_xticklabels(texts)
     return bar
-
-
-def _cross(ax: Axes, is_marked: xr.DataArray) -> None:
-    """Mark points of the grid."""
-    tokens, sizes = is_marked.transpose(*ORDER).to_numpy().nonzero()
-    b, s = (is_marked[name].to_numpy() for name in ("batch_size", "total_tokens"))
-    ax.scatter(b[sizes], s[tokens], marker="x", s=12.0, color=INK, linewidths=0.8)
 
 
 def _ratio_levels(ratios: Floats, rope: float) -> Floats:
@@ -174,7 +147,7 @@ def _ratio_levels(ratios: Floats, rope: float) -> Floats:
     return np.concatenate([1.0 / upper[::-1], upper])
 
 
-@styled
+@style.styled
 def comparison_bands(comparison: Comparison) -> Figure:
     """Draw the latency of decode-only steps, and of steps with prefill, on each server.
 
@@ -182,7 +155,7 @@ def comparison_bands(comparison: Comparison) -> Figure:
     Where a server's trace holds no such steps its line is thin and its band ends.
     """
     title = "Latency of a step on each server, with the band that single steps fall into"
-    figure, axes = new_figure(title, height_in=6.2, rows=2)
+    figure, axes = style.new_figure(title, height_in=6.2, rows=2)
     decode, mixed = axes[:, 0]
     _draw_bands(decode, comparison.bands["decode"])
     _draw_bands(mixed, comparison.bands["mixed"])
@@ -191,11 +164,11 @@ def comparison_bands(comparison: Comparison) -> Figure:
     decode.set(xlabel="decoding requests in the step, B = S", ylabel="latency (ms)", ylim=(0.0, None))
     mixed.set_title(f"Steps of {b:,} request{'' if b == 1 else 's'}, prefill included")
     mixed.set(xlabel="tokens in the step, S", ylabel="latency (ms)", ylim=(0.0, None))
-    log_axis(mixed.xaxis)
+    style.log_axis(mixed.xaxis)
     share = f"{100 * comparison.probability:g}%"
-    shade(decode, [], [], 0, f"{share} of single steps fall here", color=GREY, alpha=0.35)
-    decode.plot([], [], color=GREY, linewidth=0.7, label="thin: extrapolation")
-    return figure_legend(figure, decode)
+    decode.fill_between([], [], color=style.GREY, alpha=0.35, label=f"{share} of single steps fall here")
+    decode.plot([], [], color=style.GREY, linewidth=0.7, label="thin: extrapolation")
+    return style.figure_legend(figure, decode)
 
 
 def _draw_bands(ax: Axes, bands: xr.Dataset) -> None:
@@ -203,13 +176,14 @@ def _draw_bands(ax: Axes, bands: xr.Dataset) -> None:
     for number, label in enumerate(bands["gpu"].to_numpy()):
         band = bands.sel(gpu=label)
         seen = band.where(~band["extrapolation"])
-        look: Any = {"color": CYCLE[number % len(CYCLE)], "linestyle": _LINES[number % len(_LINES)]}
+        colour, line = style.CYCLE[number % len(style.CYCLE)], _LINES[number % len(_LINES)]
+        look: Any = {"color": colour, "linestyle": line}
         ax.plot(x, band["mean_ms"], linewidth=0.7, alpha=0.8, **look)
         ax.plot(x, seen["mean_ms"], linewidth=1.8, label=str(label), **look)
-        shade(ax, x, seen["lower_ms"], seen["upper_ms"], color=look["color"], alpha=0.25)
+        style.shade(ax, x, seen["lower_ms"], seen["upper_ms"], color=colour, alpha=0.25)
 
 
-@styled
+@style.styled
 def parameter_forest(comparison: Comparison) -> Figure:
     """Draw the ratio of each parameter and combination between servers, with its credible interval.
 
@@ -221,35 +195,29 @@ def parameter_forest(comparison: Comparison) -> Figure:
     names = table["name"].drop_duplicates().tolist()
     pairs = table[["gpu", "other"]].drop_duplicates().head(MAX_PAIRS)
     height_in = 1.5 + 0.26 * len(names) * max(1, len(pairs) - 1)
-    figure, axes = new_figure("Ratio of each parameter between servers", height_in=height_in)
-    ax: Axes = axes[0, 0]
+    figure, ax = style.new_axes("Ratio of each parameter between servers", height_in=height_in)
     low, high = rope_bounds(comparison.rope)
-    ax.axvspan(low, high, color=BAND, zorder=0.4)
-    ax.axvline(1.0, color=GREY, linewidth=0.8, zorder=0.5)
+    ax.axvspan(low, high, color=style.BAND, zorder=0.4)
+    ax.axvline(1.0, color=style.GREY, linewidth=0.8, zorder=0.5)
     handles: list[Line2D | Patch] = []
     offsets = np.linspace(-0.28, 0.28, len(pairs)) if len(pairs) > 1 else np.zeros(1)
     for number, (gpu, other) in enumerate(pairs.itertuples(index=False)):
         chosen = table[(table["gpu"] == gpu) & (table["other"] == other)].set_index("name")
-        marker, colour = _MARKERS[number], CYCLE[number]
+        marker, colour = _MARKERS[number], style.CYCLE[number]
         for place, name in enumerate(names):
-            _draw_ratio(ax, chosen.loc[name], place + offsets[number], marker, colour)
+            row, y = chosen.loc[name], place + offsets[number]
+            shown, face, line, width = (colour, colour, "-", 1.6) if row["identified"] else _UNKNOWN
+            ends = [row["ratio_lower"], row["ratio_upper"]]
+            ax.plot(ends, [y, y], color=shown, linestyle=line, linewidth=width)
+            mark: Any = {"marker": marker, "markersize": 4.5, "markerfacecolor": face}
+            ax.plot(row["ratio_median"], y, color=shown, **mark)
         handles.append(Line2D([], [], color=colour, marker=marker, label=f"{gpu} over {other}"))
-    hollow: Any = {"color": GREY, "marker": "o", "markerfacecolor": "white", "linestyle": ":"}
+    hollow: Any = {"color": style.GREY, "marker": "o", "markerfacecolor": "white", "linestyle": ":"}
     handles.append(Line2D([], [], label="not identified", **hollow))
-    handles.append(Patch(facecolor=BAND, label="practical equivalence"))
+    handles.append(Patch(facecolor=style.BAND, label="practical equivalence"))
     _forest_axes(ax, comparison, table.drop_duplicates("name"))
     longest = max(len(str(handle.get_label())) for handle in handles)
-    figure.legend(handles=handles, loc="outside lower left", ncols=1 if longest > _LONG_LABEL else 2)
-    return figure
-
-
-def _draw_ratio(ax: Axes, row: pd.Series, y: float, marker: str, colour: str) -> None:
-    is_known = bool(row["identified"])
-    shown = colour if is_known else GREY
-    line, width = ("-", 1.6) if is_known else (":", 1.0)
-    ax.plot([row["ratio_lower"], row["ratio_upper"]], [y, y], color=shown, linestyle=line, linewidth=width)
-    face = colour if is_known else "white"
-    ax.plot(row["ratio_median"], y, marker=marker, markersize=4.5, color=shown, markerfacecolor=face)
+    return style.figure_legend(figure, ax, *handles, columns=1 if longest > _LONG_LABEL else 2)
 
 
 def _forest_axes(ax: Axes, comparison: Comparison, rows: pd.DataFrame) -> None:
@@ -261,13 +229,13 @@ def _forest_axes(ax: Axes, comparison: Comparison, rows: pd.DataFrame) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(LogFormatterMathtext())
     ax.set_yticks(range(len(rows)), labels)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.axhline(sum(name in symbols for name in names) - 0.5, color=INK, linewidth=0.6)
-    ax.set_xlabel(f"ratio ({100 * comparison.probability:g}% credible interval)")
+    ax.axhline(sum(name in symbols for name in names) - 0.5, color=style.INK, linewidth=0.6)
+    credible = f"{100 * comparison.probability:g}% credible interval"
+    ax.set(xlabel=f"ratio ({credible})", ylim=(len(rows) - 0.4, -0.6))
     ax.grid(axis="y", visible=False)
 
 
-@styled
+@style.styled
 def pool_shrinkage(found: PoolSummary) -> Figure:
     """Draw the interval of each coordinate of each trace, alone and pooled, and that of an unseen server.
 
@@ -280,7 +248,7 @@ def pool_shrinkage(found: PoolSummary) -> Figure:
     places, labels = _rows(groups)
     each_in = 0.75 + 0.17 * len(places)
     title = "What each trace says alone, and with the others"
-    figure, axes = new_panels(title, len(spread), head_in=0.9, each_in=each_in, columns=2, sharey=True)
+    figure, axes = style.new_panels(title, len(spread), head_in=0.9, each_in=each_in, columns=2, sharey=True)
     for ax, (_, row) in zip(axes.flat, spread.iterrows(), strict=False):
         chosen = changes[changes["coordinate"] == row["coordinate"]].set_index("trace")
         _draw_intervals(ax, row, chosen.loc[list(places)], places, f"{100 * found.probability:g}%")
@@ -292,7 +260,7 @@ def pool_shrinkage(found: PoolSummary) -> Figure:
         ax.grid(axis="y", visible=False)
         for server, height in labels.items():
             ax.text(0.015, height, server, transform=ax.get_yaxis_transform(), fontsize=6.5, va="center")
-    return figure_legend(figure, first, columns=1)
+    return style.figure_legend(figure, first, columns=1)
 
 
 def _rows(groups: dict[str, list[str]]) -> tuple[dict[str, float], dict[str, float]]:
@@ -315,14 +283,12 @@ def _short(names: Sequence[str]) -> list[str]:
     return [name if len(name) <= 18 else f"…{name[-17:]}" for name in (one[end:] or one for one in names)]
 
 
-def _draw_intervals(
-    ax: Axes, row: pd.Series, chosen: pd.DataFrame, places: dict[str, float], of: str
-) -> None:
-    unseen = f"a server not yet seen ({of})"
-    ax.axvspan(row["unseen_lower"], row["unseen_upper"], color=GREEN, alpha=0.16, linewidth=0.0, label=unseen)
+def _draw_intervals(ax: Axes, row: pd.Series, chosen: pd.DataFrame, at: dict[str, float], of: str) -> None:
+    look: Any = {"color": style.GREEN, "alpha": 0.16, "linewidth": 0.0}
+    ax.axvspan(row["unseen_lower"], row["unseen_upper"], label=f"a server not yet seen ({of})", **look)
     for kind, colour, offset, label in (
-        ("alone", GREY, -_OFFSET, f"trace by itself ({of})"),
-        ("pooled", BLUE, _OFFSET, f"with the others ({of})"),
+        ("alone", style.GREY, -_OFFSET, f"trace by itself ({of})"),
+        ("pooled", style.BLUE, _OFFSET, f"with the others ({of})"),
     ):
         heights = [place + offset for place in at.values()]
         ends = chosen[f"{kind}_lower"], chosen[f"{kind}_upper"]
@@ -331,12 +297,12 @@ def _draw_intervals(
     low = min(row["unseen_lower"], chosen["alone_lower"].min())
     high = max(row["unseen_upper"], chosen["alone_upper"].max())
     ax.set_xlim(low / _PAD, high * _PAD)
-    log_axis(ax.xaxis, sparse=high > _WIDE * low)
+    style.log_axis(ax.xaxis, sparse=high > _WIDE * low)
     unit = "" if row["unit"] == "1" else f" ({row['unit']})"
     ax.set_title(f"{row['coordinate']}{unit}")
 
 
-@styled
+@style.styled
 def pool_latency(found: PoolSummary) -> Figure:
     """Draw mean latency against tokens for 1, 8 and 32 requests: pooled servers, and one not yet seen.
 
@@ -345,24 +311,24 @@ def pool_latency(found: PoolSummary) -> Figure:
     """
     panels = list(found.curves.groupby("requests"))
     title = "Mean latency expected of a server not yet seen, beside the pooled servers"
-    figure, axes = new_figure(title, height_in=7.6, rows=len(panels), sharex=True)
+    figure, axes = style.new_figure(title, height_in=7.6, rows=len(panels), sharex=True)
     for ax, (requests, curves) in zip(axes[:, 0], panels, strict=True):
         _draw_curves(ax, found, curves)
         ax.set_title(f"{requests} request{'' if requests == 1 else 's'}")
         ax.set_ylabel("mean latency (ms)")
-        log_axis(ax.yaxis)
-    log_axis(axes[-1, 0].xaxis)
+        style.log_axis(ax.yaxis)
+    style.log_axis(axes[-1, 0].xaxis)
     axes[-1, 0].set_xlabel("tokens in the step, S")
-    axes[0, 0].plot([], [], color=GREY, linewidth=0.7, label="thin: extrapolation")
-    return figure_legend(figure, axes[0, 0], columns=1)
+    axes[0, 0].plot([], [], color=style.GREY, linewidth=0.7, label="thin: extrapolation")
+    return style.figure_legend(figure, axes[0, 0], columns=1)
 
 
 def _draw_curves(ax: Axes, found: PoolSummary, curves: pd.DataFrame) -> None:
     unseen = curves[curves["trace"] == UNSEEN]
     label = f"a server not yet seen: {100 * found.probability:g}% of such servers"
     tokens = unseen["total_tokens"]
-    shade(ax, tokens, unseen["lower_ms"], unseen["upper_ms"], label, color=GREEN, alpha=0.16)
-    ax.plot(tokens, unseen["median_ms"], color=GREEN, linewidth=1.2, label="its median")
+    style.shade(ax, tokens, unseen["lower_ms"], unseen["upper_ms"], label, color=style.GREEN, alpha=0.16)
+    ax.plot(tokens, unseen["median_ms"], color=style.GREEN, linewidth=1.2, label="its median")
     servers = list(found.population.servers)
     count = dict.fromkeys(servers, 0)
     for name, server in found.population.server_of_trace.items():

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from cycler import cycler
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -38,6 +39,7 @@ ORDER: Final = ("total_tokens", "batch_size")
 """Dims of a surface as matplotlib takes them: tokens upwards, requests to the right."""
 X_LABEL: Final = "requests in the step, B"
 Y_LABEL: Final = "tokens in the step, S"
+SHARED: Any = {"sharex": True, "sharey": True}
 
 _TITLE_CHARACTERS = 58
 _PATTERN = "////"
@@ -88,10 +90,16 @@ def new_figure(
     return figure, axes
 
 
+def new_axes(title: str, *, height_in: float) -> tuple[Figure, Axes]:
+    """Return a figure of one plot."""
+    figure, axes = new_figure(title, height_in=height_in)
+    return figure, axes[0, 0]
+
+
 def new_panels(
     title: str, number: int, *, head_in: float, each_in: float, columns: int = 1, **share: Any
 ) -> tuple[Figure, AxesGrid]:
-    """Return a figure with so many panels, row by row, each row `each_in` high; left-over axes are hidden."""
+    """Return a figure of so many panels, rows `each_in` high; axes left over are hidden."""
     rows = -(-number // columns)
     figure, axes = new_figure(title, height_in=head_in + each_in * rows, rows=rows, columns=columns, **share)
     for ax in axes.flat[number:]:
@@ -167,10 +175,10 @@ def label_outer(grid: AxesGrid, *, xlabel: str, ylabel: str) -> None:
             row[0].set_ylabel(ylabel)
 
 
-def figure_legend(figure: Figure, axes: Axes, *, columns: int = 2) -> Figure:
+def figure_legend(figure: Figure, axes: Axes, *extra: Artist, columns: int = 2) -> Figure:
     """Put the legend of one of the axes under the figure, where it hides no data; return the figure."""
-    handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+    handles, _ = axes.get_legend_handles_labels()
+    legend = figure.legend(handles=[*handles, *extra], loc="outside lower left", ncols=columns)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):  # dots, which are too faint and small to be seen alone
             handle.set_alpha(0.8)
