@@ -227,7 +227,7 @@ def residuals(summary: FitSummary) -> Figure:
     figure, axes = style.new_figure(title, height_in=6.6, rows=3, columns=2, sharey="col")
     units = {"residual_ms": "ms", "residual_scales": "noise scales"}
     for panels, (value, unit) in zip(axes.T, units.items(), strict=True):
-        for ax, (name, label) in zip(panels, _AGAINST.items(), strict=True):
+        for ax, (name, label) in zip(panels, _AGAINST, strict=True):
             _draw_residuals(ax, table, name, value)
             ax.set(xlabel=label, ylabel=f"residual ({unit})")
         values = table[value].to_numpy()

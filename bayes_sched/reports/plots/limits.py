@@ -26,6 +26,7 @@ LEVELS = (0.0, 0.01, 0.5, 0.9, 0.99, 0.999, 1.0)
 
 _MAP_COLOURS = ("#4d1a00", "#a65628", "#e6a15c", "#cfe3f2", "#7fb8de", "#1f78b4")
 _CASE_COLOURS = {ANY_STEP: (style.BLUE, style.SKY), DECODES: (style.GREEN, style.GREEN)}
+_FRONTIER = ("limit_ms", "tokens_per_s_lower", "tokens_per_s_upper")
 _HEADROOM = 1.6
 _LEAST_DECODE = 1e-5  # of risk: rarer events than that no trace shows
 _LEAST_REQUEST = 2e-3
@@ -182,9 +183,9 @@ def throughput_frontier(plan: Optimum) -> Figure:
     figure, axes = style.new_figure(title, height_in=5.0, rows=2, sharex=True)
     for ax, case in zip(axes[:, 0], CASES, strict=True):
         table, best = plan.frontier[plan.frontier["case"] == case], plan.best[case]
-        limits, ends = table["limit_ms"], [table[f"tokens_per_s_{end}"] for end in ("lower", "upper")]
+        limits, low, high = (table[name] for name in _FRONTIER)
         line, band = _CASE_COLOURS[case]
-        style.shade(ax, limits, *ends, credible, color=band, alpha=0.4, step="post")
+        style.shade(ax, limits, low, high, credible, color=band, alpha=0.4, step="post")
         ax.step(limits, table["tokens_per_s"], where="post", color=line, label="most tokens a second")
         ax.axvline(plan.objective.limit_ms, label="the limit asked for", **asked)
         if best is not None:

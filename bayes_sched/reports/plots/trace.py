@@ -322,7 +322,7 @@ def schedule_against_model_run(analysis: TraceAnalysis) -> Figure:
     figure, ax = style.new_axes("Schedule time against model-run time", height_in=4.0)
     x, y = steps["latency_ms"].to_numpy(float), steps["schedule_ms"].to_numpy(float)
     if len(steps) <= MAX_POINTS:
-        looks = {"s": 6.0, "alpha": 0.5, "linewidths": 0, "rasterized": True}
+        looks: Any = {"s": 6.0, "alpha": 0.5, "linewidths": 0, "rasterized": True}
         for regime, rows in steps.groupby("regime", observed=True):
             colour = REGIME_COLOURS[str(regime)]
             ax.scatter(rows["latency_ms"], rows["schedule_ms"], color=colour, label=str(regime), **looks)
