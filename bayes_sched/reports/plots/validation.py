@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,9 @@ _HALF_WIDTH = 1.645  # standard errors to either side that make a 90 % interval
 
 def looks(models: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return colour, line style and marker of each model: no two alike, also without colour."""
-    return {
-        model: {
-            "color": style.CYCLE[number % len(style.CYCLE)],
-            "linestyle": _DASHES[(number // 2) % len(_DASHES)],
-            "marker": _MARKERS[number % len(_MARKERS)],
-        }
-        for number, model in enumerate(models)
-    }
+    dashes = [dash for dash in _DASHES for _ in range(2)]
+    cycles = zip(models, cycle(style.CYCLE), cycle(dashes), cycle(_MARKERS), strict=False)
+    return {model: {"color": c, "linestyle": dash, "marker": m} for model, c, dash, m in cycles}
 
 
 def _server_rows(
