@@ -14,7 +14,7 @@ from bayes_sched.comparison.compare import Comparison, compare
 from bayes_sched.reports.comparison import certainty, equivalent_sentence
 from bayes_sched.reports.document import Document, report
 from bayes_sched.reports.html import html
-from bayes_sched.reports.plots.comparison import probability_map, ratio_map
+from bayes_sched.reports.plots.servers import probability_map, ratio_map
 from bayes_sched.reports.terminal import WIDTH, terminal
 from bayes_sched.reports.write import ReportPaths, write_report
 from tests.comparison_fits import server

@@ -27,7 +27,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.model.protocol import load_model
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.prediction import component_log_density
-from bayes_sched.reports.plots.comparison import model_differences
+from bayes_sched.reports.plots.validation import model_differences
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit, synthetic_metadata
 
 FLOORS_MS = np.linspace(0.5, 6.0, 2001)

@@ -20,7 +20,7 @@ from bayes_sched.reports.document import report
 from bayes_sched.reports.fit import sentences_of
 from bayes_sched.reports.html import html
 from bayes_sched.reports.markdown import markdown
-from bayes_sched.reports.plots.pool import pool_latency, pool_shrinkage
+from bayes_sched.reports.plots.servers import pool_latency, pool_shrinkage
 from bayes_sched.reports.pool import difference_text, paragraph
 from bayes_sched.reports.terminal import WIDTH, terminal
 from bayes_sched.reports.write import write_report

@@ -23,7 +23,7 @@ from bayes_sched.model.protocol import ModelFile, all_parameters, load_model, lo
 from bayes_sched.posterior.fit import fit
 from bayes_sched.reports.document import report
 from bayes_sched.reports.loo import ComparedModels
-from bayes_sched.reports.plots.comparison import model_differences
+from bayes_sched.reports.plots.validation import model_differences
 from bayes_sched.reports.terminal import terminal
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.studies.speed import fit_provenance

@@ -27,7 +27,7 @@ from bayes_sched.reports.document import (
     report,
     titled,
 )
-from bayes_sched.reports.plots.comparison import (
+from bayes_sched.reports.plots.servers import (
     MAX_PAIRS,
     comparison_bands,
     parameter_forest,

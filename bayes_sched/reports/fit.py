@@ -35,14 +35,20 @@ from bayes_sched.reports.document import (
     report,
     unconverged,
 )
-from bayes_sched.reports.plots.calibration import posterior_predictive_check, residuals
+from bayes_sched.reports.plots.checks import (
+    combination_pairs,
+    effect_factors,
+    posterior_predictive_check,
+    prior_posterior,
+    ranks,
+    residuals,
+)
 from bayes_sched.reports.plots.fit import (
     latency_by_batch,
     latency_by_tokens,
     latency_contours,
     prior_predictive,
 )
-from bayes_sched.reports.plots.posterior import combination_pairs, effect_factors, prior_posterior, ranks
 from bayes_sched.reports.terminal import cut
 
 _COST = (

@@ -23,7 +23,7 @@ from bayes_sched.reports.document import (
     made,
     report,
 )
-from bayes_sched.reports.plots.comparison import model_differences
+from bayes_sched.reports.plots.validation import model_differences
 
 _LEGEND = (
     "elpd: expected log predictive density, more is better. SE: standard error of the difference, steps "

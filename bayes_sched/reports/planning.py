@@ -28,7 +28,7 @@ from bayes_sched.reports.document import (
     made,
     report,
 )
-from bayes_sched.reports.plots.planning import (
+from bayes_sched.reports.plots.limits import (
     cost_shares,
     replicas_needed,
     request_times,

@@ -29,7 +29,7 @@ from bayes_sched.reports.document import (
     report,
     unconverged,
 )
-from bayes_sched.reports.plots.pool import pool_latency, pool_shrinkage
+from bayes_sched.reports.plots.servers import pool_latency, pool_shrinkage
 from bayes_sched.reports.terminal import cut
 
 SUMMARY_VERSION = 1

@@ -1,8 +1,9 @@
-"""Latency bands of a fit against tokens and requests, contours, and what the priors allowed."""
+"""What a fit says of latencies: bands against tokens and requests, contours, and what the priors allowed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,38 +17,18 @@ from bayes_sched.arrays import Floats
 from bayes_sched.checks.summary import FitSummary
 from bayes_sched.checks.views import CONTOURED, FitViews, log10_density
 from bayes_sched.region import Region
-from bayes_sched.reports.plots.style import (
-    BLUE,
-    INK,
-    ORANGE,
-    ORDER,
-    SKY,
-    X_LABEL,
-    Y_LABEL,
-    draw_points,
-    draw_seen,
-    draw_veil,
-    figure_legend,
-    has_area,
-    hatch_extrapolation,
-    label_outer,
-    limit_above,
-    log_axes,
-    log_axis,
-    new_figure,
-    styled,
-    veil_handle,
-)
-from bayes_sched.steps import POSSIBLE, decode_only, log_grid, sample_steps, steps_grid
+from bayes_sched.reports.plots import style
+from bayes_sched.steps import POSSIBLE, decode_only, log_grid, steps_grid
 
 _NEIGHBOURHOOD = 1.15
 """Steps whose B is within this factor of a panel's B are drawn in it."""
 _WIDE = 50.0
 _BANDS = {0.99: 0.15, 0.9: 0.25, 0.5: 0.4}
+_NUM_POINT_GRID = 160
 _UNSEEN = "no such steps in the trace"
 
 
-@styled
+@style.styled
 def latency_by_tokens(summary: FitSummary) -> Figure:
     """Draw latency bands against S for several B, with the observed steps under them.
 
@@ -57,35 +38,25 @@ def latency_by_tokens(summary: FitSummary) -> Figure:
     """
     views = views_of(summary)
     steps, bands = views.steps, views.by_tokens
-    rows, columns = (len(bands) + 1) // 2, min(len(bands), 2)
-    figure, grid = new_figure(
-        "Latency of a step against its tokens, for several numbers of requests",
-        height_in=1.3 + 2.0 * rows,
-        rows=rows,
-        columns=columns,
-        sharex=True,
-        sharey=True,
-    )
-    axes = list(grid.flat)
+    title = "Latency of a step against its tokens, for several numbers of requests"
+    side: Any = {"columns": min(len(bands), 2), **style.SHARED}
+    figure, axes = style.new_panels(title, len(bands), head_in=1.3, each_in=2.0, **side)
     sparse = float(steps["total_tokens"].max()) > _WIDE * min(bands)
     top = _top_ms(steps, np.concatenate([band["upper"].to_numpy() for band in bands.values()]))
-    for ax, (batch_size, band) in zip(axes, bands.items(), strict=False):
-        near = _near(steps, batch_size)
-        shown = sample_steps(near)
-        draw_points(ax, shown["total_tokens"], shown["latency_ms"], label="observed steps")
+    for ax, (batch_size, band) in zip(axes.flat, bands.items(), strict=False):
+        near = steps[(steps["batch_size"] / batch_size).between(1.0 / _NEIGHBOURHOOD, _NEIGHBOURHOOD)]
+        style.draw_steps(ax, near, "total_tokens", label="observed steps")
         _draw_bands(ax, band["total_tokens"], band, summary.probability)
-        log_axis(ax.xaxis, sparse=sparse)
-        limit_above(ax, near["latency_ms"], top)
-        hatch_extrapolation(ax, band["total_tokens"], band["extrapolation"], label=_UNSEEN)
-        ax.set_title(_panel_title(near, batch_size))
-    for ax in axes[len(bands) :]:
-        ax.set_visible(False)
-    label_outer(grid, xlabel="tokens in the step, S", ylabel="latency (ms)")
-    figure_legend(figure, axes[0])
-    return figure
+        style.log_axis(ax.xaxis, sparse=sparse)
+        style.limit_above(ax, near["latency_ms"], top)
+        style.hatch_extrapolation(ax, band["total_tokens"], band["extrapolation"], label=_UNSEEN)
+        low, high = int(near["batch_size"].min()), int(near["batch_size"].max())
+        ax.set_title(f"B = {batch_size}" + ("" if low == high else f" (dots: {low} to {high})"))
+    style.label_outer(axes, xlabel="tokens in the step, S", ylabel="latency (ms)")
+    return style.figure_legend(figure, axes[0, 0])
 
 
-@styled
+@style.styled
 def latency_by_batch(summary: FitSummary) -> Figure:
     """Draw latency bands against B for decode-only steps (S = B), with the observed ones under them.
 
@@ -96,17 +67,14 @@ def latency_by_batch(summary: FitSummary) -> Figure:
     title = "Latency of decode-only steps against the number of requests"
     if decodes.empty:
         title += " (the trace holds no such steps)"
-    figure, axes = new_figure(title, height_in=3.6)
-    ax: Axes = axes[0, 0]
-    shown = sample_steps(decodes)
-    draw_points(ax, shown["batch_size"], shown["latency_ms"], label="observed decode-only steps")
+    figure, ax = style.new_axes(title, height_in=3.6)
+    style.draw_steps(ax, decodes, "batch_size", label="observed decode-only steps")
     _draw_bands(ax, band["batch_size"], band, summary.probability)
     seen = views.steps if decodes.empty else decodes
-    limit_above(ax, decodes["latency_ms"], _top_ms(seen, band["upper"].to_numpy()))
-    hatch_extrapolation(ax, band["batch_size"], band["extrapolation"], label=_UNSEEN)
+    style.limit_above(ax, decodes["latency_ms"], _top_ms(seen, band["upper"].to_numpy()))
+    style.hatch_extrapolation(ax, band["batch_size"], band["extrapolation"], label=_UNSEEN)
     ax.set(xlabel="decoding requests in the step, B = S", ylabel="latency (ms)")
-    figure_legend(figure, ax)
-    return figure
+    return style.figure_legend(figure, ax)
 
 
 def views_of(summary: FitSummary) -> FitViews:
@@ -118,20 +86,9 @@ def views_of(summary: FitSummary) -> FitViews:
 def _draw_bands(ax: Axes, x: xr.DataArray, band: xr.Dataset, probability: float) -> None:
     share = f"{probability:.0%}"
     falls, sure = f"{share} of the steps fall here", f"mean latency, {share} sure"
-    ax.fill_between(x, band["lower"], band["upper"], color=SKY, alpha=0.35, linewidth=0, label=falls)
-    mean = (band["mean_lower"], band["mean_upper"])
-    ax.fill_between(x, *mean, color=BLUE, alpha=0.85, linewidth=0.8, zorder=2.5, label=sure)
-
-
-def _near(steps: pd.DataFrame, batch_size: int) -> pd.DataFrame:
-    ratio = steps["batch_size"] / batch_size
-    return steps[ratio.between(1.0 / _NEIGHBOURHOOD, _NEIGHBOURHOOD)]
-
-
-def _panel_title(near: pd.DataFrame, batch_size: int) -> str:
-    low, high = int(near["batch_size"].min()), int(near["batch_size"].max())
-    window = "" if low == high else f" (dots: {low} to {high})"
-    return f"B = {batch_size}{window}"
+    style.shade(ax, x, band["lower"], band["upper"], falls, alpha=0.35)
+    look: Any = {"color": style.BLUE, "alpha": 0.85, "linewidth": 0.8, "zorder": 2.5}
+    style.shade(ax, x, band["mean_lower"], band["mean_upper"], sure, **look)
 
 
 def _top_ms(steps: pd.DataFrame, upper_ms: Floats) -> float:
@@ -139,7 +96,7 @@ def _top_ms(steps: pd.DataFrame, upper_ms: Floats) -> float:
     return 1.08 * max(float(np.max(upper_ms)), float(steps["latency_ms"].quantile(0.995)))
 
 
-@styled
+@style.styled
 def latency_contours(summary: FitSummary) -> Figure:
     """Draw contours of the median and of the 99th percentile of latency over (B, S).
 
@@ -148,23 +105,21 @@ def latency_contours(summary: FitSummary) -> Figure:
     lower right corner is empty.
     """
     views = views_of(summary)
-    figure, axes = new_figure(
-        "Latency of a step over its requests and tokens", height_in=6.6, rows=2, sharex=True
-    )
-    quantiles = views.surface.transpose("quantile", *ORDER)
+    title = "Latency of a step over its requests and tokens"
+    figure, axes = style.new_figure(title, height_in=6.6, rows=2, sharex=True)
+    quantiles = views.surface.transpose("quantile", *style.ORDER)
     values = quantiles.to_numpy()
     levels = round_levels(values[np.isfinite(values)])
-    for ax, surface, title in zip(axes[:, 0], quantiles, CONTOURED.values(), strict=True):
-        log_axes(ax)
-        if has_area(ax, surface):
+    for ax, surface, contoured in zip(axes[:, 0], quantiles, CONTOURED.values(), strict=True):
+        style.log_axes(ax)
+        if style.has_area(ax, surface):
             lines = draw_contours(ax, surface, levels)
-            draw_veil(ax, views.veil, views.veil["extrapolation"])
+            style.draw_veil(ax, views.veil, views.veil["extrapolation"])
             label_contours(ax, lines)
-        draw_seen(ax, views.steps)
-        ax.set(title=title, ylabel=Y_LABEL)
-    axes[1, 0].set_xlabel(X_LABEL)
-    figure.legend(handles=[veil_handle()], loc="outside lower left")
-    return figure
+        style.draw_seen(ax, views.steps)
+        ax.set(title=contoured, ylabel=style.Y_LABEL)
+    axes[1, 0].set_xlabel(style.X_LABEL)
+    return style.figure_legend(figure, axes[0, 0], style.veil_handle(), columns=1)
 
 
 def round_levels(values: Floats) -> Floats:
@@ -182,7 +137,7 @@ def draw_contours(ax: Axes, surface: xr.DataArray, levels: Floats) -> ContourSet
     x, y, z = surface["batch_size"].to_numpy(), surface["total_tokens"].to_numpy(), surface.to_numpy()
     norm = LogNorm(levels[0], levels[-1] * 1.5)
     ax.contourf(x, y, z, levels=levels, norm=norm, cmap="YlGnBu")
-    return ax.contour(x, y, z, levels=levels[1:-1], colors=INK, linewidths=0.8)
+    return ax.contour(x, y, z, levels=levels[1:-1], colors=style.INK, linewidths=0.8)
 
 
 def label_contours(ax: Axes, lines: ContourSet) -> None:
@@ -191,7 +146,7 @@ def label_contours(ax: Axes, lines: ContourSet) -> None:
         label.set_bbox({"facecolor": "white", "alpha": 0.8, "pad": 0.6, "linewidth": 0})
 
 
-@styled
+@style.styled
 def prior_predictive(summary: FitSummary) -> Figure:
     """Draw the latencies that the priors allow, with the observed ones.
 
@@ -199,11 +154,10 @@ def prior_predictive(summary: FitSummary) -> Figure:
     mass on steps that take no time or minutes. Dots outside the widest band: the priors fight the data.
     """
     views = views_of(summary)
-    figure, axes = new_figure("Latencies that the priors allow, before any data", height_in=6.0, rows=2)
+    figure, axes = style.new_figure("Latencies that the priors allow, before any data", height_in=6.0, rows=2)
     _draw_prior_bands(axes[0, 0], views)
     _draw_marginal(axes[1, 0], views)
-    figure_legend(figure, axes[0, 0])
-    return figure
+    return style.figure_legend(figure, axes[0, 0])
 
 
 def _draw_prior_bands(ax: Axes, views: FitViews) -> None:
@@ -212,13 +166,10 @@ def _draw_prior_bands(ax: Axes, views: FitViews) -> None:
     for probability, alpha in _BANDS.items():
         low, high = np.quantile(allowed, [0.5 - probability / 2, 0.5 + probability / 2], axis=0)
         label = f"{probability:.0%} of prior latencies, B = {allowed.attrs['batch_size']}"
-        ax.fill_between(
-            tokens, np.maximum(low, 1e-3), high, color=ORANGE, alpha=alpha, linewidth=0, label=label
-        )
-    shown = sample_steps(steps)
-    draw_points(ax, shown["total_tokens"], shown["latency_ms"], label="observed steps, any B")
-    log_axis(ax.xaxis)
-    log_axis(ax.yaxis, sparse=True)
+        style.shade(ax, tokens, np.maximum(low, 1e-3), high, label, color=style.ORANGE, alpha=alpha)
+    style.draw_steps(ax, steps, "total_tokens", label="observed steps, any B")
+    style.log_axis(ax.xaxis)
+    style.log_axis(ax.yaxis, sparse=True)
     lowest, highest = float(steps["latency_ms"].min()), float(np.quantile(allowed, 0.995))
     ax.set(xlabel="tokens in the step, S", ylabel="latency (ms)", ylim=(0.01 * lowest, 2.0 * highest))
 
@@ -226,27 +177,18 @@ def _draw_prior_bands(ax: Axes, views: FitViews) -> None:
 def _draw_marginal(ax: Axes, views: FitViews) -> None:
     allowed = views.prior_marginal[views.prior_marginal > 0.0]
     observed = views.steps["latency_ms"].to_numpy(float)
-    for values, colour, label in ((allowed, ORANGE, "prior"), (observed, INK, "observed")):
+    for values, colour, label in ((allowed, style.ORANGE, "prior"), (observed, style.INK, "observed")):
         x, density = log10_density(values)
         ax.fill_between(10.0**x, density / density.max(), color=colour, alpha=0.3, label=label)
         ax.plot(10.0**x, density / density.max(), color=colour, linewidth=1.0)
-    log_axis(ax.xaxis, sparse=True)
+    style.log_axis(ax.xaxis, sparse=True)
     low, high = np.quantile(allowed, [0.002, 0.998])
-    ax.set(
-        xlim=(min(low, observed.min()), max(high, observed.max())),
-        ylim=(0.0, 1.1),
-        yticks=[],
-        xlabel="latency (ms)",
-        ylabel="density (each to its peak)",
-        title="Over the steps of the trace",
-    )
+    ax.set(xlim=(min(low, observed.min()), max(high, observed.max())), ylim=(0.0, 1.1), yticks=[])
+    ax.set(xlabel="latency (ms)", ylabel="density (each to its peak)", title="Over the steps of the trace")
     ax.legend(loc="upper left")
 
 
-_NUM_POINT_GRID = 160
-
-
-@styled
+@style.styled
 def point_contours(
     latency: Callable[[xr.DataArray, xr.DataArray], xr.DataArray],
     *,
@@ -254,42 +196,24 @@ def point_contours(
     batch_range: tuple[float, float],
     token_range: tuple[float, float],
 ) -> Figure:
-    """Draw contours of the latency over (B, S).
+    """Draw contours of a latency (ms, of DataArrays of requests and tokens) over (B, S).
 
     How to read it: follow a line to see which steps take equally long. Hatched parts are extrapolation: the
     fit has seen no such steps. A step cannot hold fewer tokens than requests, so the lower right is empty.
-
-    Parameters
-    ----------
-    latency : callable
-        Of requests and tokens, DataArrays; the latency in ms with their dims, broadcast.
-    region : Region
-        Where the fit has seen steps.
-    batch_range, token_range : tuple of float
-        Requests and tokens, from and to; some step in them must be possible.
-
-    Returns
-    -------
-    Figure
     """
-    figure, axes = new_figure("Latency of a step by least squares", height_in=4.2)
-    ax = axes[0, 0]
-    batch_size, total_tokens = (
-        log_grid(*batch_range, _NUM_POINT_GRID),
-        log_grid(*token_range, _NUM_POINT_GRID),
-    )
+    figure, ax = style.new_axes("Latency of a step by least squares", height_in=4.2)
+    batch_size, total_tokens = (log_grid(*ends, _NUM_POINT_GRID) for ends in (batch_range, token_range))
     # The lower edge of what is possible, S = B, is on the grid: the colours end on it and not in stairs.
     edge = batch_size[(batch_size >= total_tokens[0]) & (batch_size <= total_tokens[-1])]
     grid = steps_grid(batch_size=batch_size, total_tokens=np.union1d(total_tokens, edge))
-    possible = grid[POSSIBLE].transpose(*ORDER)
-    surface = latency(grid["batch_size"], grid["total_tokens"]).transpose(*ORDER).where(possible)
-    log_axes(ax)
+    possible = grid[POSSIBLE].transpose(*style.ORDER)
+    surface = latency(grid["batch_size"], grid["total_tokens"]).transpose(*style.ORDER).where(possible)
+    style.log_axes(ax)
     lines = draw_contours(ax, surface, round_levels(surface.to_numpy()[possible.to_numpy()]))
     seen = region.contains(*np.meshgrid(grid["batch_size"], grid["total_tokens"], indexing="ij"))
-    draw_veil(ax, grid, grid[POSSIBLE].copy(data=~seen))
+    style.draw_veil(ax, grid, grid[POSSIBLE].copy(data=~seen))
     label_contours(ax, lines)
     for label in ax.texts:  # at the edge of the axes a number would lose a digit, and read as another one
         label.set_clip_on(False)
-    ax.set(title="Latency (ms)", xlabel=X_LABEL, ylabel=Y_LABEL)
-    figure.legend(handles=[veil_handle("no such steps in the fit")], loc="outside lower left")
-    return figure
+    ax.set(title="Latency (ms)", xlabel=style.X_LABEL, ylabel=style.Y_LABEL)
+    return style.figure_legend(figure, ax, style.veil_handle("no such steps in the fit"), columns=1)

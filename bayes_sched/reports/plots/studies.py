@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from bayes_sched.planning.simulator import KEYS, LEVELS
-from bayes_sched.reports.plots.style import (
-    BAND,
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    SKY,
-    VEIL,
-    VERMILLION,
-    figure_legend,
-    label_outer,
-    log_axis,
-    new_figure,
-    styled,
-)
+from bayes_sched.reports.plots import style
 from bayes_sched.sla.request import NAMES
 from bayes_sched.studies.comparison import ComparisonCalibration
 from bayes_sched.studies.sbc import BAND as PROBABILITY
 from bayes_sched.studies.sbc import Calibration
-from bayes_sched.studies.simulator import SimulatorCheck, TimeCurves
+from bayes_sched.studies.simulator import SimulatorCheck
 from bayes_sched.studies.sla_servers import WHAT, ServerPromises
 from bayes_sched.studies.sla_traces import INTERVAL, TracePromises
 
-_LOOKS = ((BLUE, "o"), (ORANGE, "^"), (GREY, "s"))
+_LOOKS = ((style.BLUE, "o"), (style.ORANGE, "^"), (style.GREY, "s"))
 _LEAST, _MOST = 1e-4, 1.0
 _TITLES = {
     "batch": "largest decode-only batch under a limit",
     "limit": "limit for a kind of steps, five kinds a server",
 }
+_SMALLEST_SHARE = 3e-4  # where a share of 0 is drawn
+_COLOURS = {"decode": style.BLUE, "mixed": style.ORANGE}
+_HELD_OUT = {"random": ("o", True, "held out at random"), "blocks": ("s", False, "100 in a row")}
 
 
-@styled
+@style.styled
 def promise_breaks(found: ServerPromises) -> Figure:
     """Draw the true share of late steps at each promise, in order.
 
@@ -51,71 +40,51 @@ def promise_breaks(found: ServerPromises) -> Figure:
     the confidence says; a point estimate crosses it earlier.
     """
     quantile, confidence = found.settings["quantile"], found.settings["confidence"]
-    figure, axes = new_figure(
-        f"{found.num_promised:,} simulated servers: are promises of the {quantile:g} quantile at confidence "
-        f"{confidence:g} kept?",
-        height_in=6.6,
-        rows=2,
-        sharex=True,
-    )
-    for ax, (kind, title) in zip(axes[:, 0], _TITLES.items(), strict=True):
-        _draw_ordered(ax, found, kind, allowed=1.0 - quantile, confidence=confidence)
-        ax.set_title(title)
-        ax.set_ylabel("steps that are truly late")
-        ax.axvline(confidence, color=INK, linewidth=0.8, linestyle=":")
+    broken = found.tables["broken"].set_index(["promise", "by"])["broken"]
+    promise = f"promises of the {quantile:g} quantile at confidence {confidence:g}"
+    title = f"{found.num_promised:,} simulated servers: are {promise} kept?"
+    figure, axes = style.new_figure(title, height_in=6.6, rows=2, sharex=True)
+    for ax, (kind, kind_title) in zip(axes[:, 0], _TITLES.items(), strict=True):
+        style.log_axis(ax.yaxis, sparse=True)
+        ax.set(xlim=(0.0, 1.0), ylim=(_LEAST / 1.3, _MOST))
+        style.percent_axis(ax.yaxis)
+        ax.axhspan(1.0 - quantile, _MOST, color=style.VEIL, zorder=0.5)
+        ax.axhline(1.0 - quantile, color=style.INK, linewidth=1.0)
+        for (by, late), (colour, marker) in zip(found.exceedances[kind].items(), _LOOKS, strict=False):
+            place, shown = (np.arange(len(late)) + 0.5) / len(late), np.clip(late, _LEAST, None)
+            look: Any = {"color": colour, "markersize": 2.2, "linestyle": "", "marker": marker}
+            ax.plot(place, shown, label=f"{by}: {broken[WHAT[kind], by]:.1%} broken", **look)
+        ax.text(0.01, 0.6 * _MOST, "broken", fontsize=8.0, va="center")
+        ax.legend(loc="lower right", bbox_to_anchor=(confidence, 0.0), markerscale=2.0)
+        ax.set(title=kind_title, ylabel="steps that are truly late")
+        ax.axvline(confidence, color=style.INK, linewidth=0.8, linestyle=":")
     axes[1, 0].set_xlabel("share of promises, in order")
     axes[1, 0].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
 
 
-def _draw_ordered(ax: Axes, found: ServerPromises, kind: str, *, allowed: float, confidence: float) -> None:
-    log_axis(ax.yaxis, sparse=True)
-    ax.set(xlim=(0.0, 1.0), ylim=(_LEAST / 1.3, _MOST))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100.0 * value:g}%"))
-    ax.axhspan(allowed, _MOST, color=VEIL, zorder=0.5)
-    ax.axhline(allowed, color=INK, linewidth=1.0)
-    broken = found.tables["broken"].set_index(["promise", "by"])["broken"]
-    for (by, late), (colour, marker) in zip(found.exceedances[kind].items(), _LOOKS, strict=False):
-        place = (np.arange(len(late)) + 0.5) / len(late)
-        label = f"{by}: {broken[WHAT[kind], by]:.1%} broken"
-        shown = np.clip(late, _LEAST, None)
-        ax.plot(place, shown, marker, color=colour, markersize=2.2, linestyle="", label=label)
-    ax.text(0.01, 0.6 * _MOST, "broken", fontsize=8.0, va="center")
-    ax.legend(loc="lower right", bbox_to_anchor=(confidence, 0.0), markerscale=2.0)
-
-
-@styled
+@style.styled
 def promise_costs(found: ServerPromises) -> Figure:
     """Draw what the largest promised batch gives away of the throughput that is truly possible.
 
     How to read it: at 0 nothing is given away; to the left more was promised than is right.
     """
-    figure, axes = new_figure(
-        "What does the promised batch give away of what is truly possible?", height_in=3.2
-    )
-    ax = axes[0, 0]
-    for (name, ordered), colour in zip(found.given_away.items(), (ORANGE, BLUE), strict=True):
+    title = "What does the promised batch give away of what is truly possible?"
+    figure, ax = style.new_axes(title, height_in=3.2)
+    for (name, ordered), colour in zip(found.given_away.items(), (style.ORANGE, style.BLUE), strict=True):
         place = (np.arange(len(ordered)) + 1.0) / len(ordered)
         label = f"{name}: median {np.median(ordered):.1%}, mean {ordered.mean():.1%}"
         ax.step(ordered, place, where="post", color=colour, label=label)
-    ax.axvline(0.0, color=INK, linewidth=0.8)
+    ax.axvline(0.0, color=style.INK, linewidth=0.8)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set(
-        xlabel="given away (negative: promised too much)", ylabel="servers that give away\nat most so much"
-    )
-    ax.set_ylim(0.0, 1.02)
+    ax.set(xlabel="given away (negative: promised too much)", ylim=(0.0, 1.02))
+    ax.set_ylabel("servers that give away\nat most so much")
     ax.legend(loc="lower right")
     return figure
 
 
-_SMALLEST_SHARE = 3e-4  # where a share of 0 is drawn
-_COLOURS = {"decode": BLUE, "mixed": ORANGE}
-_HELD_OUT = {"random": ("o", True, "held out at random"), "blocks": ("s", False, "100 in a row")}
-_PROMISE_COLUMNS, _RANK_COLUMNS = 2, 3
-
-
-@styled
+@style.styled
 def promise_calibration(found: TracePromises) -> Figure:
     """Draw realised against predicted shares of steps that exceed a limit, a panel a trace.
 
@@ -125,48 +94,32 @@ def promise_calibration(found: TracePromises) -> Figure:
     """
     calibration = found.tables["calibration"]
     traces = list(dict.fromkeys(calibration["trace"]))
-    num_rows = -(-len(traces) // _PROMISE_COLUMNS)
-    figure, axes = new_figure(
-        f"Do as many held-out steps exceed a limit as predicted? ({INTERVAL:.0%} intervals)",
-        height_in=1.1 + 2.15 * num_rows,
-        rows=num_rows,
-        columns=_PROMISE_COLUMNS,
-        sharex=True,
-        sharey=True,
-    )
+    title = f"Do as many held-out steps exceed a limit as predicted? ({INTERVAL:.0%} intervals)"
+    figure, axes = style.new_panels(title, len(traces), head_in=1.1, each_in=2.15, columns=2, **style.SHARED)
     for ax, trace in zip(axes.flat, traces, strict=False):
         _draw_trace(ax, calibration[calibration["trace"] == trace])
         ax.set_title(trace.replace("_", " ", 1), fontsize=7.5)
-    for ax in list(axes.flat)[len(traces) :]:
-        ax.set_visible(False)
-    label_outer(axes, xlabel="predicted share", ylabel="realised share")
-    figure_legend(figure, axes[0, 0], columns=2)
-    return figure
+    style.label_outer(axes, xlabel="predicted share", ylabel="realised share")
+    return style.figure_legend(figure, axes[0, 0])
 
 
 def _draw_trace(ax: Axes, rows: pd.DataFrame) -> None:
     least = _SMALLEST_SHARE
-    log_axis(ax.xaxis, sparse=True)
-    log_axis(ax.yaxis, sparse=True)
+    style.log_axes(ax, sparse=True)
     ax.set(xlim=(least, 1.0), ylim=(least / 1.3, 1.0))
-    ax.plot([least, 1.0], [least, 1.0], color=GREY, linewidth=0.8)
+    ax.plot([least, 1.0], [least, 1.0], color=style.GREY, linewidth=0.8)
     for regime, colour in _COLOURS.items():
         for split, (marker, is_filled, words) in _HELD_OUT.items():
             chosen = rows[(rows["regime"] == regime) & (rows["split"] == split)]
             place = chosen["predicted"] * (1.0 if is_filled else 1.12)
             ax.vlines(place, chosen["lower"].clip(lower=least), chosen["upper"], color=colour, linewidth=0.8)
-            ax.plot(
-                place,
-                chosen["realised"].clip(lower=least),
-                marker,
-                color=colour,
-                markersize=3.5,
-                markerfacecolor=colour if is_filled else "white",
-                label=f"{regime} steps, {words}",
-            )
+            face = colour if is_filled else "white"
+            look: Any = {"color": colour, "markersize": 3.5, "markerfacecolor": face, "linestyle": ""}
+            label = f"{regime} steps, {words}"
+            ax.plot(place, chosen["realised"].clip(lower=least), marker=marker, label=label, **look)
 
 
-@styled
+@style.styled
 def simulated_ranks(found: Calibration) -> Figure:
     """Draw, for each quantity, how far the distribution of its ranks is from a uniform one.
 
@@ -174,52 +127,30 @@ def simulated_ranks(found: Calibration) -> Figure:
     above zero on the left and below on the right is a posterior too narrow, the opposite one too wide; a line
     above zero everywhere is a posterior too high, below zero everywhere too low.
     """
-    rows = math.ceil(len(found.curves) / _RANK_COLUMNS)
     number = len(found.tables["ranks"])
-    figure, axes = new_figure(
-        f"Calibration in {number:,} simulations: the posteriors are right where a line stays in the band",
-        height_in=1.2 + 1.15 * rows,
-        rows=rows,
-        columns=_RANK_COLUMNS,
-        sharex=True,
-        sharey=True,
-    )
+    title = f"Calibration in {number:,} simulations: the posteriors are right where a line stays in the band"
+    side: Any = {"columns": 3, **style.SHARED}
+    figure, axes = style.new_panels(title, len(found.curves), head_in=1.2, each_in=1.15, **side)
+    band = f"{PROBABILITY:.0%} of even ranks stay inside everywhere"
+    line = "observed less even distribution (dashed: leaves the band)"
     reach = 0.0
     for ax, (name, curve) in zip(axes.flat, found.curves.items(), strict=False):
-        ax.fill_between(
-            curve.expected,
-            curve.lower,
-            curve.upper,
-            step="mid",
-            color=BAND,
-            linewidth=0.0,
-            label=f"{PROBABILITY:.0%} of even ranks stay inside everywhere",
-        )
-        ax.plot(
-            curve.expected,
-            curve.difference,
-            drawstyle="steps-mid",
-            color=BLUE if curve.is_uniform else VERMILLION,
-            linestyle="-" if curve.is_uniform else "--",
-            linewidth=1.2,
-            label="observed less even distribution (dashed: leaves the band)",
-        )
+        style.shade(ax, curve.expected, curve.lower, curve.upper, band, color=style.BAND, step="mid")
+        colour, dashes = (style.BLUE, "-") if curve.is_uniform else (style.VERMILLION, "--")
+        look: Any = {"color": colour, "linestyle": dashes, "linewidth": 1.2, "drawstyle": "steps-mid"}
+        ax.plot(curve.expected, curve.difference, label=line, **look)
         unit = found.units.get(name, "")
-        ax.set_title(f"{name}" + (f" [{unit}]" if unit and unit != "1" else ""), fontsize=7.0)
-        p_value = f"p = {curve.p_value:.2f}"
-        ax.text(0.97, 0.93, p_value, transform=ax.transAxes, ha="right", va="top", fontsize=7.0)
+        ax.set_title(f"{name} [{unit}]" if unit and unit != "1" else name, fontsize=7.0)
+        corner: Any = {"transform": ax.transAxes, "ha": "right", "va": "top", "fontsize": 7.0}
+        ax.text(0.97, 0.93, f"p = {curve.p_value:.2f}", **corner)
         extremes = (curve.difference, curve.lower, curve.upper)
         reach = max(reach, *(float(abs(values).max()) for values in extremes))
-    axes[0, 0].set(ylim=(-1.3 * reach, 1.3 * reach), xlim=(0.0, 1.0), xticks=[0.0, 0.5, 1.0])
-    axes[0, 0].set_xticklabels(["0", "0.5", "1"])
-    for ax in axes.flat[len(found.curves) :]:
-        ax.set_visible(False)
-    label_outer(axes, xlabel="rank / draws", ylabel="ECDF - even")
-    figure_legend(figure, axes[0, 0], columns=1)
-    return figure
+    style.rank_axes(axes[0, 0], 1.3 * reach)
+    style.label_outer(axes, xlabel="rank / draws", ylabel="ECDF - even")
+    return style.figure_legend(figure, axes[0, 0], columns=1)
 
 
-@styled
+@style.styled
 def decisions_over_time(check: SimulatorCheck) -> Figure:
     """Draw the requests and the tokens of each step, real and simulated, over the busiest seconds.
 
@@ -228,20 +159,17 @@ def decisions_over_time(check: SimulatorCheck) -> Figure:
     sooner or later than the typical way takes. Zero is a server without a request.
     """
     panels = {"batch_size": "requests of a step", "total_tokens": "tokens of a step"}
-    figure, axes = new_figure(
-        "What the real scheduler did, and the simulated one", height_in=4.4, rows=2, sharex=True
-    )
+    title = "What the real scheduler did, and the simulated one"
+    figure, axes = style.new_figure(title, height_in=4.4, rows=2, sharex=True)
     for ax, (name, words) in zip(axes[:, 0], panels.items(), strict=True):
         at, values = _edges(check.busiest, name)
-        ax.fill_between(at, values, color=SKY, alpha=0.5, linewidth=0, step=None, label="vLLM")
-        ax.plot(at, values, color=BLUE, linewidth=0.8)
+        style.shade(ax, at, values, 0, "vLLM", alpha=0.5)
+        ax.plot(at, values, color=style.BLUE, linewidth=0.8)
         at, values = _edges(check.busiest, f"simulated_{name}")
-        ax.plot(at, values, color=INK, linewidth=1.1, linestyle=(0, (2, 1.5)), label="simulated")
-        ax.set_ylim(bottom=0.0)
-        ax.set_ylabel(words)
+        ax.plot(at, values, color=style.INK, linewidth=1.1, linestyle=(0, (2, 1.5)), label="simulated")
+        ax.set(ylabel=words, ylim=(0.0, None))
     axes[-1, 0].set_xlabel("time since the first request (s)")
-    figure_legend(figure, axes[0, 0])
-    return figure
+    return style.figure_legend(figure, axes[0, 0])
 
 
 def _edges(steps: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +186,7 @@ def _edges(steps: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     return at, values.ravel()
 
 
-@styled
+@style.styled
 def predicted_times(check: SimulatorCheck) -> Figure:
     """Draw the share of the second half's requests that are answered within a time, for each of three times.
 
@@ -267,27 +195,24 @@ def predicted_times(check: SimulatorCheck) -> Figure:
     the simulated engine. The dashed line is the engine alone. Dots are the median and the 95 % quantile.
     """
     title = "How long requests took, and were predicted to take"
-    figure, axes = new_figure(title, height_in=6.9, rows=len(KEYS))
-    for ax, key in zip(axes[:, 0], KEYS, strict=True):
-        _draw_times(ax, check.curves[key], f"{100 * check.probability:g}% of draws")
-        ax.set(xlabel=f"{NAMES[key]} (ms)", ylabel="requests within it", ylim=(0.0, 1.02))
-    figure_legend(figure, axes[0, 0])
-    return figure
-
-
-def _draw_times(ax: Axes, curves: TimeCurves, band: str) -> None:
-    ax.fill_betweenx(LEVELS, curves.lower, curves.upper, color=SKY, alpha=0.5, linewidth=0, label=band)
-    ax.plot(curves.predicted, LEVELS, color=BLUE, label="predicted")
-    ax.plot(curves.engine, LEVELS, color=GREY, linestyle="--", linewidth=1.0, label="engine alone")
-    ax.plot(curves.measured, LEVELS, color=INK, linewidth=1.0, label="measured by clients")
+    figure, axes = style.new_figure(title, height_in=6.9, rows=len(KEYS))
     marked = np.flatnonzero(np.isclose(LEVELS, 0.5) | np.isclose(LEVELS, 0.95))
-    dots = curves.measured[marked]
-    ax.plot(dots, LEVELS[marked], "o", color=VERMILLION, markersize=4, label="p50 and p95")
-    log_axis(ax.xaxis)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for ax, key in zip(axes[:, 0], KEYS, strict=True):
+        curves, band = check.curves[key], f"{100 * check.probability:g}% of draws"
+        look: Any = {"color": style.SKY, "alpha": 0.5, "linewidth": 0}
+        ax.fill_betweenx(LEVELS, curves.lower, curves.upper, label=band, **look)
+        ax.plot(curves.predicted, LEVELS, color=style.BLUE, label="predicted")
+        ax.plot(curves.engine, LEVELS, color=style.GREY, linestyle="--", linewidth=1.0, label="engine alone")
+        ax.plot(curves.measured, LEVELS, color=style.INK, linewidth=1.0, label="measured by clients")
+        dots = curves.measured[marked]
+        ax.plot(dots, LEVELS[marked], "o", color=style.VERMILLION, markersize=4, label="p50 and p95")
+        style.log_axis(ax.xaxis)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.set(xlabel=f"{NAMES[key]} (ms)", ylabel="requests within it", ylim=(0.0, 1.02))
+    return style.figure_legend(figure, axes[0, 0])
 
 
-@styled
+@style.styled
 def comparison_calibration(found: ComparisonCalibration) -> Figure:
     """Draw the intervals of simulated pairs against the true ratio, and the reliability of P(faster).
 
@@ -295,11 +220,8 @@ def comparison_calibration(found: ComparisonCalibration) -> Figure:
     and should be as many as the intervals allow. Below, a dot on the diagonal means that of the pairs with
     that probability so many were truly faster; the lines are 95 % intervals, the numbers count pairs.
     """
-    figure, axes = new_figure(
-        f"{len(found.pairs):,} simulated pairs of servers: does the comparison find the truth?",
-        height_in=7.4,
-        rows=2,
-    )
+    title = f"{len(found.pairs):,} simulated pairs of servers: does the comparison find the truth?"
+    figure, axes = style.new_figure(title, height_in=7.4, rows=2)
     _draw_intervals(axes[0, 0], found.pairs)
     interval = f"{100 * found.settings['probability']:g}% intervals"
     axes[0, 0].set_title(f"{interval}: {found.coverage:.0%} hold the truth")
@@ -308,7 +230,7 @@ def comparison_calibration(found: ComparisonCalibration) -> Figure:
 
 
 def _draw_intervals(ax: Axes, pairs: pd.DataFrame) -> None:
-    for is_covered, colour in ((True, BLUE), (False, ORANGE)):
+    for is_covered, colour in ((True, style.BLUE), (False, style.ORANGE)):
         rows = pairs[pairs["covered"].astype(bool) == is_covered]
         label = f"{'holds the truth' if is_covered else 'misses it'} ({len(rows):,})"
         width = 1.0 if is_covered else 1.8
@@ -316,7 +238,7 @@ def _draw_intervals(ax: Axes, pairs: pd.DataFrame) -> None:
         ax.vlines(rows["true_ratio"], *ends, color=colour, linewidth=width, label=label)
         ax.plot(rows["true_ratio"], rows["ratio_median"], ".", color=colour, markersize=3.0)
     low, high = float(pairs["true_ratio"].min()), float(pairs["true_ratio"].max())
-    ax.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle="--")
+    ax.plot([low, high], [low, high], color=style.INK, linewidth=0.8, linestyle="--")
     bottom, top = np.quantile(pairs[["ratio_lower", "ratio_upper"]].to_numpy(), [0.02, 0.98])
     ax.set_ylim(min(low, float(bottom)) / 1.05, max(high, float(top)) * 1.05)
     ax.set(xlabel="true ratio of mean latencies", ylabel="estimated ratio")
@@ -324,9 +246,9 @@ def _draw_intervals(ax: Axes, pairs: pd.DataFrame) -> None:
 
 
 def _draw_reliability(ax: Axes, table: pd.DataFrame) -> None:
-    ax.plot([0.0, 1.0], [0.0, 1.0], color=GREY, linewidth=0.8, linestyle="--")
-    ax.vlines(table["predicted"], table["lower"], table["upper"], color=BAND, linewidth=5.0, zorder=1.0)
-    ax.plot(table["predicted"], table["observed"], "o", color=BLUE, markersize=4.5)
+    ax.plot([0.0, 1.0], [0.0, 1.0], color=style.GREY, linewidth=0.8, linestyle="--")
+    ax.vlines(table["predicted"], table["lower"], table["upper"], color=style.BAND, linewidth=5.0, zorder=1.0)
+    ax.plot(table["predicted"], table["observed"], "o", color=style.BLUE, markersize=4.5)
     for predicted, observed, number in table[["predicted", "observed", "pairs"]].to_numpy():
         at = (predicted, observed)
         ax.annotate(f"{number:.0f}", at, xytext=(5.0, -10.0), textcoords="offset points", fontsize=7.0)

@@ -14,15 +14,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from cycler import cycler
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, StrMethodFormatter
 
-from bayes_sched.steps import POSSIBLE, sample_steps
+from bayes_sched.steps import MAX_POINTS, POSSIBLE, sample_steps
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
@@ -38,6 +39,7 @@ ORDER: Final = ("total_tokens", "batch_size")
 """Dims of a surface as matplotlib takes them: tokens upwards, requests to the right."""
 X_LABEL: Final = "requests in the step, B"
 Y_LABEL: Final = "tokens in the step, S"
+SHARED: Any = {"sharex": True, "sharey": True}
 
 _TITLE_CHARACTERS = 58
 _PATTERN = "////"
@@ -46,32 +48,19 @@ _MAX_DOTS = 1500
 type AxesGrid = np.ndarray[tuple[int, int], np.dtype[np.object_]]
 
 STYLE: Any = {
-    "figure.dpi": DPI,
-    "savefig.dpi": DPI,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
+    **dict.fromkeys(("figure.dpi", "savefig.dpi"), DPI),
+    **dict.fromkeys(("figure.facecolor", "savefig.facecolor"), "white"),
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 9.0),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8.0),
+    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("grid.linewidth", "hatch.linewidth"), 0.6),
     "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.titlesize": 9.0,
     "axes.titlelocation": "left",
-    "axes.labelsize": 9.0,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "legend.fontsize": 8.0,
-    "legend.frameon": False,
     "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "grid.color": "#E3E3E3",
-    "grid.linewidth": 0.6,
     "lines.linewidth": 1.5,
-    "hatch.linewidth": 0.6,
     "hatch.color": HATCH,
     "svg.hashsalt": "bayes-sched",
     "axes.prop_cycle": cycler(color=CYCLE),
@@ -90,21 +79,39 @@ def styled[**P, R](draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def new_figure(
-    title: str,
-    *,
-    height_in: float,
-    rows: int = 1,
-    columns: int = 1,
-    sharex: bool | str = False,
-    sharey: bool | str = False,
+    title: str, *, height_in: float, rows: int = 1, columns: int = 1, **share: Any
 ) -> tuple[Figure, AxesGrid]:
     """Return a figure with a title that states what it shows, and its axes, dims (row, column)."""
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)  # type: ignore[arg-type]
+    axes = figure.subplots(rows, columns, squeeze=False, **share)
     wrapped = "\n".join(textwrap.wrap(title, _TITLE_CHARACTERS))
     figure.suptitle(wrapped, x=0.01, ha="left", fontsize=10.0, fontweight="bold")
     return figure, axes
+
+
+def new_axes(title: str, *, height_in: float) -> tuple[Figure, Axes]:
+    """Return a figure of one plot."""
+    figure, axes = new_figure(title, height_in=height_in)
+    return figure, axes[0, 0]
+
+
+def new_panels(
+    title: str, number: int, *, head_in: float, each_in: float, columns: int = 1, **share: Any
+) -> tuple[Figure, AxesGrid]:
+    """Return a figure of so many panels, rows `each_in` high; axes left over are hidden."""
+    rows = -(-number // columns)
+    figure, axes = new_figure(title, height_in=head_in + each_in * rows, rows=rows, columns=columns, **share)
+    for ax in axes.flat[number:]:
+        ax.set_visible(False)
+    return figure, axes
+
+
+def shade(
+    ax: Axes, x: Any, low: Any, high: Any, label: str | None = None, *, color: str = SKY, **look: Any
+) -> None:
+    """Fill the band between two lines, without an edge."""
+    ax.fill_between(x, low, high, label=label, **{"color": color, "linewidth": 0, **look})
 
 
 def log_axis(axis: Axis, *, sparse: bool = False) -> None:
@@ -122,15 +129,26 @@ def log_axis(axis: Axis, *, sparse: bool = False) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def log_axes(ax: Axes) -> None:
+def log_axes(ax: Axes, *, sparse: bool = False) -> None:
     """Give both axes logarithmic scales."""
-    log_axis(ax.xaxis)
-    log_axis(ax.yaxis)
+    log_axis(ax.xaxis, sparse=sparse)
+    log_axis(ax.yaxis, sparse=sparse)
 
 
 def percent_axis(axis: Axis) -> None:
     """Write shares as percentages."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+
+
+def count_axis(axis: Axis) -> None:
+    """Write whole numbers, thousands set apart."""
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def rank_axes(ax: Axes, reach: float) -> None:
+    """Set both axes (and those that share them) to relative ranks and to deviations around zero."""
+    ax.set(ylim=(-reach, reach), xlim=(0.0, 1.0), xticks=[0.0, 0.5, 1.0])
+    ax.set_xticklabels(["0", "0.5", "1"])
 
 
 def hatch_extrapolation(axes: Axes, x: Any, where: Any, *, label: str | None = None) -> None:
@@ -157,14 +175,15 @@ def label_outer(grid: AxesGrid, *, xlabel: str, ylabel: str) -> None:
             row[0].set_ylabel(ylabel)
 
 
-def figure_legend(figure: Figure, axes: Axes, *, columns: int = 2) -> None:
-    """Put the legend of one of the axes under the figure, where it hides no data."""
-    handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+def figure_legend(figure: Figure, axes: Axes, *extra: Artist, columns: int = 2) -> Figure:
+    """Put the legend of one of the axes under the figure, where it hides no data; return the figure."""
+    handles, _ = axes.get_legend_handles_labels()
+    legend = figure.legend(handles=[*handles, *extra], loc="outside lower left", ncols=columns)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):  # dots, which are too faint and small to be seen alone
             handle.set_alpha(0.8)
             handle.set_sizes([14.0])
+    return figure
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
@@ -214,6 +233,14 @@ def draw_points(axes: Axes, x: Any, y: Any, *, label: str | None = None, size: f
     alpha = float(np.clip(150.0 / max(len(x), 1), 0.15, 0.6))
     look: Any = {"color": INK, "linewidths": 0, "rasterized": True, "zorder": 1.5}
     axes.scatter(x, y, s=size, alpha=alpha, label=label, **look)
+
+
+def draw_steps(
+    ax: Axes, steps: pd.DataFrame, x: str, *, most: int = MAX_POINTS, label: str | None = None
+) -> None:
+    """Draw the latencies of so many observed steps at most against a column."""
+    shown = sample_steps(steps, most)
+    draw_points(ax, shown[x], shown["latency_ms"], label=label)
 
 
 def limit_above(axes: Axes, values: Any, top: float, *, unit: str = "ms") -> None:

@@ -9,28 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, StrMethodFormatter
 
 from bayes_sched.arrays import Floats
 from bayes_sched.format import number
-from bayes_sched.reports.plots.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    draw_points,
-    figure_legend,
-    log_axis,
-    new_figure,
-    styled,
-)
+from bayes_sched.reports.plots import style
 from bayes_sched.steps import MAX_POINTS
 from bayes_sched.trace.analysis import QUANTILES, REGIMES, TraceAnalysis
 from bayes_sched.trace.findings import KV_CACHE_FULL, QUEUE_BUILD_UP, SCHEDULE_RISE
@@ -39,7 +23,7 @@ from bayes_sched.trace.time_series import axis_of
 LEVELS = ("num_waiting_reqs", "num_running_reqs", "kv_cache_usage")
 """Columns of `queue_and_cache`; one of them is enough."""
 TIME_LABELS = {"schedule_ms": "schedule time (ms)", "latency_ms": "model-run time (ms)"}
-REGIME_COLOURS = dict(zip(REGIMES, (BLUE, ORANGE, GREEN), strict=True))
+REGIME_COLOURS = dict(zip(REGIMES, (style.BLUE, style.ORANGE, style.GREEN), strict=True))
 
 _UNITS = ((7200.0, 3600.0, "hours"), (300.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
@@ -55,6 +39,7 @@ _NUM_BINS = 60
 _TITLES = {"schedule_ms": "How long scheduling takes", "latency_ms": "How long the model runs"}
 _SUMS = ("steps", "tokens", "prefill_tokens")
 _SHARES = (0.01, 0.1, 1.0)
+_BOX: Any = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}
 
 
 class TraceAxis:
@@ -76,7 +61,7 @@ class TraceAxis:
         if self.analysis.clock == "unix":
             self._label_dates(axes)
         elif self.analysis.clock == "none":
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            style.count_axis(axes.xaxis)
             axes.set_xlabel("number of the batch")
         else:
             start = f"since {self.analysis.start}" if self.analysis.start else "since the trace began"
@@ -123,11 +108,7 @@ def _s(num: int) -> str:
     return "s" * (num > 1)
 
 
-def _as_percentages(axis: Axis) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-
-
-@styled
+@style.styled
 def times_over_time(analysis: TraceAnalysis) -> Figure:
     """Draw schedule and model-run time over the time of the trace.
 
@@ -135,19 +116,23 @@ def times_over_time(analysis: TraceAnalysis) -> Figure:
     all batches of a piece of time, and the dots are its slowest batch. A vertical line marks a sudden rise.
     """
     names = [name for name in TIME_LABELS if name in analysis.steps]
-    title, height_in = "How long batches take, over time", 1.1 + 1.9 * len(names)
-    figure, axes = new_figure(title, height_in=height_in, rows=len(names), sharex=True)
+    title = "How long batches take, over time"
+    figure, axes = style.new_panels(title, len(names), head_in=1.1, each_in=1.9, sharex=True)
     place = TraceAxis(analysis)
     for ax, name in zip(axes[:, 0], names, strict=True):
         _draw_times(ax, analysis, place, name)
     rises = [f.start_s for f in analysis.findings if f.kind == SCHEDULE_RISE and f.start_s is not None]
     for num, moment in enumerate(place.place(rises)):
         label = None if num else "sudden rise"
-        axes[0, 0].axvline(float(moment), color=INK, linestyle="--", linewidth=1.0, label=label)
+        axes[0, 0].axvline(float(moment), color=style.INK, linestyle="--", linewidth=1.0, label=label)
+    return _over_time(figure, axes, place, columns=3)
+
+
+def _over_time(figure: Figure, axes: style.AxesGrid, place: TraceAxis, *, columns: int) -> Figure:
+    """Finish a figure of panels over the time of a trace."""
     axes[0, 0].set_title(place.pieces_text(), fontsize=8.0)
     place.label(axes[-1, 0])
-    figure_legend(figure, axes[0, 0], columns=3)
-    return figure
+    return style.figure_legend(figure, axes[0, 0], columns=columns)
 
 
 def _draw_times(ax: Axes, analysis: TraceAnalysis, place: TraceAxis, name: str) -> None:
@@ -156,22 +141,24 @@ def _draw_times(ax: Axes, analysis: TraceAnalysis, place: TraceAxis, name: str) 
     pieces = analysis.over_time
     centres = place.place((pieces["from"] + pieces["to"]) / 2)
     if len(analysis.steps) <= MAX_POINTS:
-        draw_points(ax, place.place(axis_of(analysis.steps)), analysis.steps[name], size=3.0, label="batches")
-    ax.fill_between(x, low, high, color=SKY, alpha=0.35, linewidth=0, label="5% to 95%")
-    ax.plot(x, prefill, color=VERMILLION, linewidth=1.2, label="median with prefill")
-    ax.plot(x, decode, color=BLUE, linewidth=1.2, label="median of decode only")
-    ax.scatter(centres, pieces[f"{name}_max"], s=9.0, marker="^", color=INK, linewidths=0, label="slowest")
+        at = place.place(axis_of(analysis.steps))
+        style.draw_points(ax, at, analysis.steps[name], size=3.0, label="batches")
+    style.shade(ax, x, low, high, "5% to 95%", alpha=0.35)
+    ax.plot(x, prefill, color=style.VERMILLION, linewidth=1.2, label="median with prefill")
+    ax.plot(x, decode, color=style.BLUE, linewidth=1.2, label="median of decode only")
+    triangle: Any = {"s": 9.0, "marker": "^", "color": style.INK, "linewidths": 0}
+    ax.scatter(centres, pieces[f"{name}_max"], label="slowest", **triangle)
     ax.set_ylabel(TIME_LABELS[name])
     lowest, highest = pieces[f"{name}_p5"].min(), pieces[f"{name}_max"].max()
     if not lowest <= 0:
-        log_axis(ax.yaxis, sparse=highest > 100 * lowest)
+        style.log_axis(ax.yaxis, sparse=highest > 100 * lowest)
 
 
-@styled
+@style.styled
 def tokens_over_time(analysis: TraceAnalysis) -> Figure:
     """Draw the tokens a second, prefilled ones on top of decoded ones; without timestamps those a batch."""
-    figure, axes = new_figure("Tokens over time", height_in=2.9)
-    ax, place = axes[0, 0], TraceAxis(analysis)
+    figure, ax = style.new_axes("Tokens over time", height_in=2.9)
+    place = TraceAxis(analysis)
     pieces = _without_gaps(analysis.over_time)
     width = pieces["to"] - pieces["from"]
     if analysis.clock == "none":
@@ -182,17 +169,15 @@ def tokens_over_time(analysis: TraceAnalysis) -> Figure:
     edges = place.place(np.append(pieces["from"], pieces["to"].iloc[-1]))
     if "prefill_tokens" in pieces:
         decoded = total - (pieces["prefill_tokens"] / divisor).to_numpy(float)
-        ax.stairs(decoded, edges, fill=True, color=BLUE, label="decoded")
-        ax.stairs(total, edges, baseline=decoded, fill=True, color=ORANGE, label="prefilled")
+        ax.stairs(decoded, edges, fill=True, color=style.BLUE, label="decoded")
+        ax.stairs(total, edges, baseline=decoded, fill=True, color=style.ORANGE, label="prefilled")
     else:
-        ax.stairs(total, edges, fill=True, color=BLUE, label="prefilled and decoded")
+        ax.stairs(total, edges, fill=True, color=style.BLUE, label="prefilled and decoded")
     ax.set_title(f"mean of each of {len(pieces):,} equal piece{_s(len(pieces))}", fontsize=8.0)
-    ax.set_ylabel(unit)
-    ax.set_ylim(bottom=0.0)
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.set(ylabel=unit, ylim=(0.0, None))
+    style.count_axis(ax.yaxis)
     place.label(ax)
-    figure_legend(figure, ax, columns=2)
-    return figure
+    return style.figure_legend(figure, ax, columns=2)
 
 
 def _without_gaps(pieces: pd.DataFrame) -> pd.DataFrame:
@@ -208,7 +193,7 @@ def _without_gaps(pieces: pd.DataFrame) -> pd.DataFrame:
     return filled.assign(**{"from": left, "to": left + width}).reset_index(drop=True)
 
 
-@styled
+@style.styled
 def queue_and_cache(analysis: TraceAnalysis) -> Figure:
     """Draw waiting and running requests and the use of the KV cache over the time of the trace.
 
@@ -219,44 +204,35 @@ def queue_and_cache(analysis: TraceAnalysis) -> Figure:
     has_cache = LEVELS[2] in analysis.steps
     rows = has_requests + has_cache
     title = " and ".join(["Waiting queue"] * has_requests + ["KV cache"] * has_cache)
-    figure, axes = new_figure(f"{title} over time", height_in=1.3 + 1.6 * rows, rows=rows, sharex=True)
+    figure, axes = style.new_panels(f"{title} over time", rows, head_in=1.3, each_in=1.6, sharex=True)
     place = TraceAxis(analysis)
     if has_requests:
-        _draw_requests(axes[0, 0], analysis, place)
+        ax = axes[0, 0]
+        for kind, colour in (("running", style.BLUE), ("waiting", style.VERMILLION)):
+            if f"num_{kind}_reqs" in analysis.steps:
+                _draw_level(ax, place, f"num_{kind}_reqs", kind, colour)
+        _shade(ax, analysis, place, QUEUE_BUILD_UP)
+        ax.set(ylabel="requests", ylim=(0.0, 1.08 * max(1.0, ax.get_ylim()[1])))
+        ax.locator_params(axis="y", integer=True)
     if has_cache:
         _draw_cache(axes[-1, 0], analysis, place)
-    axes[0, 0].set_title(place.pieces_text(), fontsize=8.0)
-    place.label(axes[-1, 0])
-    figure_legend(figure, axes[0, 0], columns=2)
-    return figure
-
-
-def _draw_requests(ax: Axes, analysis: TraceAnalysis, place: TraceAxis) -> None:
-    if "num_running_reqs" in analysis.steps:
-        _draw_level(ax, place, "num_running_reqs", "running", BLUE)
-    if "num_waiting_reqs" in analysis.steps:
-        _draw_level(ax, place, "num_waiting_reqs", "waiting", VERMILLION)
-    _shade(ax, analysis, place, QUEUE_BUILD_UP)
-    ax.set_ylabel("requests")
-    ax.set_ylim(0.0, 1.08 * max(1.0, ax.get_ylim()[1]))
-    ax.locator_params(axis="y", integer=True)
+    return _over_time(figure, axes, place, columns=2)
 
 
 def _draw_cache(ax: Axes, analysis: TraceAnalysis, place: TraceAxis) -> None:
-    _draw_level(ax, place, "kv_cache_usage", "KV cache", PURPLE)
+    _draw_level(ax, place, "kv_cache_usage", "KV cache", style.PURPLE)
     full = analysis.limits.full_kv_cache
     highest = float(analysis.over_time["kv_cache_usage_max"].max())
     if highest > 0.5 * full:
-        ax.axhline(full, color=VERMILLION, linewidth=1.0)
+        ax.axhline(full, color=style.VERMILLION, linewidth=1.0)
     _shade(ax, analysis, place, KV_CACHE_FULL)
-    ax.set_ylabel("KV cache in use")
-    _as_percentages(ax.yaxis)
-    ax.set_ylim(0.0, max(highest * 1.15, 1e-3))
+    style.percent_axis(ax.yaxis)
+    ax.set(ylabel="KV cache in use", ylim=(0.0, max(highest * 1.15, 1e-3)))
 
 
 def _draw_level(ax: Axes, place: TraceAxis, name: str, label: str, colour: str) -> None:
     x, (mean, highest) = place.stairs([f"{name}_mean", f"{name}_max"])
-    ax.fill_between(x, mean, highest, color=colour, alpha=0.25, linewidth=0, label="up to the maximum")
+    style.shade(ax, x, mean, highest, "up to the maximum", color=colour, alpha=0.25)
     ax.plot(x, mean, color=colour, linewidth=1.2, label=f"{label}, mean")
 
 
@@ -264,14 +240,14 @@ def _shade(ax: Axes, analysis: TraceAnalysis, place: TraceAxis, kind: str) -> No
     for finding in analysis.findings:
         if finding.kind == kind and finding.start_s is not None and finding.duration_s is not None:
             left, right = place.place([finding.start_s, finding.start_s + finding.duration_s])
-            ax.axvspan(float(left), float(right), color=SKY, alpha=0.25, linewidth=0, zorder=0.4)
+            ax.axvspan(float(left), float(right), color=style.SKY, alpha=0.25, linewidth=0, zorder=0.4)
 
 
-@styled
+@style.styled
 def request_distributions(analysis: TraceAnalysis) -> Figure:
     """Draw how many prefill and decode requests the batches hold, as shares of all on a log scale."""
-    figure, axes = new_figure("Requests a batch", height_in=4.2, rows=2)
-    kinds = (("num_prefill_reqs", "prefill", ORANGE), ("num_decode_reqs", "decode", BLUE))
+    figure, axes = style.new_figure("Requests a batch", height_in=4.2, rows=2)
+    kinds = (("num_prefill_reqs", "prefill", style.ORANGE), ("num_decode_reqs", "decode", style.BLUE))
     for ax, (name, kind, colour) in zip(axes[:, 0], kinds, strict=True):
         values = analysis.steps[name].to_numpy(float)
         width = max(1, int(np.ceil((values.max() + 1) / _NUM_BINS)))
@@ -279,24 +255,23 @@ def request_distributions(analysis: TraceAnalysis) -> Figure:
         counts, _ = np.histogram(values, edges)
         ax.bar(edges[:-1], counts / len(values), width=0.9 * width, align="edge", color=colour)
         ax.set_yscale("log")
-        _as_percentages(ax.yaxis)
+        style.percent_axis(ax.yaxis)
+        bars = f", in bars of {width}" if width > 1 else ""
+        ax.set(xlabel=f"{kind} requests a batch{bars}", ylabel="share of batches")
         ax.set_ylim(0.5 / len(values), 2.0)
-        ax.set_xlabel(f"{kind} requests a batch" + (f", in bars of {width}" if width > 1 else ""))
-        ax.set_ylabel("share of batches")
         ax.grid(visible=False, axis="x")
         ax.locator_params(axis="x", integer=True)
     return figure
 
 
-@styled
+@style.styled
 def time_histogram(analysis: TraceAnalysis, name: str) -> Figure:
     """Draw the histogram of ``schedule_ms`` (if the trace holds it) or ``latency_ms``.
 
     The bars of the kinds of batches stand on top of each other; the lines mark the time that half, 95% and
     99% of all batches keep.
     """
-    figure, axes = new_figure(_TITLES[name], height_in=3.2)
-    ax = axes[0, 0]
+    figure, ax = style.new_axes(_TITLES[name], height_in=3.2)
     steps = analysis.steps[analysis.steps[name] > 0]
     values = steps[name].to_numpy(float)
     edges = _log_edges(values)
@@ -308,24 +283,22 @@ def time_histogram(analysis: TraceAnalysis, name: str) -> Figure:
         counts = np.histogram(chosen, edges)[0] + below
         ax.stairs(counts, edges, baseline=below, fill=True, color=REGIME_COLOURS[regime], label=regime)
         below = counts
-    log_axis(ax.xaxis, sparse=edges[-1] > 1000 * edges[0])
+    style.log_axis(ax.xaxis, sparse=edges[-1] > 1000 * edges[0])
     top = 1.18 * max(float(below.max()), 1e-9)
     ax.set_ylim(0.0, top)
     marks: Any = analysis.table.set_index("quantity").loc[name]
     for (quantile, level), height in zip(QUANTILES.items(), (0.99, 0.93, 0.87), strict=True):
         at = float(marks[quantile])
         if at > 0:
-            ax.axvline(at, color=INK, linewidth=0.8, linestyle=":")
+            ax.axvline(at, color=style.INK, linewidth=0.8, linestyle=":")
             text, above = f"{level:.0%}: {number(at)}", (at, height * top)
             ax.annotate(text, above, (2, 0), textcoords="offset points", fontsize=7.0, va="top")
-    ax.set_xlabel(f"{TIME_LABELS[name]}, logarithmic bars")
-    ax.set_ylabel("batches")
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.set(xlabel=f"{TIME_LABELS[name]}, logarithmic bars", ylabel="batches")
+    style.count_axis(ax.yaxis)
     not_drawn = len(analysis.steps) - len(steps)
     if not_drawn:
         ax.set_title(f"{not_drawn:,} batches without a time above 0 are left out", fontsize=8.0)
-    figure_legend(figure, ax, columns=3)
-    return figure
+    return style.figure_legend(figure, ax, columns=3)
 
 
 def _log_edges(values: Floats) -> Floats:
@@ -337,7 +310,7 @@ def _log_edges(values: Floats) -> Floats:
     return edges
 
 
-@styled
+@style.styled
 def schedule_against_model_run(analysis: TraceAnalysis) -> Figure:
     """Draw the schedule time of each batch against its model-run time, of a trace that holds both.
 
@@ -346,34 +319,29 @@ def schedule_against_model_run(analysis: TraceAnalysis) -> Figure:
     """
     steps = analysis.steps
     steps = steps[(steps["schedule_ms"] > 0) & (steps["latency_ms"] > 0)]
-    figure, axes = new_figure("Schedule time against model-run time", height_in=4.0)
-    ax = axes[0, 0]
+    figure, ax = style.new_axes("Schedule time against model-run time", height_in=4.0)
     x, y = steps["latency_ms"].to_numpy(float), steps["schedule_ms"].to_numpy(float)
     if len(steps) <= MAX_POINTS:
-        looks = {"s": 6.0, "alpha": 0.5, "linewidths": 0, "rasterized": True}
+        looks: Any = {"s": 6.0, "alpha": 0.5, "linewidths": 0, "rasterized": True}
         for regime, rows in steps.groupby("regime", observed=True):
             colour = REGIME_COLOURS[str(regime)]
             ax.scatter(rows["latency_ms"], rows["schedule_ms"], color=colour, label=str(regime), **looks)
-        figure_legend(figure, ax, columns=3)
+        style.figure_legend(figure, ax, columns=3)
     else:
-        cells = ax.hexbin(
-            x, y, gridsize=60, xscale="log", yscale="log", norm=LogNorm(), cmap="viridis_r", mincnt=1,
-            linewidths=0.2,
-        )  # fmt: skip
+        look: Any = {"norm": LogNorm(), "cmap": "viridis_r", "mincnt": 1, "linewidths": 0.2}
+        cells = ax.hexbin(x, y, gridsize=60, xscale="log", yscale="log", **look)
         bar = figure.colorbar(cells, ax=ax, label=f"batches a cell, of {len(steps):,}")
-        bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    log_axis(ax.xaxis)
-    log_axis(ax.yaxis, sparse=len(y) > 0 and y.max() > 100 * y.min())
+        style.count_axis(bar.ax.yaxis)
+    style.log_axis(ax.xaxis)
+    style.log_axis(ax.yaxis, sparse=len(y) > 0 and y.max() > 100 * y.min())
     if len(x):
         _draw_shares(ax)
     slow_ms = analysis.limits.slow_schedule_ms
     if len(analysis.slow_schedules):
-        ax.axhline(slow_ms, color=VERMILLION, linewidth=1.0)
-        ax.annotate(
-            f"{len(analysis.slow_schedules):,} above {slow_ms:g} ms", (0.01, slow_ms), (0, 2),
-            xycoords=("axes fraction", "data"), textcoords="offset points", ha="left", fontsize=7.0,
-            color=VERMILLION, bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
-        )  # fmt: skip
+        ax.axhline(slow_ms, color=style.VERMILLION, linewidth=1.0)
+        text, box = f"{len(analysis.slow_schedules):,} above {slow_ms:g} ms", _BOX
+        where: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "left"}
+        ax.annotate(text, (0.01, slow_ms), (0, 2), fontsize=7.0, color=style.VERMILLION, bbox=box, **where)
     ax.set(xlabel=TIME_LABELS["latency_ms"], ylabel=TIME_LABELS["schedule_ms"])
     return figure
 
@@ -386,9 +354,7 @@ def _draw_shares(ax: Axes) -> None:
         first, last = max(left, low / share), min(right, high / share)
         if first >= last:
             continue
-        ax.plot([first, last], [share * first, share * last], color=GREY, linestyle="--", linewidth=0.8)
-        ax.annotate(
-            f"{share:.0%}", (last, share * last), (-2, -2), textcoords="offset points", fontsize=7.0,
-            ha="right", va="top", color=INK,
-        )  # fmt: skip
+        ax.plot([first, last], [share * first, share * last], color=style.GREY, linestyle="--", linewidth=0.8)
+        where: Any = {"textcoords": "offset points", "ha": "right", "va": "top"}
+        ax.annotate(f"{share:.0%}", (last, share * last), (-2, -2), fontsize=7.0, color=style.INK, **where)
     ax.set(xlim=(left, right), ylim=(low, high))
