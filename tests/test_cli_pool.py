@@ -152,7 +152,10 @@ def test_a_fit_that_has_not_converged_is_refused_before_any_is_made(
 ) -> None:
     monkeypatch.setattr(sampling, "sample", None)
     message = fails(main, [trace, "results/bad", *QUICK], capsys)
-    assert "bad: its fit has not converged; fit it again with more draws, or accept it" in message
+    assert (
+        "bad: its fit has not converged; fit it again with more draws, or give --accept-unconverged"
+        in message
+    )
 
 
 @pytest.mark.usefixtures("fits")

@@ -127,7 +127,7 @@ def _add_capacity(parser: Parser) -> None:
     add("--max-replicas", type=count, default=64, metavar="N", help="most servers to try")
     add = parser.add_argument_group("simulation").add_argument
     add("--draws", type=count, default=200, metavar="N", help="posterior draws, a replay each")
-    add("--seed", type=at_least(0), default=0, metavar="N")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="the same seed gives the same numbers")
     command.add_report_options(parser, name="the fit's, and -capacity")
 
 
