@@ -23,8 +23,8 @@ from bayes_sched.sla.limits import (
     largest_kept,
     steps_on,
 )
-from bayes_sched.sla.risk import Objective, risk_map, step_risk
-from bayes_sched.sla.steps import StepSLA, step_sla
+from bayes_sched.sla.risk import Objective, step_risk
+from bayes_sched.sla.steps import StepSLA, risk_map, step_sla
 from bayes_sched.steps import region_of, steps_arrays
 from tests.synthetic_fit import server, synthetic_cells, synthetic_metadata
 
@@ -87,7 +87,7 @@ def test_risk_and_confidence_are_what_the_draws_say() -> None:
     np.testing.assert_allclose(risk["lower"], below.quantile(0.05, ("chain", "draw")))
     quantiles = server().quantile_draws(steps, 0.99, max_draws=None)
     np.testing.assert_allclose(risk["confidence"], (quantiles <= SLO_MS).mean(("chain", "draw")))
-    surface = risk_map(server(), OBJECTIVE, max_draws=100, num=6)
+    surface = risk_map(server(), OBJECTIVE, num=6)
     assert surface["probability"].dims == ("batch_size", "total_tokens")
     assert bool(surface["probability"].isnull().equals(~surface["possible"]))
     assert {"probability", "lower", "upper", "confidence", "extrapolation"} <= set(surface)
@@ -102,13 +102,8 @@ def test_more_knowledge_raises_confidence_and_leaves_risk() -> None:
 
 def test_a_higher_confidence_or_quantile_promises_less() -> None:
     def budget(**changes: float) -> int:
-        search = StepSearch(
-            fit=server(),
-            objective=Objective(limit_ms=SLO_MS, **changes),
-            extrapolate=False,
-            probability=0.9,
-            max_draws=400,
-        )
+        objective = Objective(limit_ms=SLO_MS, **changes)
+        search = StepSearch(server(), objective, extrapolate=False, probability=0.9, max_draws=400)
         (found,) = search.promised([StepLine(8)], [(8, 4096)])
         assert found is not None
         return found

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from bayes_sched.trace.opening import result_name
-from bayes_sched.trace.reader import read_trace
-from bayes_sched.trace.sidecar import read_scheduler
+from bayes_sched.trace.reader import read_scheduler, read_trace
 from tests.conftest import ROOT, documented_record, iteration_line, recorded_record
 from tests.trace_lines import COMPRESSIONS, GOOD, NOISE, Write
 

@@ -36,20 +36,6 @@ UNLIMITED_BLOCKS = 2**50
 class SchedulerSettings:
     """What a scheduler with chunked prefill, such as vLLM's, may put into a step.
 
-    Attributes
-    ----------
-    token_budget : int
-        Most tokens of a step (``max_num_batched_tokens``).
-    max_num_seqs : int
-        Most requests running at once.
-    kv_tokens : int or None
-        Tokens that the KV cache holds, counted in whole blocks; None: no limit. A running request that finds
-        no room preempts the newest running one, whose tokens are then computed anew.
-    block_tokens : int
-        Tokens of a block.
-    step_overhead_ms : float
-        Time between the model runs of two steps, ms: scheduling, where that is not done meanwhile.
-
     Raises
     ------
     InputError
@@ -57,10 +43,16 @@ class SchedulerSettings:
     """
 
     token_budget: int
+    """Most tokens of a step (``max_num_batched_tokens``)."""
     max_num_seqs: int = MAX_NUM_SEQS
+    """Most requests running at once."""
     kv_tokens: int | None = None
+    """Tokens that the KV cache holds, counted in whole blocks; None: no limit. A running request that finds
+    no room preempts the newest running one, whose tokens are then computed anew."""
     block_tokens: int = BLOCK_TOKENS
+    """Tokens of a block."""
     step_overhead_ms: float = 0.0
+    """Time between the model runs of two steps, ms: scheduling, where that is not done meanwhile."""
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "max_num_seqs", "block_tokens"):
@@ -91,22 +83,19 @@ class SchedulerSettings:
         )
 
 
-_EXACT = 32
-_RATIO = 1.03
+_EXACT, _RATIO = 32, 1.03  # every number up to there is a node, and others so far apart
 
 
 @dataclass(frozen=True, eq=False)
 class StepTimes:
     """Location and scale of the step times of some draws, ms, dims (draw, node_b, node_s).
 
-    Nodes are every number of requests and of tokens up to 32 and 3 % apart from there; between them both are
-    linear, which is within a thousandth of the model's own answer for the saturation equation.
+    Between the nodes both are linear, within a thousandth of the saturation equation's own answer.
     """
 
     mean_ms: Floats
     scale_ms: Floats
-    nu: Floats
-    """Degrees of freedom of the noise, dims (draw,); 0: no noise."""
+    nu: Floats  # degrees of freedom of the noise, dims (draw,); 0: no noise
     nodes_b: Ints
     nodes_s: Ints
     longest_ms: float
@@ -120,14 +109,9 @@ class StepTimes:
         evaluator = Evaluator(fit.model, fit.posterior, max_draws=max_draws)
         nodes_b, nodes_s = (whole_numbers(max(n, 2), _EXACT, _RATIO) for n in (max_batch_size, max_tokens))
         b, s = (axis.ravel() for axis in np.meshgrid(nodes_b, nodes_s, indexing="ij"))
-        steps = xr.Dataset(
-            {
-                "batch_size": ("step", b.astype(np.float64)),
-                "total_tokens": ("step", s.astype(np.float64)),
-                # Corners of cells may have fewer tokens than requests: the equation holds there too.
-                POSSIBLE: ("step", np.ones(b.size, dtype=bool)),
-            }
-        )
+        # Corners of cells may have fewer tokens than requests: the equation holds there too.
+        columns = {"batch_size": b.astype(float), "total_tokens": s.astype(float), POSSIBLE: b > 0}
+        steps = xr.Dataset({name: ("step", values) for name, values in columns.items()})
 
         def tabulated(function: PerDraw) -> Floats:
             values = evaluator.per_draw(steps, function).transpose("chain", "draw", "step")
@@ -175,18 +159,14 @@ class Replay:
     """What became of each request, dims (request,), in ms since the first arrival."""
 
     arrival_ms: Floats
-    start_ms: Floats
-    """When it was first scheduled."""
+    start_ms: Floats  # when it was first scheduled
     first_token_ms: Floats
     finish_ms: Floats
     output_tokens: Ints
-    preemptions: Ints
-    """How often it lost its place in the KV cache."""
+    preemptions: Ints  # how often it lost its place in the KV cache
     num_steps: int
-    busy_ms: float
-    """Time during which a step was running."""
-    steps: pd.DataFrame
-    """The first steps, as many as were to be logged: `LOG_COLUMNS`."""
+    busy_ms: float  # time during which a step was running
+    steps: pd.DataFrame  # the first steps, as many as were to be logged: `LOG_COLUMNS`
 
     @property
     def ttft_ms(self) -> Floats:
@@ -222,8 +202,7 @@ def replay(
     """Run a workload through the scheduler until every request is served, and log the first steps.
 
     The table reaches to the settings' token budget and number of sequences. `given` is what is taken from a
-    trace; to `time_at`, dims (node_b, node_s), the time of the steps is added by the nodes of the table. A
-    request that does not fit into the KV cache on its own is refused.
+    trace; to `time_at`, dims (node_b, node_s), the time of the steps is added by the nodes of the table.
     """
     _check_fits(workload, settings)
     state = State.empty(workload.num_requests, settings.max_num_seqs)

@@ -23,16 +23,8 @@ from numba import njit
 from bayes_sched.arrays import Floats, Ints
 
 LOG_COLUMNS = (
-    "start_ms",
-    "duration_ms",
-    "batch_size",
-    "total_tokens",
-    "context_tokens",
-    "prefill_pairs",
-    "num_prefill_reqs",
-    "num_waiting_reqs",
-    "num_running_reqs",
-    "kv_blocks",
+    *("start_ms", "duration_ms", "batch_size", "total_tokens", "context_tokens", "prefill_pairs"),
+    *("num_prefill_reqs", "num_waiting_reqs", "num_running_reqs", "kv_blocks"),
 )
 """What is logged of a step; of the queue and the cache, the state while it runs."""
 
@@ -231,10 +223,7 @@ def _admit(
 
 @njit(cache=True, nogil=True)
 def _columns(arrivals: Arrivals, state: State, scheduled: int) -> tuple[int, int, float, int]:
-    """Return what a model may want to know of a step: S, context_tokens, prefill_pairs, num_prefill_reqs.
-
-    A model of more than B and S is to be asked for its step times with these.
-    """
+    """Return what a model may want to know of a step: S, context_tokens, prefill_pairs, num_prefill_reqs."""
     tokens = context = prefills = 0
     pairs = 0.0
     for place in range(scheduled):

@@ -31,8 +31,7 @@ from bayes_sched.reports.plots.style import (
     veil_handle,
 )
 from bayes_sched.sla.request import RequestSLA, RequestTime
-from bayes_sched.sla.sla import RiskMaps
-from bayes_sched.sla.steps import StepSLA
+from bayes_sched.sla.steps import RiskMaps, StepSLA
 
 LEVELS = (0.0, 0.01, 0.5, 0.9, 0.99, 0.999, 1.0)
 """Probabilities that the colours tell apart."""
