@@ -150,10 +150,8 @@ class Tables:
                 return f"{name} is not an array of {ndim} dims of finite numbers"
         if self.ends.shape != (2,) or self.ends.min() <= 0.0 or min(self.log_mean.shape) < 2:
             return "the grid is empty"
-        fits = (
-            self.log_mean.shape == self.log_width.shape and self.positions.shape[:2] == self.logits.shape[:2]
-        )
-        if not fits or min(*self.positions.shape, *self.logits.shape) < 2:
+        mean, width, positions, logits = (getattr(self, name).shape for name in list(wanted)[1:])
+        if mean != width or positions[:2] != logits[:2] or min(*positions, *logits) < 2:
             return "the tables do not go together"
         if (np.diff(self.positions, axis=2) < 0).any() or (np.diff(self.logits, axis=2) < 0).any():
             return "a distribution function falls"
