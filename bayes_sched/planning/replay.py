@@ -34,13 +34,7 @@ UNLIMITED_BLOCKS = 2**50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSettings:
-    """What a scheduler with chunked prefill, such as vLLM's, may put into a step.
-
-    Raises
-    ------
-    InputError
-        A number is out of range.
-    """
+    """What a scheduler with chunked prefill, may put into a step; InputError for a number out of range."""
 
     token_budget: int
     """Most tokens of a step (``max_num_batched_tokens``)."""

@@ -61,14 +61,10 @@ class StepTable(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a replay takes from a trace instead of computing it; empty: nothing.
+    """What a replay takes from a trace instead of computing it, dims (step,); empty: nothing."""
 
-    `ends_ms`, dims (step,), ascending: every step ends at the next of these times. `present`, dims (step,):
-    requests that wait or run in each step; they come when the trace says, not at their times of arrival.
-    """
-
-    ends_ms: Floats
-    present: Ints
+    ends_ms: Floats  # rising: every step ends at the next of these times
+    present: Ints  # requests that wait or run; they come when this says, not at their times of arrival
 
 
 class State(NamedTuple):

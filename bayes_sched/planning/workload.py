@@ -28,13 +28,7 @@ MAX_TOKENS = 10_000_000
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """Requests in the order of their arrival.
-
-    Raises
-    ------
-    InputError
-        There is no request, or a number is out of range.
-    """
+    """Requests in the order of their arrival; InputError without any, or for a number out of range."""
 
     arrival_s: Floats
     """Seconds since the first one, rising, dims (request,)."""
@@ -116,13 +110,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoissonWorkload:
-    """Requests that come independently of each other, `rate_per_s` a second in the mean.
-
-    Raises
-    ------
-    InputError
-        A number is out of range.
-    """
+    """Requests that come independently, `rate_per_s` a second in the mean; InputError for a bad number."""
 
     rate_per_s: float
     prompt: Lengths

@@ -131,11 +131,9 @@ class _Source:
 
 
 def _moments(mean: Floats, scale: Floats) -> Floats:
-    """Return mean and width of mixtures, dims (draw, cell) -> (2, cell).
-
-    The width is that of the noise alone: its tails are those of the mixture, which then have the same shape
-    where the mean is well known and where it is not.
-    """
+    """Return mean and width of mixtures, dims (draw, cell) -> (2, cell)."""
+    # The width is that of the noise alone: its tails are those of the mixture, which then have the same shape
+    # where the mean is well known and where it is not.
     return np.stack([mean.mean(axis=0), scale.mean(axis=0)])
 
 

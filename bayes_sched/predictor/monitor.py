@@ -43,13 +43,7 @@ _LARGEST_WEIGHT = 1e100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorSettings:
-    """How a predictor watches the server.
-
-    Raises
-    ------
-    InputError
-        A value makes no sense.
-    """
+    """How a predictor watches the server; InputError for a value that makes no sense."""
 
     tolerance: float = 0.075
     """How far the level may be off before that counts as drift, relative. Real servers wander by 5 %."""

@@ -92,10 +92,7 @@ class RequestSteps:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RequestTime:
-    """The time to the first token, the time per output token, or the whole time of a request, ms.
-
-    Times are None where they are beyond all bounds; what is of the limit is None without one.
-    """
+    """A time of a request, ms: None where beyond all bounds; what is of the limit is None without one."""
 
     key: str  # ttft, tpot or e2e
     name: str  # the same in words

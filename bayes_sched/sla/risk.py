@@ -25,13 +25,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """A service-level objective: a share `quantile` within `limit_ms`, known with `confidence`.
-
-    Raises
-    ------
-    InputError
-        A value is outside its range.
-    """
+    """A share `quantile` within `limit_ms`, known with `confidence`; InputError for a value out of range."""
 
     limit_ms: float
     """Latency not to exceed, ms, positive."""

@@ -24,20 +24,16 @@ _MARK_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class LiveFigures:
-    """What a server does at a moment; None where its log does not tell, or nothing happened in the window.
-
-    Rates and quantiles of the model-run time are those of the window; running and waiting requests and the
-    share of the KV cache in use are those at the last batch.
-    """
+    """What a server does at a moment; None where its log does not tell, or nothing happened in the window."""
 
     num_steps: int
     steps_per_s: float
     tokens_per_s: float
-    p50_ms: float | None
+    p50_ms: float | None  # of the model run, in the window
     p99_ms: float | None
-    running: int | None
+    running: int | None  # requests at the last batch
     waiting: int | None
-    kv_cache: float | None
+    kv_cache: float | None  # share in use
 
 
 class LiveWindow:
