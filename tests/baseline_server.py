@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sched import ThroughputSaturationModel, latency_ms
+from bayes_sched import ThroughputSaturationModel
+from bayes_sched.model.equation import latency_ms
 
 TRUTH = {
     "P_max": 40.0,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 from bayes_sched.arrays import Floats
 from bayes_sched.model.equation import Parameter
 from bayes_sched.model.priors import Priors
-from bayes_sched.model.protocol import Coordinates
+from bayes_sched.model.protocol import LatencyModel
 from bayes_sched.sampling.sample import Sampler
 
 #: PyTensor's interpreter: slow to run, but ready at once.
@@ -29,27 +29,16 @@ NO_STEPS = pd.DataFrame({"batch_size": [], "total_tokens": [], "latency_ms": []}
 
 @dataclass
 class KnownPosterior:
-    """A latency model whose posterior is a given density of its log parameters, whatever the steps.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Its parameters; the search for modes looks at logarithms between -6 and 6, more or less.
-    log_density : callable
-        Of the logarithms (last axis: `names`) and the backend, NumPy or PyTensor.
-    """
+    """A latency model whose posterior is a given density of its log parameters, whatever the steps."""
 
     names: tuple[str, ...]
-    log_density: Callable[[Any, Any], Any]
-    name: str = "known"
-    title: str = "a known density"
-    columns: tuple[str, ...] = ()
-    noises: tuple[str, ...] = ("none",)
-
-    parameters: tuple[Parameter, ...] = field(init=False)
+    log_density: Callable[[Any, Any], Any]  # of the logarithms (last axis: `names`) and the backend
+    name = "known"
+    columns: ClassVar[tuple[str, ...]] = ()
+    noises = ("none",)
 
     def __post_init__(self) -> None:
-        low, high = float(np.exp(-6.0)), float(np.exp(6.0))
+        low, high = float(np.exp(-6.0)), float(np.exp(6.0))  # where the search for modes looks, more or less
         self.parameters = tuple(Parameter(name, name, name, "1", low, high) for name in self.names)
 
     def noise_parameters(self, noise: str) -> tuple[Parameter, ...]:
@@ -62,21 +51,14 @@ class KnownPosterior:
             pm.Potential("known", self.log_density(logs, pt) - logs.sum())
         return model
 
-    def coordinates(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> Coordinates | None:
+    def coordinates(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> None:
         return None
 
-    def latency(self, draws: xr.Dataset, steps: xr.Dataset) -> xr.DataArray:
-        raise NotImplementedError
-
-    def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
-        raise NotImplementedError
-
-    def combinations(self, draws: xr.Dataset) -> xr.Dataset:
-        raise NotImplementedError
-
-    def sampler(self) -> Sampler:
-        """Return the compiled sampler of this model."""
-        return Sampler(self, NO_STEPS, Priors.from_parameters(self.parameters), noise="none")
+    def sampler(self, *, noise: str = "none") -> Sampler:
+        """Return the compiled sampler of this model, which predicts nothing."""
+        return Sampler(
+            cast(LatencyModel, self), NO_STEPS, Priors.from_parameters(self.parameters), noise=noise
+        )
 
 
 BENT_WEIGHT = 0.35

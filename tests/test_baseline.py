@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_sched import InputError, ThroughputSaturationModel, clean_steps, latency_ms, read_trace
+from bayes_sched import InputError, ThroughputSaturationModel, clean_steps, read_trace
 from bayes_sched.checks import optimization
 from bayes_sched.checks.optimization import NAMES, QUANTITIES, at_bound, covariance, initial_values
-from bayes_sched.model.equation import PARAMETERS
+from bayes_sched.model.equation import PARAMETERS, latency_ms
 from tests.baseline_server import IDENTIFIED, RATIOS_TOO, TRUTH, predicted_ms, simulated, truth_ms
 
 

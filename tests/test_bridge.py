@@ -49,20 +49,6 @@ def test_densities_that_overlap_in_a_row_weigh_each_other() -> None:
     assert found == pytest.approx([2.0, -5.0, 0.0], abs=0.15)
 
 
-def test_shares_of_one_density_weigh_as_much_as_they_hold() -> None:
-    """A density cut in two by a smooth share, whose draws tell that 0.3 of it lie on one side."""
-    rng = np.random.default_rng(2)
-    points = np.concatenate([rng.normal(-1.0, 0.5, 30_000 * 3), rng.normal(1.0, 0.5, 30_000 * 7)])[:, None]
-    is_left = rng.random(len(points)) < 1.0 / (1.0 + np.exp(8.0 * points[:, 0]))
-    left, right = (points[mask][rng.permutation(mask.sum())[:5000]] for mask in (is_left, ~is_left))
-    every = np.concatenate([left, right, rng.normal(0.0, 1.5, (5000, 1))])
-    peaks = [np.log(w) + normal_log_density(every, np.array([c]), 0.5) for w, c in ((0.3, -1.0), (0.7, 1.0))]
-    cut = [np.logaddexp(*peaks) - np.logaddexp(0.0, sign * 8.0 * every[:, 0]) for sign in (1.0, -1.0)]
-    logs = np.stack([*cut, normal_log_density(every, np.zeros(1), 1.5)], axis=1)
-    masses = np.exp(log_masses(logs, (5000, 5000, 5000)))
-    assert masses[:2] == pytest.approx([is_left.mean(), 1.0 - is_left.mean()], abs=0.01)
-
-
 def test_equal_densities_need_no_iteration() -> None:
     logs = np.zeros((17, 2))
     logs[:, 0] = 2.5

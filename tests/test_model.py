@@ -66,11 +66,6 @@ def test_tiny_rates_keep_their_relative_accuracy(rate: float) -> None:
     assert inverse_saturation(1, 1, k_B=rate, k_S=rate) == pytest.approx(rate**-2, rel=2e-8)
 
 
-def test_a_large_step_is_saturated() -> None:
-    slope = (latency_ms(500, 20_000, **VALUES) - latency_ms(500, 10_000, **VALUES)) / 10_000
-    assert slope == pytest.approx(0.4 / 40.0 + 0.004, rel=1e-9)
-
-
 def test_xarray_dims_broadcast_by_name_and_pytensor_gives_the_value_of_numpy() -> None:
     draws = {name: xr.DataArray([value, 2 * value], dims="draw") for name, value in VALUES.items()}
     batch_size = xr.DataArray([1, 2, 4], dims="step")
@@ -123,13 +118,14 @@ def test_the_table_is_in_the_documented_order_survives_json_and_reads_as_sentenc
     assert repr(PRIORS).count("\n") == 9
 
 
-def test_an_override_changes_its_row_and_no_other() -> None:
+def test_an_override_changes_its_row_and_no_other_and_may_be_a_toml_file(tmp_path: Path) -> None:
     changed = PRIORS.override({"tau_0": {"low": 1, "high": 4.0}})
     assert dict(changed) == dict(PRIORS) | {"tau_0": Prior("tau_0", 1.0, 4.0)}
     assert list(changed) == list(PRIORS)
     assert changed != PRIORS
-    # From zero: three decades.
-    assert PRIORS.override({"tau_B": {"low": 0, "high": 2.0}})["tau_B"] == Prior("tau_B", 0.002, 2.0)
+    path = tmp_path / "priors.toml"
+    path.write_text("# from zero: three decades\n[tau_B]\nlow = 0\nhigh = 2.0\n", encoding="utf-8")
+    assert PRIORS.override(read_prior_overrides(path))["tau_B"] == Prior("tau_B", 0.002, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -148,12 +144,6 @@ def test_a_wrong_override_is_refused_in_one_line(table: dict[str, object], messa
     with pytest.raises(InputError, match=message) as caught:
         PRIORS.override(table)
     assert "\n" not in str(caught.value)
-
-
-def test_a_toml_file_gives_overrides(tmp_path: Path) -> None:
-    path = tmp_path / "priors.toml"
-    path.write_text("# a comment\n[k_S]\nlow = 0.002\nhigh = 0.02\n", encoding="utf-8")
-    assert PRIORS.override(read_prior_overrides(path))["k_S"] == Prior("k_S", 0.002, 0.02)
 
 
 @pytest.mark.parametrize(
@@ -217,11 +207,6 @@ def test_the_shipped_results_load_without_a_false_warning() -> None:
     assert FittedModel.load(fits[0]).load_warnings == ()
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"satuation: no such model; give one of .*saturation.* or the path"):
-        load_model_file("satuation")
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -242,13 +227,14 @@ def test_a_file_that_is_no_model_is_refused_with_the_reason(
     assert str(path) in str(caught.value)
 
 
-def test_a_file_of_another_kind_or_a_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_a_folder_or_an_unknown_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.txt"
     path.write_text("MODEL = 1", encoding="utf-8")
     with pytest.raises(InputError, match=r"not a Python file; a model is a \.py file"):
         load_model_file(path)
-    with pytest.raises(InputError, match="no such model"):
-        load_model_file(tmp_path)
+    for name in (tmp_path, "satuation"):
+        with pytest.raises(InputError, match=r": no such model; give one of .*saturation.* or the path"):
+            load_model_file(name)
 
 
 def test_all_parameters_are_the_documented_and_those_of_a_known_noise() -> None:

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bayes_sched import check_physics
-from bayes_sched.checks.physics import PhysicalChecks, check_point_physics
+from bayes_sched.checks.physics import PhysicalChecks, check_physics, check_point_physics
 from bayes_sched.steps import region_of
 from tests.synthetic_fit import TRUTH, synthetic_fit
 

@@ -22,8 +22,7 @@ from bayes_sched.planning.server_record import (
     forecast_requests,
 )
 from bayes_sched.planning.workload import Lengths, MeasuredRequests, PoissonWorkload, read_measured_requests
-from bayes_sched.reports import studies as _  # noqa: F401
-from bayes_sched.reports.document import report
+from bayes_sched.reports.kinds import report
 from bayes_sched.reports.terminal import terminal
 from bayes_sched.studies.simulator import SimulatorCheck, check_simulator, judged
 from bayes_sched.trace.reader import read_scheduler, read_trace

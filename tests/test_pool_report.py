@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bayes_sched.checks.summary import summarize
 from bayes_sched.format import records
 from bayes_sched.pooling.pool import Pool
 from bayes_sched.pooling.population import UNSEEN
 from bayes_sched.pooling.summary import PoolSummary, pool_summary, warnings_of
 from bayes_sched.reports.document import report
-from bayes_sched.reports.fit import prior_words, render_page, summary
+from bayes_sched.reports.fit import sentences_of
 from bayes_sched.reports.html import html
+from bayes_sched.reports.markdown import markdown
 from bayes_sched.reports.plots.pool import pool_latency, pool_shrinkage
 from bayes_sched.reports.pool import difference_text, paragraph
 from bayes_sched.reports.terminal import WIDTH, terminal
@@ -166,10 +168,10 @@ def test_an_unconverged_pool_is_said_first(found: PoolSummary) -> None:
 def test_a_fit_s_report_shows_the_prior_that_it_had(whose: str | None) -> None:
     fit = synthetic_fit(prior_from=whose)
     narrow = {"prior": fit.prior.assign(tau_S=0.1 * fit.prior["tau_S"] ** 0.1)}
-    found = summary(with_groups(fit, **narrow), simulated_steps(60, seed=1))
-    rows = by(found.priors, "parameter")
-    page, said = render_page(found, {}), " ".join(found.sentences)
-    assert found.to_dict()["prior_from"] == whose
+    found = summarize(with_groups(fit, **narrow), simulated_steps(60, seed=1))
+    rows, document = by(found.priors, "parameter"), report(found)
+    page, said = markdown(document), " ".join(sentences_of(found))
+    assert document.numbers["prior_from"] == whose
     if whose is None:
         assert rows["tau_S"]["low"] == pytest.approx(0.0001)
         assert "95% of a log-normal in" in page
@@ -181,4 +183,4 @@ def test_a_fit_s_report_shows_the_prior_that_it_had(whose: str | None) -> None:
     assert "95% of a log-normal in" not in page
     assert f"From {whose}: " in page
     assert f"Its prior is from {whose}." in said
-    assert whose in prior_words(fit)
+    assert any(whose in figure.caption for figure in document.figures)

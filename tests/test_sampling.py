@@ -16,7 +16,7 @@ from bayes_sched.sampling.components import Components
 from bayes_sched.sampling.mixture import GaussianMixture
 from bayes_sched.sampling.nuts import SAMPLE_STATS, SamplerSettings
 from bayes_sched.sampling.sample import Sampler, allocate, interleave
-from tests.simulation import BENT_WEIGHT, NO_STEPS, TWO_MODES, share_at_negative_log_a, two_mode_sampler
+from tests.simulation import BENT_WEIGHT, TWO_MODES, share_at_negative_log_a, two_mode_sampler
 from tests.synthetic_fit import TRUTH, simulated_steps
 
 KNOWN = SamplerSettings(draws=500, tune=300, chains=2, seed=1, cores=1)
@@ -137,9 +137,8 @@ def test_what_the_data_identify_is_recovered() -> None:
 
 
 def test_an_unknown_noise_stops_before_anything_is_compiled() -> None:
-    priors = Priors.from_parameters(TWO_MODES.parameters)
     with pytest.raises(InputError, match="noise 'loud': the model known has none"):
-        Sampler(TWO_MODES, NO_STEPS, priors, noise="loud")
+        TWO_MODES.sampler(noise="loud")
 
 
 @pytest.mark.parametrize(

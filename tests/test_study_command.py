@@ -20,7 +20,7 @@ from bayes_sched.cli.study_parsers import SCHEDULER
 from bayes_sched.planning.replay import SchedulerSettings
 from bayes_sched.planning.server_record import ServerRecord
 from bayes_sched.planning.workload import Lengths, PoissonWorkload
-from bayes_sched.reports.document import report
+from bayes_sched.reports.kinds import report
 from bayes_sched.reports.terminal import terminal
 from bayes_sched.studies import speed
 from bayes_sched.studies.competitors import Baseline
@@ -248,7 +248,7 @@ def test_a_failed_run_leaves_an_existing_validation_as_it_was(
     kept = Path("results/validation/validation.csv")
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"precious")
-    monkeypatch.setattr("bayes_sched.reports.validation.write_report", full)
+    monkeypatch.setattr("bayes_sched.cli.study.write_report", full)
     assert validate([*CHEAP, "--no-report", "--overwrite"]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert kept.read_bytes() == b"precious"

@@ -21,7 +21,7 @@ from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.studies.pooling import FewSteps, Target, summary_table
 from bayes_sched.trace.reader import read_trace
 from tests.conftest import documented_record
-from tests.stub_population import stub_population, three_fits
+from tests.stub_population import stub_pool, stub_population, three_fits
 from tests.synthetic_fit import simulated_steps, synthetic_fit, synthetic_metadata
 
 main = partial(run_script, "validate_pool.py")
@@ -149,7 +149,11 @@ ALL = ["results/day", "results/night", "results/other"]
 
 
 @pytest.mark.usefixtures("stubbed", "_among_results")
-def test_the_command_writes_runs_and_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_runs_and_goes_on_where_it_stopped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pooled = stub_pool()  # once for both priors
+    monkeypatch.setattr("bayes_sched.studies.pooling.pool", lambda fits, **_: pooled)
     given = [*ALL, "results/other2", "--trace", "day.jsonl", "--runs", "2", "--max-test", "50"]
     assert main(given) == 0
     runs = pd.read_csv("results/pool_validation/runs.csv")

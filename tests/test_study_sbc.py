@@ -85,13 +85,14 @@ def test_a_calibration_is_written_with_its_ranks_figure_and_account(
     priors = Priors.from_parameters(all_parameters(model, "proportional"))
     settings = SamplerSettings(draws=100, chains=2, seed=3)
     fits = SimulatedFits(model, steps, priors, noise="proportional", settings=settings)
+    gate = synthetic_fit(chains=2, draws=100).convergence
     info = {"num_parts": 1, "neglected_mass": 0.0, "pilot_efficiency": 0.5}
 
     def fit(observed: Any, *, seed: int) -> Any:
         if seed % 5 == 0:
             raise RuntimeError("no start")
         known = synthetic_fit(chains=2, draws=100, seed=seed % 1000)
-        return SimpleNamespace(data=known.data, info=info), known.convergence
+        return SimpleNamespace(data=known.data, info=info), gate
 
     monkeypatch.setattr(fits, "fit", fit)
     study = CalibrationStudy(fits, 12)

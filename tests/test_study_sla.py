@@ -272,10 +272,20 @@ def fits() -> SimulatedFits:
     return SimulatedFits(model, steps, priors, noise="proportional", settings=settings)
 
 
-def knowing_study(fits: SimulatedFits, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> ServerStudy:
-    """A study whose sampler knows each server but for a `factor` of its latency, with some `spread`."""
-    spread, factor = changes.get("spread", 0.02), changes.get("factor", 1.0)
-    study = ServerStudy(fits, load_model_file("saturation"), num_runs=changes.get("num_runs", 3))
+@pytest.fixture(scope="module")
+def plain_study(fits: SimulatedFits) -> ServerStudy:
+    return ServerStudy(fits, load_model_file("saturation"), num_runs=3)
+
+
+@pytest.fixture
+def study(plain_study: ServerStudy, monkeypatch: pytest.MonkeyPatch) -> ServerStudy:
+    return know_the_servers(plain_study, monkeypatch)
+
+
+def know_the_servers(
+    study: ServerStudy, monkeypatch: pytest.MonkeyPatch, *, spread: float = 1e-6, factor: float = 1.0
+) -> ServerStudy:
+    """Put in place of the sampler one that knows each server but for a factor of its latency."""
     truths: list[TrueServer] = []
     draw = study.server
 
@@ -296,14 +306,11 @@ def knowing_study(fits: SimulatedFits, monkeypatch: pytest.MonkeyPatch, **change
         return SimpleNamespace(data=data), SimpleNamespace(converged=True, worst_ess=100.0)
 
     monkeypatch.setattr(study, "server", remember)
-    monkeypatch.setattr(fits, "fit", fit)
+    monkeypatch.setattr(study.fits, "fit", fit)
     return study
 
 
-def test_a_server_that_is_known_is_promised_what_is_truly_possible(
-    fits: SimulatedFits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = knowing_study(fits, monkeypatch, spread=1e-6)
+def test_a_server_that_is_known_is_promised_what_is_truly_possible(study: ServerStudy) -> None:
     rows = study.run(2)
     assert rows["error"].isna().all()
     batch = rows[rows["promise"] == "batch"].iloc[0]
@@ -319,33 +326,33 @@ def test_a_server_that_is_known_is_promised_what_is_truly_possible(
 
 
 def test_a_fit_that_takes_the_server_for_faster_breaks_its_promises(
-    fits: SimulatedFits, monkeypatch: pytest.MonkeyPatch
+    plain_study: ServerStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = knowing_study(fits, monkeypatch, spread=1e-6, factor=0.8)
+    study = know_the_servers(plain_study, monkeypatch, factor=0.8)
     rows = pd.concat([study.run(number) for number in range(3)])
     assert (rows.loc[rows["promise"] == "limit", "exceedance"] > 0.01).all()
     assert (rows["exceedance"] > 0.01).mean() > 0.9
 
 
-def test_servers_of_the_study_could_be_real(fits: SimulatedFits) -> None:
-    study = ServerStudy(fits, load_model_file("saturation"), num_runs=1)
+def test_servers_of_the_study_could_be_real(plain_study: ServerStudy) -> None:
+    study = plain_study
     for number in range(3):
         server = study.server(np.random.default_rng(number))
         late = server.quantile_ms(study.decode, 0.99)
-        assert 2.0 <= float(np.median(server.mean_ms(fits.design))) <= 200.0
+        assert 2.0 <= float(np.median(server.mean_ms(study.fits.design))) <= 200.0
         assert late[-1] >= 1.2 * late[0]
         assert (late <= 3.0 * server.mean_ms(study.decode)).all()
         assert (late >= 0.95 * np.maximum.accumulate(late)).all()
 
 
 def test_an_error_of_a_fit_is_kept_with_the_server(
-    fits: SimulatedFits, monkeypatch: pytest.MonkeyPatch
+    plain_study: ServerStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(observed: Any, *, seed: int) -> None:
         raise RuntimeError("no start\nwas found")
 
-    monkeypatch.setattr(fits, "fit", fail)
-    rows = ServerStudy(fits, load_model_file("saturation"), num_runs=1).run(0)
+    monkeypatch.setattr(plain_study.fits, "fit", fail)
+    rows = plain_study.run(0)
     expected = [[0, "RuntimeError: no start was found"]]
     assert rows[["server", "error"]].to_numpy().tolist() == expected
 
@@ -375,7 +382,7 @@ main = partial(run_script, "calibrate_promises.py")
 
 @pytest.mark.usefixtures("stubbed_sampling")
 def test_both_studies_are_written_and_go_on_each_where_it_stopped(
-    fits: SimulatedFits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plain_study: ServerStudy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = simulated_steps(300, seed=1)
     b = rows["batch_size"].clip(upper=4)  # few kinds of steps
@@ -384,8 +391,10 @@ def test_both_studies_are_written_and_go_on_each_where_it_stopped(
     write_steps(Path("served.jsonl"), list(steps))
 
     def make_servers(options: Any) -> ServerStudy:
-        return knowing_study(fits, monkeypatch, num_runs=options.servers)
+        monkeypatch.setattr(plain_study, "num_runs", options.servers)
+        return plain_study
 
+    know_the_servers(plain_study, monkeypatch, spread=0.02)
     monkeypatch.setattr(command, "make_servers", make_servers)
     assert main(["--draws", "100", "--servers", "1"]) == 0
     servers = Path("results/promises/servers")

@@ -15,8 +15,7 @@ from scipy import stats
 
 from bayes_sched.checks.scores import LEVELS
 from bayes_sched.errors import InputError
-from bayes_sched.reports import validation as _  # noqa: F401
-from bayes_sched.reports.document import report
+from bayes_sched.reports.kinds import report
 from bayes_sched.reports.plots.validation import extrapolation_bands
 from bayes_sched.reports.terminal import terminal
 from bayes_sched.steps import regime, regime_masks

@@ -243,7 +243,7 @@ class ThroughputSaturationModel:
                 raise InputError(f"{name} is {low:g} to {high:g}: give two numbers, 1 or more, rising")
         if batch_range[0] >= token_range[1]:
             raise InputError("no step is possible: batch_range begins where token_range ends, or above")
-        from bayes_sched.reports.plots.fit import point_contours  # imports matplotlib
+        from bayes_sched.reports.plots.fit import point_contours  # noqa: PLC0415, imports matplotlib
 
         return point_contours(
             lambda batch_size, total_tokens: latency_ms(batch_size, total_tokens, **self.parameters_),

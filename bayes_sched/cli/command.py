@@ -48,7 +48,12 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} {DEFAULT}"
 
 
-_PARAMETERS = re.compile(r"\b(max_bad_share|max_rows|(?:min|max)_latency_ms)\b")
+_AS_OPTIONS = (
+    (r"\b(max|min)_(bad_share|rows|latency_ms)\b", lambda found: option_of(found[0])),
+    (r"\b(raise|then) (tune|draws)\b", r"\1 --\2"),
+    (r"\baccept it unconverged\b", "give --accept-unconverged"),
+)
+"""What the library says of its parameters, and the options that these are."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,9 @@ class Call:
 
     def say(self, text: str) -> None:
         """Write one line to standard error; where the library names its parameters, it names options."""
-        words = _PARAMETERS.sub(lambda found: option_of(found[0]), text).split()
-        sys.stderr.write(f"{self.name}: {' '.join(words)}\n")
+        for pattern, option in _AS_OPTIONS:
+            text = re.sub(pattern, option, text)
+        sys.stderr.write(f"{self.name}: {' '.join(text.split())}\n")
         sys.stderr.flush()
 
     def line(self, *, traces: Sequence[str] = (), without: Sequence[str] = ()) -> str:
@@ -92,6 +98,7 @@ class Command:
     description: str = ""
     """The beginning of its help, the summary as a sentence if empty."""
     epilog: str = ""
+    """The end of its help, that of its group if empty."""
     script: str = ""
     """The file in ``scripts/`` (and first argument) that is the same command: ``plan.py optimize``."""
     module: str = ""

@@ -280,18 +280,6 @@ cannot (a limit that no step keeps included, and a fit that has not converged); 
 interrupted.
 """,
 )
-_PLAN_END = """\
-examples:
-  bayes-sched plan optimize results/h100 --slo-ms 50 --quantile 0.99 --confidence 0.95
-  bayes-sched plan capacity results/h100 --rate 5/s --prompt-tokens 512 --output-tokens 128 \\
-      --max-num-seqs 24 --ttft-ms 500 --tpot-ms 40
-  bayes-sched plan capacity results/h100 --workload requests.csv --kv-tokens 100000 --replicas 2 --json
-  bayes-sched plan budget results/h100 --slo-ms 40 --decodes 12 --waiting-tokens 2000
-
-exit status: 0 the plan can be made: some settings keep the limit, so many servers keep every limit on
-requests (without limits: keep up with the arrivals), the next step keeps the limit; 1 it cannot (a fit that
-has not converged included); 2 bad input or usage; 130 interrupted.
-"""
 
 
 def _plan(name: str, summary: str, add_options: Any, check: Any) -> Command:
@@ -302,7 +290,6 @@ def _plan(name: str, summary: str, add_options: Any, check: Any) -> Command:
         module="plan",
         add_options=add_options,
         check=check,
-        epilog=_PLAN_END,
     )
 
 
@@ -313,14 +300,20 @@ PLAN_COMMAND = Command(
     description="Plan a server: settings with most throughput, how many servers a workload needs, the next "
     "step's budget.",
     script="plan.py",
-    epilog=_PLAN_END,
+    epilog="""\
+examples:
+  bayes-sched plan optimize results/h100 --slo-ms 50 --quantile 0.99 --confidence 0.95
+  bayes-sched plan capacity results/h100 --rate 5/s --prompt-tokens 512 --output-tokens 128 \\
+      --max-num-seqs 24 --ttft-ms 500 --tpot-ms 40
+  bayes-sched plan capacity results/h100 --workload requests.csv --kv-tokens 100000 --replicas 2 --json
+  bayes-sched plan budget results/h100 --slo-ms 40 --decodes 12 --waiting-tokens 2000
+
+exit status: 0 the plan can be made: some settings keep the limit, so many servers keep every limit on
+requests (without limits: keep up with the arrivals), the next step keeps the limit; 1 it cannot (a fit that
+has not converged included); 2 bad input or usage; 130 interrupted.
+""",
     commands=(
-        _plan(
-            "optimize",
-            "the settings with the most throughput under a limit on steps",
-            _add_optimize,
-            _check_plan,
-        ),
+        _plan("optimize", _BEST, _add_optimize, _check_plan),
         _plan("capacity", "how many servers a workload needs, by simulation", _add_capacity, _check_capacity),
         _plan("budget", "the token budget of the next step", _add_budget, _check_budget),
     ),

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import shtab
 
@@ -36,7 +37,11 @@ def _add_root_options(parser: Parser) -> None:
 
 STUDY = Command(
     name="study",
-    summary="is all this true? calibrations, validations and benchmarks",
+    summary="is all this true? calibrations, benchmarks",
+    epilog="""\
+example:
+  bayes-sched study validate trace.jsonl --models line,saturation
+""",
     commands=STUDIES,
 )
 ROOT = Command(
@@ -99,7 +104,8 @@ def _run(
         chosen = next((one for one in command.commands if one.name == arguments[0]), None)
         if chosen is None:
             break
-        prog, command, arguments = f"{prog} {chosen.name}", chosen, arguments[1:]
+        command = replace(chosen, epilog=chosen.epilog or command.epilog)
+        prog, arguments = f"{prog} {chosen.name}", arguments[1:]
     if call.words == (NAME,):
         call = Call(prog, call.words, call.arguments)
     try:

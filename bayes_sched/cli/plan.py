@@ -9,17 +9,16 @@ from bayes_sched.cli.command import DONE, REFUSED, Call, print_json
 from bayes_sched.cli.fit_parsers import LIMITS
 from bayes_sched.cli.progress import Show, shown_progress
 from bayes_sched.cli.questions import load_fit, say_cautions, token_budget, trust
-from bayes_sched.files import PLAN, result_folder
+from bayes_sched.cli.results import print_answer
 from bayes_sched.planning.capacity import CapacityPlan, plan_capacity
 from bayes_sched.planning.next_step import plan_next_step
 from bayes_sched.planning.replay import SchedulerSettings
 from bayes_sched.planning.settings import Optimum, optimize_steps
 from bayes_sched.planning.workload import Lengths, PoissonWorkload, Workload, read_workload
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.reports import planning as _  # noqa: F401, registers its reports
-from bayes_sched.reports.document import Document, report
+from bayes_sched.reports import planning as _  # noqa: F401, it registers the report
+from bayes_sched.reports.document import report
 from bayes_sched.reports.terminal import terminal
-from bayes_sched.reports.write import write_report
 
 
 def run(options: argparse.Namespace, call: Call) -> int:
@@ -36,14 +35,10 @@ def run(options: argparse.Namespace, call: Call) -> int:
             plan = optimize_steps(fit, slo_ms=options.slo_ms, max_draws=options.draws, **trust(options))
         else:
             plan = capacity(fit, workload, options, call, show)
-        seconds = time.perf_counter() - start
-        document = report(plan, command=call.line())
-        paths = write(options, document, show)
-    if options.json:
-        about = {"kind": options.kind, "fit": fit.metadata.name, "converged": fit.converged}
-        print_json({**about, **plan.to_dict(), "paths": paths, "seconds": round(seconds, 2)})
-    else:
-        print("\n\n".join([terminal(document), *([f"Saved {paths['report']}"] if paths else [])]))
+    seconds = time.perf_counter() - start
+    about = {"kind": options.kind, "fit": fit.metadata.name, "converged": fit.converged}
+    document = report(plan, command=call.line())
+    print_answer(document, options, call, numbers={**about, **plan.to_dict()}, seconds=seconds)
     return DONE if plan.is_promised else REFUSED
 
 
@@ -89,22 +84,11 @@ def capacity(
 
 def next_step(fit: FittedModel, options: argparse.Namespace) -> int:
     """Answer for one step, and say how long an answer takes."""
-    names = ("slo_ms", "decodes", "waiting_tokens", "quantile", "confidence")
-    trusted = ("extrapolate", "accept_unconverged")
-    answer = plan_next_step(fit, **{name: getattr(options, name) for name in (*names, *trusted)})
+    asked = ("slo_ms", "decodes", "waiting_tokens")
+    trusted = ("quantile", "confidence", "extrapolate", "accept_unconverged")
+    answer = plan_next_step(fit, **{name: getattr(options, name) for name in (*asked, *trusted)})
     if options.json:
         print_json(answer.to_dict())
     else:
         print(terminal(report(answer)))
     return DONE if answer.is_promised else REFUSED
-
-
-def write(options: argparse.Namespace, document: Document, show: Show) -> dict[str, str]:
-    """Write the report where one is wanted; return its files by what they are."""
-    if options.folder is None:
-        return {}
-    show("writing the report", None)
-    with result_folder(options.folder, overwrite=options.overwrite, holds=PLAN) as folder:
-        write_report(document, folder)
-    names = {"folder": "", "report": "report.html", "plan": PLAN}
-    return {what: str(options.folder / name) for what, name in names.items()}

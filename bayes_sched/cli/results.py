@@ -1,11 +1,16 @@
-"""The folder of a report."""
+"""Where a report goes, and what is printed beside it."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
+from bayes_sched.cli.command import Call, print_json
+from bayes_sched.cli.progress import shown_progress
 from bayes_sched.files import result_folder
 from bayes_sched.reports.document import Document
+from bayes_sched.reports.terminal import terminal
 from bayes_sched.reports.write import write_report
 
 
@@ -16,3 +21,23 @@ def write_document(document: Document, options: argparse.Namespace) -> dict[str,
         write_report(document, folder)
     names = {"folder": "", "report": "report.html", name.removesuffix(".json"): name}
     return {what: str(options.folder / file) for what, file in names.items()}
+
+
+def print_answer(
+    document: Document,
+    options: argparse.Namespace,
+    call: Call,
+    *,
+    numbers: Mapping[str, Any],
+    seconds: float,
+) -> None:
+    """Write the report where one is wanted; print the answer, or `numbers` as one JSON document."""
+    paths: dict[str, str] = {}
+    if options.report:
+        with shown_progress(call) as show:
+            show("writing the report", None)
+            paths = write_document(document, options)
+    if options.json:
+        print_json({**numbers, "paths": paths, "seconds": round(seconds, 2)})
+    else:
+        print("\n\n".join([terminal(document), *([f"Saved {paths['report']}"] if paths else [])]))

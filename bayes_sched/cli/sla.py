@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 
-from bayes_sched.cli.command import DONE, REFUSED, Call, print_json
+from bayes_sched.cli.command import DONE, REFUSED, Call
 from bayes_sched.cli.fit_parsers import LIMITS
-from bayes_sched.cli.progress import shown_progress
 from bayes_sched.cli.questions import load_fit, say_cautions, token_budget, trust
-from bayes_sched.cli.results import write_document
+from bayes_sched.cli.results import print_answer
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.reports import sla as _  # noqa: F401, it registers the report
 from bayes_sched.reports.document import report
-from bayes_sched.reports.terminal import terminal
 from bayes_sched.sla.request import RequestSLA, request_sla
 from bayes_sched.sla.steps import SLA, StepSLA, step_sla
 
@@ -26,15 +24,8 @@ def run(options: argparse.Namespace, call: Call) -> int:
     answer = SLA.of(fit, steps, request, is_drawn=options.report)
     seconds = time.perf_counter() - start
     say_cautions(fit, call)
-    document, paths = report(answer, command=call.line()), {}
-    if options.report:
-        with shown_progress(call) as show:
-            show("writing the report", None)
-            paths = write_document(document, options)
-    if options.json:
-        print_json({**answer.to_dict(), "paths": paths, "seconds": round(seconds, 2)})
-    else:
-        print("\n\n".join([terminal(document), *([f"Saved {paths['report']}"] if paths else [])]))
+    document = report(answer, command=call.line())
+    print_answer(document, options, call, numbers=answer.to_dict(), seconds=seconds)
     return DONE if answer.is_promised else REFUSED
 
 

@@ -26,10 +26,11 @@ from bayes_sched.posterior.fit import fit
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.predictor.monitor import MonitorSettings
 from bayes_sched.predictor.predictor import Predictor
-from bayes_sched.reports.document import Document, report
+from bayes_sched.reports.document import Document
+from bayes_sched.reports.kinds import report
 from bayes_sched.reports.studies import write_check, write_study
 from bayes_sched.reports.terminal import terminal
-from bayes_sched.reports.validation import write_validation
+from bayes_sched.reports.write import write_report
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.studies.comparison import PairStudy
 from bayes_sched.studies.competitors import competitors_by_name
@@ -95,7 +96,10 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
         )
         show("writing the tables" if options.no_report else "writing the report", None)
         with result_folder(options.folder, overwrite=options.replace, holds=VALIDATION) as folder:
-            write_validation(found, folder, command=options.command, with_report=not options.no_report)
+            document = report(found, command=options.command)
+            write_report(document, folder, with_page=not options.no_report)
+            scores = found.scores.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+            (folder / VALIDATION).write_text(scores, encoding="utf-8")
     if not options.keep:
         shutil.rmtree(options.unfinished, ignore_errors=True)
     seconds = time.perf_counter() - start
@@ -107,7 +111,7 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
         print_json({**found.to_dict(), **numbers})
     else:
         saved = f"Saved {paths.get('report', paths['folder'])}\nTook {seconds:.1f} s"
-        print(f"{terminal(report(found))}\n\n{saved}")
+        print(f"{terminal(document)}\n\n{saved}")
     return DONE
 
 

@@ -398,7 +398,7 @@ examples:
   bayes-sched models trace.jsonl --rows 1000 --json | jq .best
 
 Leave-one-out answers for steps like those seen. Scores on stretches of time and on token budgets that were
-left out: bayes-sched study.
+left out: bayes-sched study validate.
 
 exit status: 0 done; 2 bad input or usage; 3 a fit has not converged (its row is marked); 130 interrupted.
 """,

@@ -85,29 +85,16 @@ def _log_factors(effect: Effect, theta: dict[str, Any], steps: pd.DataFrame, col
 class Effect:
     """A varying effect: departures of a latency from an equation, by the levels of a column.
 
-    Attributes
-    ----------
-    name, meaning : str
-        Name of the variable in every posterior (log factors, unitless, dims (..., :attr:`dim`)), and words.
-    scale : Parameter
-        The standard deviation s of the log factors.
-    column : str
-        Column of the steps whose value decides the level.
-    upper : tuple of float
-        Largest value of each level but the last, which is open; increasing.
-    prefill : bool
-        Whether it acts on the steps with prefill, or on those that only decode.
-    fade : float
-        Value of the column beyond which what a level departs by no longer grows with it: the log factor of a
-        level up to v has the standard deviation s / (1 + v / fade). By default it never fades.
+    The log factor of a level up to v has the standard deviation s / (1 + v / fade): beyond `fade`, what a
+    level departs by no longer grows with the column. By default it never fades.
     """
 
-    name: str
+    name: str  # of the variable in every posterior: log factors, unitless, dims (..., `dim`)
     meaning: str
-    scale: Parameter
-    column: str
-    upper: tuple[float, ...]
-    prefill: bool
+    scale: Parameter  # the standard deviation s of the log factors
+    column: str  # of the steps, whose value decides the level
+    upper: tuple[float, ...]  # largest value of each level but the last, which is open; increasing
+    prefill: bool  # whether it acts on the steps with prefill, or on those that only decode
     fade: float = math.inf
 
     @property

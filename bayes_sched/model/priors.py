@@ -82,7 +82,6 @@ class JointPrior(Protocol):
     @property
     def text(self) -> str:
         """Whose prior it is, in words."""
-        ...
 
     def check(self, priors: Priors) -> None:
         """Raise `InputError` where a model with these documented priors lacks what it tells of."""

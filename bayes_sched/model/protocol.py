@@ -29,19 +29,9 @@ class Coordinates(Protocol):
     """A smooth bijection between sampled coordinates and the logarithms of a model's parameters.
 
     It changes nothing about the model: the density carries the Jacobian. It is worth having where it
-    straightens the posterior.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Names of the coordinates.
-    scan_mean, scan_scale : ndarray, dims (coordinate,)
-        Where to look for modes: normal with these means and standard deviations. A coordinate whose scale is
-        0 is left where the best mode so far has it.
-    start : Mapping of str to float
-        Logarithms of parameters at which to start looking, where the priors' medians are a bad place.
-    data : Mapping of str to ndarray
-        Values of the shared variables that :meth:`to_logs` puts into PyTensor expressions, by their names.
+    straightens the posterior. Modes are looked for at points that are normal with the means and standard
+    deviations of the scan, dims (coordinate,); a coordinate whose scale is 0 is left where the best mode so
+    far has it.
     """
 
     names: tuple[str, ...]
@@ -49,10 +39,12 @@ class Coordinates(Protocol):
     scan_scale: Floats
 
     @property
-    def start(self) -> Mapping[str, float]: ...  # noqa: D102
+    def start(self) -> Mapping[str, float]:
+        """Logarithms of parameters at which to start looking, where the priors' medians are a bad place."""
 
     @property
-    def data(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def data(self) -> Mapping[str, Any]:
+        """Values, by name, of the shared variables that :meth:`to_logs` puts into PyTensor expressions."""
 
     def adapt(self, steps: pd.DataFrame) -> None:
         """Take the geometry from other steps, for what was compiled too. The posterior is exact with any."""
@@ -62,7 +54,6 @@ class Coordinates(Protocol):
 
         `backend` is :mod:`numpy` or :mod:`pytensor.tensor`.
         """
-        ...
 
     def from_logs(self, logs: Mapping[str, Any]) -> Any:
         """Map log parameters by name to coordinates (NumPy; last axis: `names`)."""
@@ -97,7 +88,6 @@ class LatencyModel(Protocol):
 
     def noise_parameters(self, noise: str) -> tuple[Parameter, ...]:
         """Return the parameters of a noise option; ``nu``, the degrees of freedom, is one of them."""
-        ...
 
     def build(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> pm.Model:
         """Return the PyMC model of the steps' latencies."""
@@ -107,15 +97,12 @@ class LatencyModel(Protocol):
 
     def latency(self, draws: xr.Dataset, steps: xr.Dataset) -> xr.DataArray:
         """Return the mean latency, ms: the dims of `draws` and of `steps`, broadcast."""
-        ...
 
     def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
         """Return the Student-t scale, ms, of steps with a mean latency in ms."""
-        ...
 
     def combinations(self, draws: xr.Dataset) -> xr.Dataset:
         """Return combinations of parameters that data identify, each with attrs ``meaning`` and ``unit``."""
-        ...
 
 
 def all_parameters(model: LatencyModel, noise: str) -> tuple[Parameter, ...]:

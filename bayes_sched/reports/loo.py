@@ -34,6 +34,14 @@ _COSTS = (
     "ESS: smallest bulk effective sample size; gradients: leapfrog steps after warm-up. seconds: wall time "
     "of the whole fit, compiling included; CPU s: over all processors."
 )
+_ACCOUNT = (
+    "gate_passed",
+    "divergences",
+    "effective_per_1000_gradients",
+    "gradients",
+    "seconds",
+    "cpu_seconds",
+)
 _CAPTION = (
     "Further left is worse. The thin interval allows for steps that resemble their neighbours in time, the "
     "thick one takes them for independent. A hollow mark cannot be relied on."
@@ -44,7 +52,7 @@ _CAPTION = (
 class ComparedModels:
     """Models by leave-one-out, and the account of each one's fit.
 
-    That is :func:`bayes_sched.studies.speed.fit_account`, with ``gradients``, ``seconds``, ``cpu_seconds``.
+    That is :func:`bayes_sched.studies.speed.fit_provenance`, with ``gradients`` and seconds.
     """
 
     comparison: ModelComparison
@@ -55,7 +63,9 @@ class ComparedModels:
 def _(result: ComparedModels, *, command: str = "") -> Document:
     found, fits = result.comparison, result.fits
     table = found.table.reset_index()
-    costs = pd.DataFrame([{"model": name, **fits[name]} for name in table["model"]])
+    costs = table[["model"]].join(
+        pd.DataFrame.from_dict(dict(fits), orient="index")[list(_ACCOUNT)], on="model"
+    )
     draw = partial(model_differences, found)
     return Document(
         title="Which model predicts best?",

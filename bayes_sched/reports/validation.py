@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bayes_sched.files import VALIDATION
 from bayes_sched.format import NONE, number, percent
 from bayes_sched.reports.document import (
     Column,
@@ -33,7 +31,6 @@ from bayes_sched.reports.plots.validation import (
     score_overview,
 )
 from bayes_sched.reports.terminal import cut
-from bayes_sched.reports.write import ReportPaths, write_report
 from bayes_sched.steps import REGIMES
 from bayes_sched.studies.forecasts import METRICS
 from bayes_sched.studies.names import SPLIT_TITLES
@@ -65,29 +62,6 @@ _COLUMNS = {
 }
 _SHARES = ("mape", "ape_p95", "coverage_50", "coverage_90", "coverage_99")
 _GATES = {True: "passed", False: "FAILED", None: NONE}
-
-
-def write_validation(
-    found: Validation, folder: str | Path, *, command: str = "", with_report: bool = True
-) -> ReportPaths:
-    """Write a validation: the scores as one tidy table, the fits, and a page with figures.
-
-    ``report.html`` needs no other file. Beside it lie ``validation.csv`` (every score), ``summary.json``,
-    ``tables/fits.csv`` and ``figures/*.png`` and ``*.svg``.
-
-    Parameters
-    ----------
-    found : Validation
-    folder : str or Path
-        Made if it does not exist. Files of the same names are overwritten, others left alone.
-    command : str
-        What it was made by, to be shown on the page.
-    with_report : bool
-        Whether to make the page and the figures.
-    """
-    paths = write_report(report(found, command=command), folder, with_page=with_report)
-    found.scores.to_csv(Path(folder) / VALIDATION, index=False, float_format="%.6g", lineterminator="\n")
-    return paths
 
 
 @report.register

@@ -52,7 +52,7 @@ def find_components(
         paced = replace(settings, tune=_SETTLING_TUNE, seed=settings.seed + number)
         found, masses = _visit(nuts, Components(mixture), draws, paced, rng, progress)
         weights = masses.clip(_LEAST_WEIGHT)
-        fitted = [fit_mixture(points, _equal(points), num_components=1, rng=rng) for points in found]
+        fitted = [fit_mixture(points, num_components=1, rng=rng) for points in found]
         mixture = stacked(fitted, weights / weights.sum())
     components = Components(_finer(found, weights, head, rng).inflated(INFLATION))
     paced = replace(settings, tune=_TRIAL, seed=settings.seed + len(_SETTLING))
@@ -77,14 +77,10 @@ def _visit(
     return found, bridge_masses(nuts.density, components, every, found, rng)
 
 
-def _equal(points: Floats) -> Floats:
-    return np.full(len(points), 1.0 / len(points))
-
-
 def _finer(draws: Sequence[Floats], weights: Floats, head: int, rng: np.random.Generator) -> GaussianMixture:
     """Fit a mixture of the head to weighted sets of draws, and the other coordinates' regression on it."""
     points = np.concatenate(draws)
-    weight = np.concatenate([w * _equal(found) for w, found in zip(weights, draws, strict=True)])
+    weight = np.repeat(weights * [1.0 / len(found) for found in draws], [len(found) for found in draws])
     weight = weight / weight.sum()
     mean = weight @ points
     scale = np.sqrt(weight @ np.square(points - mean))

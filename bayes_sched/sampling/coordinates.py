@@ -126,7 +126,7 @@ class SaturationCoordinates:
     ) -> None:
         self._departure, self._terms, self.others = departure, terms, others
         self._geometry = Geometry()
-        self._take_reference(steps)
+        SaturationCoordinates.adapt(self, steps)
         self.names: tuple[str, ...] = (
             *("throughput", "log_k_B", "log_k_S", "log_slope", "slope_share"),
             *("level", "level_share", "per_request"),
@@ -150,9 +150,6 @@ class SaturationCoordinates:
 
     def adapt(self, steps: pd.DataFrame) -> None:
         """Take the geometry from other steps; what was compiled follows."""
-        self._take_reference(steps)
-
-    def _take_reference(self, steps: pd.DataFrame) -> None:
         self.start = linear_start(steps, self._terms)
         reference = ReferenceSteps.from_steps(steps, departure=self._departure)
         self._geometry.take({f"reference_{key}": value for key, value in vars(reference).items()})

@@ -138,20 +138,22 @@ def bhattacharyya(first: GaussianMixture, second: GaussianMixture) -> Floats:
 
 def fit_mixture(
     points: Floats,
-    weights: Floats,
+    weights: Floats | None = None,
     *,
     num_components: int,
     rng: np.random.Generator,
     start: GaussianMixture | None = None,
     max_iterations: int = 40,
 ) -> GaussianMixture:
-    """Fit a mixture to points, dims (point, dim), of importance weights (point,) by expectation maximisation.
+    """Fit a mixture to points, dims (point, dim), of equal or given weights by expectation maximisation.
 
     It begins with `num_components` at points that `rng` chooses, those of `start` among them; a component
     that ends with hardly any weight is dropped. Covariances are shrunk towards the mean covariance within
     components, as if `dim` + 2 more points of that covariance had been seen (the mode under an
     inverse-Wishart prior), so that no component collapses.
     """
+    if weights is None:
+        weights = np.full(len(points), 1.0 / len(points))
     weights = weights / weights.sum()
     effective = 1.0 / np.square(weights).sum()
     first = _start(points, weights, num_components, rng, start)

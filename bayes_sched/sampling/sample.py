@@ -45,20 +45,13 @@ _SPARE = (1.3, 20)  # times as many draws, and so many more, as one of uncertain
 class Samples:
     """What sampling delivers.
 
-    Attributes
-    ----------
-    data : DataTree
-        Groups ``posterior`` (dims chain, draw: every parameter), ``coordinates`` (variable ``value``, dims
-        chain, draw, coordinate), ``sample_stats`` (dims chain, draw) and ``prior`` (dims draw).
-    timings_s : dict
-        Seconds of wall time by stage.
-    info : dict
-        What the sampler did, in numbers.
+    The groups of `data` are ``posterior`` (dims chain, draw: every parameter), ``coordinates`` (variable
+    ``value``, dims chain, draw, coordinate), ``sample_stats`` (dims chain, draw) and ``prior`` (dims draw).
     """
 
     data: xr.DataTree
-    timings_s: dict[str, float]
-    info: dict[str, Any]
+    timings_s: dict[str, float]  # of wall time by stage
+    info: dict[str, Any]  # what the sampler did, in numbers
 
 
 def sample(
@@ -208,8 +201,7 @@ class Sampler:
             paced = replace(run.settings, tune=_VISITS[0], seed=run.settings.seed + number)
             with self.clock("pilot"):
                 points = self.nuts.draw(whole, 0, draws, paced, run.progress)[0].reshape(-1, self.density.dim)
-                equal = np.full(len(points), 1.0 / len(points))
-                visited = fit_mixture(points, equal, num_components=NUM_COMPONENTS, rng=run.rng)
+                visited = fit_mixture(points, num_components=NUM_COMPONENTS, rng=run.rng)
         return visited.completed(mixture)
 
     def _masses(self, components: Components, run: _Run) -> tuple[Floats, float]:
