@@ -22,10 +22,10 @@ from bayes_sched.planning.simulator import (
 )
 from bayes_sched.planning.workload import AnyWorkload
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import band_levels, check_probability
+from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.sla.request import NAMES
-from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, ROUNDING, Objective, refusals
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, ROUNDING, objectives_of, refusals
 
 DEFAULT_DRAWS = 200
 """Posterior draws, each a replay of its own: a confidence of 0.95 is then known to 1.5 percentage points."""
@@ -201,16 +201,11 @@ def plan_capacity(
         A value is out of range, a request does not fit into the KV cache, or the fit's model needs more than
         B and S.
     """
-    for name, share in (("quantile", quantile), ("confidence", confidence), ("probability", probability)):
-        check_probability(share, name=name)
     for name, number in (("replicas", replicas), ("max_replicas", max_replicas), ("num_draws", num_draws)):
         if number is not None and number < 1:
             raise InputError(f"{name} = {number}: give at least 1")
     limits = dict(zip(KEYS, (ttft_ms, tpot_ms, e2e_ms), strict=True))
-    objectives = {
-        key: None if ms is None else Objective(limit_ms=ms, quantile=quantile, confidence=confidence)
-        for key, ms in limits.items()
-    }
+    objectives = objectives_of(limits, quantile=quantile, confidence=confidence, probability=probability)
     progress("tabulating step times", None)
     times = StepTimes.of(
         fit, max_batch_size=settings.max_num_seqs, max_tokens=settings.token_budget, max_draws=num_draws

@@ -21,8 +21,7 @@ from bayes_sched.planning.replay_kernel import (
 )
 from bayes_sched.planning.workload import Workload
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.prediction import Evaluator, PerDraw
-from bayes_sched.sla.risk import check_columns
+from bayes_sched.sla.risk import check_columns, noise_draws
 from bayes_sched.steps import POSSIBLE
 
 BLOCK_TOKENS = 16
@@ -100,21 +99,17 @@ class StepTimes:
     def of(cls, fit: FittedModel, *, max_batch_size: int, max_tokens: int, max_draws: int) -> StepTimes:
         """Tabulate a fit; one whose model needs more of a step than B and S is refused."""
         check_columns(fit)
-        evaluator = Evaluator(fit.model, fit.posterior, max_draws=max_draws)
         nodes_b, nodes_s = (whole_numbers(max(n, 2), _EXACT, _RATIO) for n in (max_batch_size, max_tokens))
         b, s = (axis.ravel() for axis in np.meshgrid(nodes_b, nodes_s, indexing="ij"))
         # Corners of cells may have fewer tokens than requests: the equation holds there too.
         columns = {"batch_size": b.astype(float), "total_tokens": s.astype(float), POSSIBLE: b > 0}
         steps = xr.Dataset({name: ("step", values) for name, values in columns.items()})
-
-        def tabulated(function: PerDraw) -> Floats:
-            values = evaluator.per_draw(steps, function).transpose("chain", "draw", "step")
-            return np.ascontiguousarray(values, dtype=np.float64).reshape(-1, len(nodes_b), len(nodes_s))
-
+        mean, scale, nu = noise_draws(fit, steps, max_draws=max_draws)
+        shape = -1, len(nodes_b), len(nodes_s)
         return cls(
-            mean_ms=tabulated(lambda mean, scale, nu, x: mean),
-            scale_ms=tabulated(lambda mean, scale, nu, x: scale),
-            nu=np.ascontiguousarray(tabulated(lambda mean, scale, nu, x: nu + 0.0 * mean)[:, 0, 0]),
+            mean_ms=mean.reshape(shape),
+            scale_ms=scale.reshape(shape),
+            nu=nu,
             nodes_b=nodes_b,
             nodes_s=nodes_s,
             longest_ms=float(fit.metadata.cleaning.max_latency_ms),

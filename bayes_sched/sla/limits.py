@@ -20,7 +20,7 @@ from bayes_sched.arrays import Bools, Floats, Ints
 from bayes_sched.format import chance, chances, sureness
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.region import TOLERANCE, Region
-from bayes_sched.sla.risk import Objective, step_risk
+from bayes_sched.sla.risk import Objective, flat_draws, step_risk
 from bayes_sched.steps import steps_arrays
 
 EXTRAPOLATION_FACTOR = 4
@@ -240,7 +240,7 @@ class StepSearch:
 
         def evaluate(steps: xr.Dataset) -> Floats:
             mean = self.fit.mean_latency(steps, max_draws=self.max_draws)
-            return np.median(_flat(mean), axis=0, keepdims=True)
+            return np.median(flat_draws(mean), axis=0, keepdims=True)
 
         limit_ms = self.objective.limit_ms
         return largest_kept(lines, spans, evaluate=evaluate, is_kept=lambda running: running[0] <= limit_ms)
@@ -311,12 +311,7 @@ class StepSearch:
 
 def quantile_draws(fit: FittedModel, steps: xr.Dataset, quantile: float, *, max_draws: int | None) -> Floats:
     """Return the noise quantile of each draw, ms, dims (draw, step), the chains after one another."""
-    return _flat(fit.quantile_draws(steps, quantile, max_draws=max_draws))
-
-
-def _flat(draws: xr.DataArray) -> Floats:
-    values: Floats = draws.transpose("chain", "draw", "step").to_numpy()
-    return values.reshape(-1, values.shape[-1])
+    return flat_draws(fit.quantile_draws(steps, quantile, max_draws=max_draws))
 
 
 def tried_numbers(low: int, high: int) -> Ints:

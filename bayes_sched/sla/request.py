@@ -14,7 +14,7 @@ from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
 from bayes_sched.format import chance, chances, number, records, sentence, span, sureness
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import Evaluator, PerDraw, band_levels, check_probability
+from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.sla.convolution import SumDistribution, sum_distribution
 from bayes_sched.sla.risk import (
@@ -22,6 +22,8 @@ from bayes_sched.sla.risk import (
     DEFAULT_QUANTILE,
     Objective,
     check_columns,
+    noise_draws,
+    objectives_of,
     refusals,
 )
 from bayes_sched.steps import steps_arrays
@@ -289,13 +291,8 @@ def request_sla(
         than B and S.
     """
     check_columns(fit)
-    for name, share in (("quantile", quantile), ("confidence", confidence), ("probability", probability)):
-        check_probability(share, name=name)
     limits = {"ttft": ttft_ms, "tpot": tpot_ms, "e2e": e2e_ms}
-    objectives = {
-        key: None if ms is None else Objective(limit_ms=ms, quantile=quantile, confidence=confidence)
-        for key, ms in limits.items()
-    }
+    objectives = objectives_of(limits, quantile=quantile, confidence=confidence, probability=probability)
     steps = RequestSteps(
         prompt_tokens=prompt_tokens, output_tokens=output_tokens, decodes=decodes, token_budget=token_budget
     )
@@ -327,15 +324,8 @@ def _check_output(steps: RequestSteps, limits: Mapping[str, float | None]) -> No
 
 def _sums(fit: FittedModel, table: pd.DataFrame, *, max_draws: int | None) -> dict[str, SumDistribution]:
     """Return the distribution of each time that can be told."""
-    evaluator = Evaluator(fit.model, fit.posterior, max_draws=max_draws)
     steps = steps_arrays(table["batch_size"], table["total_tokens"])
-
-    def draws(function: PerDraw) -> Floats:
-        flat: Floats = evaluator.per_draw(steps, function).to_numpy().reshape(-1, len(table))
-        return flat
-
-    mean, scale = draws(lambda mean, scale, nu, x: mean), draws(lambda mean, scale, nu, x: scale)
-    nu = draws(lambda mean, scale, nu, x: nu + 0.0 * mean)[:, 0]
+    mean, scale, nu = noise_draws(fit, steps, max_draws=max_draws)
     counts = table["count"].to_numpy(np.int64)
     is_prefill = (table["phase"] == "prefill").to_numpy()
 

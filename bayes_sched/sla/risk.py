@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import xarray as xr
 from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import band_levels, check_probability
+from bayes_sched.posterior.prediction import Evaluator, PerDraw, band_levels, check_probability
 from bayes_sched.steps import SIZES, Steps
 
 DEFAULT_QUANTILE = 0.99
@@ -75,6 +76,36 @@ def check_columns(fit: FittedModel) -> None:
             "what follows from requests and tokens alone cannot be said with it; fit the trace with the "
             "model saturation for that"
         )
+
+
+def objectives_of(
+    limits_ms: Mapping[str, float | None], *, quantile: float, confidence: float, probability: float
+) -> dict[str, Objective | None]:
+    """Return what is asked of each time, None where it has no limit; all probabilities are checked."""
+    for name, share in (("quantile", quantile), ("confidence", confidence), ("probability", probability)):
+        check_probability(share, name=name)
+    return {
+        key: None if ms is None else Objective(limit_ms=ms, quantile=quantile, confidence=confidence)
+        for key, ms in limits_ms.items()
+    }
+
+
+def flat_draws(draws: xr.DataArray) -> Floats:
+    """Return values of each draw, dims (draw, step), the chains after one another."""
+    values: Floats = np.ascontiguousarray(draws.transpose("chain", "draw", "step"), dtype=np.float64)
+    return values.reshape(-1, values.shape[-1])
+
+
+def noise_draws(fit: FittedModel, steps: Steps, *, max_draws: int | None) -> tuple[Floats, Floats, Floats]:
+    """Return location and scale of each draw, ms, dims (draw, step), and degrees of freedom, dims (draw,)."""
+    evaluator = Evaluator(fit.model, fit.posterior, max_draws=max_draws)
+    functions: tuple[PerDraw, ...] = (
+        lambda mean, scale, nu, x: mean,
+        lambda mean, scale, nu, x: scale,
+        lambda mean, scale, nu, x: nu + 0.0 * mean,
+    )
+    mean, scale, nu = (flat_draws(evaluator.per_draw(steps, function)) for function in functions)
+    return mean, scale, np.ascontiguousarray(nu[:, 0])
 
 
 def refusals(fit: FittedModel, *, accept_unconverged: bool) -> tuple[str, ...]:
