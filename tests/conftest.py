@@ -81,6 +81,12 @@ def comparison(compared_fits: list[FittedModel]) -> Comparison:
     return compare(compared_fits, prices={"X100": 2.0, "slow": 1.0}, slo_ms=30.0, slo_quantile=0.9)
 
 
+def known[T](value: T | None) -> T:
+    """Return what has to be there."""
+    assert value is not None
+    return value
+
+
 def as_bytes(line: bytes | str | dict[str, Any]) -> bytes:
     """Turn a line into bytes without its end."""
     if isinstance(line, bytes):

@@ -12,8 +12,8 @@ import pandas as pd
 
 from bayes_sched.format import records
 from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
-from bayes_sched.planning.server_record import MeasuredRequests, ServerRecord
-from bayes_sched.planning.workload import PoissonWorkload
+from bayes_sched.planning.server_record import ServerRecord
+from bayes_sched.planning.workload import MeasuredRequests, PoissonWorkload
 from tests.conftest import documented_record
 from tests.synthetic_fit import synthetic_fit
 

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayes_sched.errors import InputError
-from bayes_sched.trace.analysis import TraceAnalysis, analyze
+from bayes_sched.trace.analysis import MAX_BINS, Timeline, TraceAnalysis, analyze, timeline
 from bayes_sched.trace.findings import Limits
 from bayes_sched.trace.reader import read_trace
-from bayes_sched.trace.time_series import MAX_BINS, Timeline, timeline
 from tests.conftest import ROOT
 from tests.made_trace import START, made_trace
 

@@ -18,8 +18,8 @@ from bayes_sched.trace.findings import (
     SLOW_SCHEDULING,
     Finding,
     Limits,
+    episodes,
 )
-from bayes_sched.trace.time_series import episodes
 from tests.made_trace import START, changed, made_trace
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from bayes_sched.planning.settings import ANY_STEP, DECODES, Optimum, optimize_steps, term_table
 from bayes_sched.steps import steps_arrays
+from tests.conftest import known
 from tests.synthetic_fit import server, synthetic_metadata
 
 DRAWS = 100
@@ -29,8 +30,7 @@ def all_quantiles(b: Any, s: Any) -> np.ndarray[Any, Any]:
 
 
 def test_every_step_up_to_the_best_settings_keeps_the_limit(plan: Optimum) -> None:
-    best = plan.best[ANY_STEP]
-    assert best is not None
+    best = known(plan.best[ANY_STEP])
     rng = np.random.default_rng(0)
     b = rng.integers(1, best["batch_size"] + 1, 200)
     s = np.maximum(b, rng.integers(1, best["total_tokens"] + 1, 200))
@@ -39,8 +39,7 @@ def test_every_step_up_to_the_best_settings_keeps_the_limit(plan: Optimum) -> No
 
 
 def test_no_larger_decode_batch_would_keep_it(plan: Optimum) -> None:
-    best = plan.best[DECODES]
-    assert best is not None
+    best = known(plan.best[DECODES])
     numbers = plan.frontier[plan.frontier["case"] == DECODES]["batch_size"]
     larger = int(numbers[numbers > best["batch_size"]].min())
     assert (all_quantiles([larger], [larger])[:, 0] <= SLO_MS).mean() < 0.95
@@ -56,10 +55,7 @@ def test_the_frontier_rises_with_the_limit(plan: Optimum) -> None:
 
 def test_more_confidence_costs_throughput(plan: Optimum) -> None:
     bold = optimize_steps(server(), slo_ms=SLO_MS, confidence=0.5, max_draws=DRAWS)
-    best, bolder = plan.best[DECODES], bold.best[DECODES]
-    assert best is not None
-    assert bolder is not None
-    assert bolder["batch_size"] >= best["batch_size"]
+    assert known(bold.best[DECODES])["batch_size"] >= known(plan.best[DECODES])["batch_size"]
     assert bold.floor_ms < plan.floor_ms
 
 
@@ -77,8 +73,7 @@ def test_a_fit_that_has_not_converged_plans_nothing() -> None:
 
 
 def test_the_terms_sum_to_the_latency() -> None:
-    table = term_table(server(), 16, 300, probability=0.9, max_draws=1)
-    assert table is not None
+    table = known(term_table(server(), 16, 300, probability=0.9, max_draws=1))
     whole = float(server().mean_latency(steps_arrays(16, 300), max_draws=1).to_numpy().ravel()[0])
     for kind in ("term", "group"):
         rows = table[table["kind"] == kind]
@@ -89,8 +84,7 @@ def test_the_terms_sum_to_the_latency() -> None:
 
 
 def test_where_requests_cost_most_they_are_named() -> None:
-    table = term_table(server(tau_B=600.0), 16, 16, probability=0.9, max_draws=100)
-    assert table is not None
+    table = known(term_table(server(tau_B=600.0), 16, 16, probability=0.9, max_draws=100))
     groups = table[table["kind"] == "group"].set_index("name")
     assert groups["share"].idxmax() == "requests"
     assert groups.loc["requests", "p_largest"] == 1.0

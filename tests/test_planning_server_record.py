@@ -14,15 +14,18 @@ import pytest
 
 from bayes_sched.errors import InputError
 from bayes_sched.format import records
-from bayes_sched.planning.forecast import decisions_of_clock, decisions_of_queue, forecast_requests
 from bayes_sched.planning.replay import SchedulerSettings
-from bayes_sched.planning.server_record import MeasuredRequests, ServerRecord, read_measured_requests
-from bayes_sched.planning.workload import Lengths, PoissonWorkload
+from bayes_sched.planning.server_record import (
+    ServerRecord,
+    decisions_of_clock,
+    decisions_of_queue,
+    forecast_requests,
+)
+from bayes_sched.planning.workload import Lengths, MeasuredRequests, PoissonWorkload, read_measured_requests
 from bayes_sched.reports.kinds import report
 from bayes_sched.reports.terminal import terminal
 from bayes_sched.studies.simulator import SimulatorCheck, check_simulator, judged
-from bayes_sched.trace.reader import read_trace
-from bayes_sched.trace.sidecar import read_scheduler
+from bayes_sched.trace.reader import read_scheduler, read_trace
 from tests.conftest import ROOT
 from tests.simulated_server import LATE_MS, START_S, simulated_server, write_server
 from tests.synthetic_fit import synthetic_fit

@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from bayes_sched.arrays import Bools, Floats, Ints
+from bayes_sched.arrays import Floats, Ints
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sla.limits import IsKept, StepLine, StepSearch, largest_kept
 from bayes_sched.sla.risk import Objective
@@ -66,10 +66,9 @@ class Servers:
     def promised(self, posterior: Ints, objective: Objective = OBJECTIVE) -> int:
         """The largest token budget that may be promised."""
 
-        def is_kept(running: Floats) -> Bools:
-            return objective.is_confident(objective.confidence_of(running))
-
-        return _largest(lambda columns: self.quantile_ms[np.ix_(posterior, columns)], is_kept)
+        return _largest(
+            lambda columns: self.quantile_ms[np.ix_(posterior, columns)], objective.is_surely_kept
+        )
 
     def point(self, posterior: Ints) -> int:
         """What the median of the mean latency allows."""
@@ -126,7 +125,7 @@ def test_the_promises_are_those_of_a_fit(servers: Servers) -> None:
         xr.Dataset(columns, coords={"chain": [0], "draw": np.arange(len(posterior))})
     )
     fit = replace(servers.fit, data=tree)
-    search = StepSearch(fit=fit, objective=OBJECTIVE, extrapolate=False, probability=0.9, max_draws=None)
+    search = StepSearch(fit, OBJECTIVE, extrapolate=False, probability=0.9, max_draws=None)
     assert search.promised([LINE], [SPAN]) == (servers.promised(posterior),)
     assert search.point_allowed([LINE], [SPAN]) == (servers.point(posterior),)
 

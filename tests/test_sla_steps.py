@@ -23,9 +23,10 @@ from bayes_sched.sla.limits import (
     largest_kept,
     steps_on,
 )
-from bayes_sched.sla.risk import Objective, risk_map, step_risk
-from bayes_sched.sla.steps import StepSLA, step_sla
+from bayes_sched.sla.risk import Objective, step_risk
+from bayes_sched.sla.steps import StepSLA, risk_map, step_sla
 from bayes_sched.steps import region_of, steps_arrays
+from tests.conftest import known
 from tests.synthetic_fit import server, synthetic_cells, synthetic_metadata
 
 SLO_MS = 20.0
@@ -62,11 +63,11 @@ def test_a_cap_is_not_promised_over_a_slower_small_batch() -> None:
 
 def test_small_slow_batches_stop_a_cap_of_the_saturation_equation() -> None:
     limit = step_sla(server(k_B=1.0, tau_B=1.0), slo_ms=SLO_MS).decode_only
-    assert limit.promised is None
-    assert limit.alone is not None
-    assert 1 < limit.alone[0] < limit.alone[1] == 67
+    first, last = known(limit.alone)
+    assert (limit.promised, last) == (None, 67)
+    assert 1 < first < last
     assert "not even the smallest" in limit.text
-    assert f"steps of {limit.alone[0]} to 67 would keep it" in limit.text
+    assert f"steps of {first} to 67 would keep it" in limit.text
 
 
 @pytest.mark.parametrize("stop", [1, 2, 33, 34, 777, 4096])
@@ -87,7 +88,7 @@ def test_risk_and_confidence_are_what_the_draws_say() -> None:
     np.testing.assert_allclose(risk["lower"], below.quantile(0.05, ("chain", "draw")))
     quantiles = server().quantile_draws(steps, 0.99, max_draws=None)
     np.testing.assert_allclose(risk["confidence"], (quantiles <= SLO_MS).mean(("chain", "draw")))
-    surface = risk_map(server(), OBJECTIVE, max_draws=100, num=6)
+    surface = risk_map(server(), OBJECTIVE, num=6)
     assert surface["probability"].dims == ("batch_size", "total_tokens")
     assert bool(surface["probability"].isnull().equals(~surface["possible"]))
     assert {"probability", "lower", "upper", "confidence", "extrapolation"} <= set(surface)
@@ -102,66 +103,47 @@ def test_more_knowledge_raises_confidence_and_leaves_risk() -> None:
 
 def test_a_higher_confidence_or_quantile_promises_less() -> None:
     def budget(**changes: float) -> int:
-        search = StepSearch(
-            fit=server(),
-            objective=Objective(limit_ms=SLO_MS, **changes),
-            extrapolate=False,
-            probability=0.9,
-            max_draws=400,
-        )
-        (found,) = search.promised([StepLine(8)], [(8, 4096)])
-        assert found is not None
-        return found
+        objective = Objective(limit_ms=SLO_MS, **changes)
+        search = StepSearch(server(), objective, extrapolate=False, probability=0.9, max_draws=400)
+        return known(search.promised([StepLine(8)], [(8, 4096)])[0])
 
     assert budget(confidence=0.99) < budget(confidence=0.9) < budget(confidence=0.5)
     assert budget(quantile=0.999) < budget(quantile=0.9)
 
 
 def test_a_point_estimate_allows_what_breaks_half_of_the_time(sla: StepSLA) -> None:
-    limit = sla.token_budget
-    assert limit is not None
-    assert limit.point is not None
-    assert limit.promised is not None
-    assert limit.point.number > limit.promised.number
-    assert limit.point.probability == pytest.approx(0.5, abs=0.02)
-    assert limit.promised.probability > 0.99
+    limit = known(sla.token_budget)
+    point, promised = known(limit.point), known(limit.promised)
+    assert point.number > promised.number
+    assert point.probability == pytest.approx(0.5, abs=0.02)
+    assert promised.probability > 0.99
     assert "A point estimate allows" in limit.text
 
 
 def test_the_frontier_is_that_of_single_lines(sla: StepSLA) -> None:
     row = sla.frontier.iloc[10]
     line = StepLine(int(row["batch_size"]))
-    span = line.span(server().region)
-    assert span == (row["first_tokens"], row["last_tokens"])
-    search = StepSearch(fit=server(), objective=OBJECTIVE, extrapolate=False, probability=0.9, max_draws=2000)
+    assert line.span(server().region) == (row["first_tokens"], row["last_tokens"])
+    search = StepSearch(server(), OBJECTIVE, extrapolate=False, probability=0.9, max_draws=2000)
     limit = search.limit(line)
-    assert limit.promised is not None
-    assert (limit.promised.number, limit.limited_by) == (row["total_tokens"], row["limited_by"])
-    assert row["probability"] == pytest.approx(limit.promised.probability, abs=1e-3)
+    promised = known(limit.promised)
+    assert (promised.number, limit.limited_by) == (row["total_tokens"], row["limited_by"])
+    assert row["probability"] == pytest.approx(promised.probability, abs=1e-3)
 
 
 def test_nothing_outside_the_data_is_promised_unless_asked() -> None:
-    inside = quick_sla(server(), slo_ms=500.0, batch_size=100)
-    assert inside.decode_only.promised is not None
-    assert inside.decode_only.promised.number == 67  # 64 and the tolerance of the region
-    assert inside.decode_only.limited_by == "data"
+    inside = quick_sla(server(), slo_ms=500.0, decodes=500, batch_size=100)
+    limit, unseen = inside.decode_only, known(inside.token_budget)
+    assert known(limit.promised).number == 67  # 64 and the tolerance of the region
+    assert (limit.limited_by, limit.asked_is_kept, inside.is_promised) == ("data", False, False)
     assert "the trace holds no larger steps" in inside.text
-    assert inside.decode_only.asked_is_kept is False
-    assert not inside.is_promised
+    assert (unseen.limited_by, unseen.promised) == ("nothing seen", None)
+    assert not quick_sla(server(), slo_ms=500.0, decodes=500).is_promised
     outside = quick_sla(server(), slo_ms=500.0, batch_size=100, extrapolate=True)
     assert outside.is_promised
     assert outside.decode_only.last == EXTRAPOLATION_FACTOR * 67 + 1
-    assert outside.decode_only.promised is not None
-    assert outside.decode_only.promised.extrapolation
+    assert known(outside.decode_only.promised).extrapolation
     assert "EXTRAPOLATION" in outside.text
-
-
-def test_steps_that_were_never_seen_are_not_promised() -> None:
-    answer = quick_sla(server(), slo_ms=500.0, decodes=500)
-    assert answer.token_budget is not None
-    assert answer.token_budget.limited_by == "nothing seen"
-    assert answer.token_budget.promised is None
-    assert not answer.is_promised
 
 
 def test_a_span_is_all_that_a_trace_covers_of_a_line() -> None:
@@ -183,9 +165,7 @@ def test_a_limit_below_the_floor_is_an_answer() -> None:
 
 
 def test_what_was_asked_decides_alone() -> None:
-    decode_only = quick_sla(server(), slo_ms=SLO_MS).decode_only.promised
-    assert decode_only is not None
-    most = decode_only.number
+    most = known(quick_sla(server(), slo_ms=SLO_MS).decode_only.promised).number
     assert quick_sla(server(), slo_ms=SLO_MS, batch_size=most).is_promised
     assert not quick_sla(server(), slo_ms=SLO_MS, batch_size=most + 1).is_promised
     too_large = quick_sla(server(), slo_ms=SLO_MS, batch_size=most, decodes=7, token_budget=4000)
@@ -261,8 +241,7 @@ def test_the_count_is_never_above_what_really_was_late() -> None:
         latency = rng.gamma(4.0, 4.0, count)
         cell = (8, 100, count, *np.quantile(latency, [0.05, 0.5, 0.95]))
         found = evidence(seen(cell), StepLine(8), 100, OBJECTIVE)
-        assert found.late_share is not None
-        assert found.late_share * count <= (latency > SLO_MS).sum() + 1e-9
+        assert known(found.late_share) * count <= (latency > SLO_MS).sum() + 1e-9
 
 
 def test_few_late_steps_and_far_ones_are_no_contradiction() -> None:
@@ -278,11 +257,10 @@ def test_few_late_steps_and_far_ones_are_no_contradiction() -> None:
 
 def test_what_the_trace_contradicts_is_not_promised() -> None:
     honest = quick_sla(server(), slo_ms=SLO_MS, decodes=7)
-    assert honest.token_budget is not None
-    assert honest.token_budget.promised is not None
-    most = honest.token_budget.promised.number
+    promised = known(known(honest.token_budget).promised)
+    most = promised.number
     assert honest.is_promised
-    assert honest.token_budget.promised.evidence.num_steps < FEW
+    assert promised.evidence.num_steps < FEW
     stairs = seen((8, most - 10, 200, 25.0, 26.0, 27.0))
     words = "The trace CONTRADICTS this: of its 200 steps near it at least 95.0% took longer"
     for asked in (None, most - 5):

@@ -217,15 +217,12 @@ def test_what_was_left_out_is_said_with_numbers_and_the_option() -> None:
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 400))
-def test_the_cap_is_the_largest_that_fits(counts: list[int], max_rows: int) -> None:
+def test_the_cap_is_the_largest_that_fits_and_none_is_refused(counts: list[int], max_rows: int) -> None:
     kept = np.array(counts_of(thin_steps(steps_of(*counts), max_rows).steps))
     assert kept.sum() <= max_rows
     if sum(counts) > max_rows and len(counts) <= max_rows:
         cap = kept.max()
         np.testing.assert_array_equal(kept, np.minimum(counts, cap))
         assert np.minimum(counts, cap + 1).sum() > max_rows
-
-
-def test_no_rows_at_all_are_refused() -> None:
     with pytest.raises(InputError, match="max_rows is 0"):
         thin_steps(steps_of(3), 0)

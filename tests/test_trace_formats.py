@@ -20,14 +20,13 @@ from bayes_sched.trace.formats import (
     interpret,
     parse_line,
 )
-from tests.conftest import as_bytes, documented_record, iteration_line, recorded_record
+from tests.conftest import as_bytes, documented_record, iteration_line, known, recorded_record
 
 
 def row(line: bytes | str | dict[str, Any]) -> dict[str, float]:
     """Fields of a line, those it does not hold left out."""
-    step = parse_line(as_bytes(line))
-    assert step is not None
-    return {field: value for field, value in zip(FIELDS, step.row, strict=True) if not math.isnan(value)}
+    values = known(parse_line(as_bytes(line))).row
+    return {field: value for field, value in zip(FIELDS, values, strict=True) if not math.isnan(value)}
 
 
 def refusal(line: bytes | str | dict[str, Any]) -> LineError:
@@ -253,9 +252,13 @@ def test_the_three_formats_tell_the_same_step(prefill: list[int], num_decode: in
         iteration_line((len(prefill), sum(prefill)), num_decode, latency_ms),
     )
     for line in lines:
-        step = parse_line(as_bytes(line))
-        assert step is not None
-        assert step.row[:5] == (len(chunks), sum(chunks), latency_ms, len(prefill), num_decode)
+        assert known(parse_line(as_bytes(line))).row[:5] == (
+            len(chunks),
+            sum(chunks),
+            latency_ms,
+            len(prefill),
+            num_decode,
+        )
 
 
 # The quick way to decode JSON takes what is sound and agrees with the careful one
@@ -313,8 +316,7 @@ def test_whatever_is_unusual_or_damaged_is_left_to_the_careful_way(line: bytes) 
 @given(st.floats(0, 1e9))
 def test_both_ways_read_the_same_number_from_the_same_digits(value: float) -> None:
     line = as_bytes(documented_record(model_run_duration_ms=value))
-    quick = decode_quickly(line)
-    assert quick is not None
+    quick = known(decode_quickly(line))
     assert quick.model_run_duration_ms == decode_carefully(line).model_run_duration_ms == value
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from bayes_sched.trace.opening import result_name
-from bayes_sched.trace.reader import read_trace
-from bayes_sched.trace.sidecar import read_scheduler
+from bayes_sched.trace.reader import read_scheduler, read_trace
 from tests.conftest import ROOT, documented_record, iteration_line, recorded_record
 from tests.trace_lines import COMPRESSIONS, GOOD, NOISE, Write
 
@@ -100,16 +99,15 @@ def test_a_file_named_twice_is_read_once_though_its_name_looks_like_a_pattern(wr
     assert trace.warnings == (f"{path} is named more than once and read once",)
 
 
-def test_columns_that_no_line_holds_are_absent(write_lines: Write) -> None:
+def test_columns_hold_what_they_count_nan_where_a_line_lacks_it_and_are_absent_where_all_do(
+    write_lines: Write,
+) -> None:
     steps = read_trace(write_lines([documented_record(timestamp=..., kv_cache_usage=None)])).steps
     assert steps.columns.tolist() == [
         *("batch_size", "total_tokens", "latency_ms", "num_prefill_reqs", "num_decode_reqs", "schedule_ms"),
         *("num_waiting_reqs", "num_running_reqs", "step_ms", "prefill_tokens", "max_prefill_chunk"),
         *("source", "line"),
     ]
-
-
-def test_columns_have_the_types_of_what_they_count(write_lines: Write) -> None:
     steps = read_trace(write_lines([recorded_record()])).steps
     types = {name: str(steps[name].dtype) for name in steps}
     assert types == {
@@ -119,9 +117,6 @@ def test_columns_have_the_types_of_what_they_count(write_lines: Write) -> None:
         **dict.fromkeys(["latency_ms", "schedule_ms", "prefill_pairs", "timestamp"], "float64"),
         "source": "category",
     }
-
-
-def test_a_field_that_some_lines_lack_is_nan_there(write_lines: Write) -> None:
     steps = read_trace(write_lines([documented_record(), documented_record(num_waiting_reqs=...)])).steps
     assert steps["num_waiting_reqs"].dtype == float
     np.testing.assert_array_equal(steps["num_waiting_reqs"], [5, np.nan])
@@ -192,19 +187,18 @@ def test_labels_come_from_the_side_car(name: str, write_lines: Write) -> None:
     assert read_trace(path).labels == {"gpu": "H100", "llm": "Qwen/QwQ-32B"}
 
 
-def test_an_unreadable_side_car_is_only_a_warning(write_lines: Write) -> None:
-    for content in (b"{", b"\xff", b'{"gpu": ' * 9999):
+def test_a_side_car_without_labels_gives_none_and_an_unreadable_one_is_only_a_warning(
+    write_lines: Write,
+) -> None:
+    unreadable = ("the side-car trace.jsonl.meta.json is unreadable and left out",)
+    contents: list[tuple[Any, tuple[str, ...]]] = [
+        *((content, unreadable) for content in (b"{", b"\xff", b'{"gpu": ' * 9999)),
+        *((json.dumps(content), ()) for content in ([1], {"gpu": 3, "model": None}, "text")),
+    ]
+    for content, warnings in contents:
         write_lines([content], "trace.jsonl.meta.json")
         trace = read_trace(write_lines([documented_record()]))
-        assert trace.labels == {}
-        assert trace.warnings == ("the side-car trace.jsonl.meta.json is unreadable and left out",)
-
-
-def test_a_side_car_without_labels_gives_none(write_lines: Write) -> None:
-    for content in ([1], {"gpu": 3, "model": None}, "text"):
-        write_lines([json.dumps(content)], "trace.jsonl.meta.json")
-        trace = read_trace(write_lines([documented_record()]))
-        assert (trace.labels, trace.warnings) == ({}, ())
+        assert (trace.labels, trace.warnings) == ({}, warnings)
 
 
 def test_side_cars_that_disagree_give_no_label(write_lines: Write) -> None:

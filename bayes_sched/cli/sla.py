@@ -13,8 +13,7 @@ from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.reports import sla as _  # noqa: F401, it registers the report
 from bayes_sched.reports.document import report
 from bayes_sched.sla.request import RequestSLA, request_sla
-from bayes_sched.sla.sla import SLA
-from bayes_sched.sla.steps import StepSLA, step_sla
+from bayes_sched.sla.steps import SLA, StepSLA, step_sla
 
 
 def run(options: argparse.Namespace, call: Call) -> int:

@@ -20,7 +20,8 @@ from bayes_sched.cli.study_parsers import SCHEDULER
 from bayes_sched.errors import InputError
 from bayes_sched.files import POSTERIOR, SIMULATOR, VALIDATION, result_folder
 from bayes_sched.model.protocol import load_model, load_model_file
-from bayes_sched.planning.server_record import ServerRecord, read_measured_requests
+from bayes_sched.planning.server_record import ServerRecord
+from bayes_sched.planning.workload import read_measured_requests
 from bayes_sched.posterior.fit import fit
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.predictor.monitor import MonitorSettings
@@ -45,8 +46,7 @@ from bayes_sched.studies.sla_traces import TraceStudy
 from bayes_sched.studies.speed import FitSpeed, compare_sampling, fit_provenance
 from bayes_sched.studies.splits import servers_of
 from bayes_sched.trace.cleaning import choose_rows, clean_steps
-from bayes_sched.trace.reader import read_trace
-from bayes_sched.trace.sidecar import read_scheduler
+from bayes_sched.trace.reader import read_scheduler, read_trace
 
 _HELD_OUT = ("random", "blocks")
 _ROOT = Path(bayes_sched.__file__).parents[1]

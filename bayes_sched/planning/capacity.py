@@ -15,10 +15,10 @@ from bayes_sched.planning.replay import SchedulerSettings, StepTimes
 from bayes_sched.planning.simulator import KEYS, LEVELS, Objectives, ServerSimulation, simulate, spread_out
 from bayes_sched.planning.workload import AnyWorkload
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import check_probability
+from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.sla.request import NAMES
-from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, ROUNDING, Objective, refusals
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, ROUNDING, objectives_of, refusals
 
 DEFAULT_DRAWS = 200
 """Posterior draws, each a replay of its own: a confidence of 0.95 is then known to 1.5 percentage points."""
@@ -28,6 +28,9 @@ TRUSTED_BEYOND = 0.01
 
 _MOST_ALONE = 200
 _WORTH_SAYING = 0.01
+_PLAIN = (
+    *("is_promised", "replicas", "asked_replicas", "max_replicas", "confidence", "probability", "text"),
+)
 
 type ShowStage = Callable[[str, float | None], None]
 """Called with a stage in words and the share of it that is done."""
@@ -40,22 +43,15 @@ class CapacityPlan:
     fit: FitDescription
     workload: AnyWorkload
     settings: SchedulerSettings
-    objectives: Objectives
-    """Limits on ``ttft``, ``tpot`` and ``e2e``."""
-    confidence: float
-    """Asked."""
-    probability: float
-    """Of intervals over draws."""
-    simulations: tuple[ServerSimulation, ...]
-    """All that were tried, by their number of replicas."""
-    asked_replicas: int | None
-    """The number that was to be judged; None: the smallest was sought."""
-    max_replicas: int
-    """How far it was sought."""
+    objectives: Objectives  # limits on ttft, tpot and e2e
+    confidence: float  # asked
+    probability: float  # of intervals over draws
+    simulations: tuple[ServerSimulation, ...]  # all that were tried, by their number of replicas
+    asked_replicas: int | None  # the number that was to be judged; None: the smallest was sought
+    max_replicas: int  # how far it was sought
     replicas: int | None
     """The number that was asked for, if it will do, or the smallest that will; None where there is none."""
-    shown: ServerSimulation
-    """Of the number that will do, or else of the largest tried."""
+    shown: ServerSimulation  # of the number that will do, or else of the largest tried
     alone: ServerSimulation | None
     """What requests do that have a server for themselves, where one server was not enough."""
     table: pd.DataFrame
@@ -63,8 +59,7 @@ class CapacityPlan:
     request_times: pd.DataFrame
     """The distribution of each time over requests, of the simulation that is shown: ``time``, ``level``,
     ``ms`` with ``ms_lower`` and ``ms_upper``."""
-    refusals: tuple[str, ...]
-    """Reasons, besides the numbers, why nothing is promised."""
+    refusals: tuple[str, ...]  # reasons, besides the numbers, why nothing is promised
 
     @property
     def is_promised(self) -> bool:
@@ -74,16 +69,13 @@ class CapacityPlan:
     @property
     def num_steps(self) -> int:
         """Scheduler steps simulated in all."""
-        return sum(simulation.num_steps for simulation in self._all)
+        return sum(of.num_steps for of in (*self.simulations, self.alone) if of is not None)
 
     @property
     def steps_per_second(self) -> float:
         """How fast they were simulated."""
-        return self.num_steps / max(sum(simulation.seconds for simulation in self._all), 1e-9)
-
-    @property
-    def _all(self) -> tuple[ServerSimulation, ...]:
-        return self.simulations if self.alone is None else (*self.simulations, self.alone)
+        seconds = sum(of.seconds for of in (*self.simulations, self.alone) if of is not None)
+        return self.num_steps / max(seconds, 1e-9)
 
     @property
     def text(self) -> str:
@@ -92,20 +84,17 @@ class CapacityPlan:
         return " ".join(part for part in parts if part)
 
     def _verdict_text(self) -> str:
-        shown, sure = self.shown, f"at {100 * self.confidence:g}% confidence"
-        is_one = shown.replicas == 1
+        shown, alone, is_asked = self.shown, self.alone, self.asked_replicas is not None
+        keep, do = ("keeps", "does") if shown.replicas == 1 else ("keep", "do")
         goal = "every limit" if shown.asked else "up with the arrivals"
-        servers = f"{shown.replicas:,} server{'' if is_one else 's'}"
-        known = f"confidence {sureness(shown.confidence)}"
+        servers = f"{shown.replicas:,} server{'' if shown.replicas == 1 else 's'}"
+        goal, known = f"{goal} at {100 * self.confidence:g}% confidence", sureness(shown.confidence)
         if self.replicas is not None:
-            least = "" if self.asked_replicas is not None else ", the fewest that will do"
-            return f"{servers} {'keeps' if is_one else 'keep'} {goal} {sure}{least} ({known})."
-        if self.alone is not None and self.alone.confidence < self.confidence - ROUNDING:
-            return self._alone_text(self.alone)
-        up_to = "" if self.asked_replicas is not None else f", and no number up to {self.max_replicas:,} does"
-        return f"{servers} {'does' if is_one else 'do'} NOT keep {goal} {sure} ({known}){up_to}."
-
-    def _alone_text(self, alone: ServerSimulation) -> str:
+            least = "" if is_asked else ", the fewest that will do"
+            return f"{servers} {keep} {goal}{least} (confidence {known})."
+        if alone is None or alone.confidence >= self.confidence - ROUNDING:
+            up_to = "" if is_asked else f", and no number up to {self.max_replicas:,} does"
+            return f"{servers} {do} NOT keep {goal} (confidence {known}){up_to}."
         worst = min(alone.asked, key=lambda key: float(alone.times[key]["confidence"]))
         share = chance(float(np.mean([draw.within[worst] for draw in alone.draws])))
         return (
@@ -137,13 +126,7 @@ class CapacityPlan:
         return {
             "workload": self.workload.text,
             "settings": asdict(self.settings),
-            "is_promised": self.is_promised,
-            "replicas": self.replicas,
-            "asked_replicas": self.asked_replicas,
-            "max_replicas": self.max_replicas,
-            "confidence": self.confidence,
-            "probability": self.probability,
-            "text": self.text,
+            **{name: getattr(self, name) for name in _PLAIN},
             "refusals": list(self.refusals),
             "simulations": [simulation.to_dict() for simulation in self.simulations],
             "alone": None if self.alone is None else self.alone.to_dict(),
@@ -211,16 +194,11 @@ def plan_capacity(
         A value is out of range, a request does not fit into the KV cache, or the fit's model needs more than
         B and S.
     """
-    for name, share in (("quantile", quantile), ("confidence", confidence), ("probability", probability)):
-        check_probability(share, name=name)
     for name, number in (("replicas", replicas), ("max_replicas", max_replicas), ("num_draws", num_draws)):
         if number is not None and number < 1:
             raise InputError(f"{name} = {number}: give at least 1")
     limits = dict(zip(KEYS, (ttft_ms, tpot_ms, e2e_ms), strict=True))
-    objectives = {
-        key: None if ms is None else Objective(limit_ms=ms, quantile=quantile, confidence=confidence)
-        for key, ms in limits.items()
-    }
+    objectives = objectives_of(limits, quantile=quantile, confidence=confidence, probability=probability)
     progress("tabulating step times", None)
     times = StepTimes.of(
         fit, max_batch_size=settings.max_num_seqs, max_tokens=settings.token_budget, max_draws=num_draws
@@ -241,10 +219,19 @@ def plan_capacity(
             progress=lambda share: progress(stage, share),
         )
 
-    def run_alone() -> ServerSimulation:
-        return run(1, spread_out(workload, most=_MOST_ALONE, seed=seed), "simulating requests alone")
+    tried: dict[int, ServerSimulation] = {}
 
-    tried, best, alone = _search(run, run_alone, confidence, asked=replicas, most=max_replicas)
+    def will_do(number: int) -> bool:
+        if number not in tried:
+            tried[number] = run(number)
+        return tried[number].confidence >= confidence - ROUNDING
+
+    first, alone = replicas or 1, None
+    best: int | None = first
+    if not will_do(first):
+        alone = run(1, spread_out(workload, most=_MOST_ALONE, seed=seed), "simulating requests alone")
+        may_more_do = replicas is None and alone.confidence >= confidence - ROUNDING
+        best = _smallest(will_do, max_replicas) if may_more_do else None
     simulations = tuple(tried[number] for number in sorted(tried))
     shown = simulations[-1] if best is None else tried[best]
     reasons = [*refusals(fit, accept_unconverged=accept_unconverged)]
@@ -273,46 +260,24 @@ def plan_capacity(
     )
 
 
-def _search(
-    run: Callable[[int], ServerSimulation],
-    run_alone: Callable[[], ServerSimulation],
-    confidence: float,
-    *,
-    asked: int | None,
-    most: int,
-) -> tuple[dict[int, ServerSimulation], int | None, ServerSimulation | None]:
-    """Return what was tried, the smallest number that will do, and what requests do alone."""
-    tried: dict[int, ServerSimulation] = {}
-
-    def will_do(number: int) -> bool:
-        if number not in tried:
-            tried[number] = run(number)
-        return tried[number].confidence >= confidence - ROUNDING
-
-    first = 1 if asked is None else asked
-    if will_do(first):
-        return tried, first, None
-    alone = run_alone()
-    if asked is not None or alone.confidence < confidence - ROUNDING:
-        return tried, None, alone
+def _smallest(will_do: Callable[[int], bool], most: int) -> int | None:
+    """Return the smallest number from 2 on that will do, where 1 will not; None where there is none."""
     low, high = 1, 2
     while high < most and not will_do(high):
         low, high = high, 2 * high
     high = min(high, most)
     if high <= low or not will_do(high):
-        return tried, None, alone
+        return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if will_do(middle) else (middle, high)
-    return tried, high, alone
+    return high
 
 
 def _row(simulation: ServerSimulation) -> dict[str, Any]:
-    """Return a simulation as a row of the table of servers."""
     row = simulation.to_dict()
-    flat = {
-        name: row[name] for name in ("replicas", "confidence", "p_overloaded", "extrapolated", "num_draws")
-    }
+    names = ("replicas", "confidence", "p_overloaded", "extrapolated", "num_draws")
+    flat = {name: row[name] for name in names}
     for name in ("all_within", "queue_mean", "queue_p95", "utilisation", "in_system"):
         flat |= {f"{name}_{end}": value for end, value in row[name].items()}
     for key, time in simulation.times.items():
@@ -324,11 +289,10 @@ def _row(simulation: ServerSimulation) -> dict[str, Any]:
 
 
 def _request_times(simulation: ServerSimulation, probability: float) -> pd.DataFrame:
-    tail = 0.5 * (1.0 - probability)
     parts = []
     for key in KEYS:
         draws = pd.DataFrame([draw.quantiles[key] for draw in simulation.draws], columns=LEVELS)
-        ends = draws.quantile([0.5, tail, 1.0 - tail]).to_numpy()
-        columns = dict(zip(("ms", "ms_lower", "ms_upper"), ends, strict=True))
-        parts.append(pd.DataFrame({"time": key, "level": LEVELS, **columns}))
+        lower, middle, upper = draws.quantile(band_levels(probability)).to_numpy()
+        columns = {"time": key, "level": LEVELS, "ms": middle, "ms_lower": lower, "ms_upper": upper}
+        parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)

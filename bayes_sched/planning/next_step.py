@@ -21,20 +21,16 @@ from bayes_sched.region import Region
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, check_columns
 from bayes_sched.steps import steps_arrays
 
-_EXACT = 64
-_RATIO = 1.02
+_EXACT, _RATIO = 64, 1.02
 _SAME = 0.001  # probabilities closer than that are settled by the expected time
 
 
 class StepBudget(NamedTuple):
     """What the next step may hold."""
 
-    total_tokens: int
-    """Decodes and prefill tokens together."""
-    prefill_tokens: int
-    """Those for prefills."""
-    is_kept: bool
-    """Whether the step keeps the limit. Decodes run in any case, so it may not."""
+    total_tokens: int  # decodes and prefill tokens together
+    prefill_tokens: int  # those for prefills
+    is_kept: bool  # whether the step keeps the limit. Decodes run in any case, so it may not.
 
 
 class StepBudgets:
@@ -181,12 +177,8 @@ def plan_next_step(
     """Ask :class:`StepBudgets` of a fit for one step, with as many requests as it needs."""
     seen = round(float(fit.cells["batch_size"].max()))
     needed = decodes + 1  # beyond the data only where that is asked for
-    budgets = StepBudgets.of_fit(
-        fit,
-        quantile=quantile,
-        confidence=confidence,
-        max_batch_size=needed if extrapolate else min(needed, seen),
-    )
+    most = needed if extrapolate else min(needed, seen)
+    budgets = StepBudgets.of_fit(fit, quantile=quantile, confidence=confidence, max_batch_size=most)
 
     def ask() -> StepBudget:
         return budgets.next_step(slo_ms=slo_ms, decodes=decodes, waiting_tokens=waiting_tokens)
@@ -220,23 +212,18 @@ class ServerLoad(NamedTuple):
 
     predictor: Predictor
     """Its compiled posterior, one for each kind of server; its level follows what the server does."""
-    decodes: int
-    """Requests that decode."""
-    waiting_tokens: int
-    """Prompt tokens before the request's own."""
-    token_budget: int
-    """Most tokens of a step."""
+    decodes: int  # requests that decode
+    waiting_tokens: int  # prompt tokens before the request's own
+    token_budget: int  # most tokens of a step
 
 
 class ServerChoice(NamedTuple):
     """The server to take, and why."""
 
-    number: int
-    """Its place among the loads."""
+    number: int  # its place among the loads
     expected_ms: tuple[float, ...]
     """Mean time of the request on each server, ms; infinite where there is no room for a prefill."""
-    probabilities: tuple[float, ...] | None
-    """That it keeps the limit on each; None without a limit."""
+    probabilities: tuple[float, ...] | None  # that it keeps the limit on each; None without a limit
 
 
 def choose_server(

@@ -21,8 +21,7 @@ from bayes_sched.planning.replay_kernel import (
 )
 from bayes_sched.planning.workload import Workload
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.prediction import Evaluator, PerDraw
-from bayes_sched.sla.risk import check_columns
+from bayes_sched.sla.risk import check_columns, noise_draws
 from bayes_sched.steps import POSSIBLE
 
 BLOCK_TOKENS = 16
@@ -34,33 +33,19 @@ UNLIMITED_BLOCKS = 2**50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSettings:
-    """What a scheduler with chunked prefill, such as vLLM's, may put into a step.
-
-    Attributes
-    ----------
-    token_budget : int
-        Most tokens of a step (``max_num_batched_tokens``).
-    max_num_seqs : int
-        Most requests running at once.
-    kv_tokens : int or None
-        Tokens that the KV cache holds, counted in whole blocks; None: no limit. A running request that finds
-        no room preempts the newest running one, whose tokens are then computed anew.
-    block_tokens : int
-        Tokens of a block.
-    step_overhead_ms : float
-        Time between the model runs of two steps, ms: scheduling, where that is not done meanwhile.
-
-    Raises
-    ------
-    InputError
-        A number is out of range.
-    """
+    """What a scheduler with chunked prefill, may put into a step; InputError for a number out of range."""
 
     token_budget: int
+    """Most tokens of a step (``max_num_batched_tokens``)."""
     max_num_seqs: int = MAX_NUM_SEQS
+    """Most requests running at once."""
     kv_tokens: int | None = None
+    """Tokens that the KV cache holds, counted in whole blocks; None: no limit. A running request that finds
+    no room preempts the newest running one, whose tokens are then computed anew."""
     block_tokens: int = BLOCK_TOKENS
+    """Tokens of a block."""
     step_overhead_ms: float = 0.0
+    """Time between the model runs of two steps, ms: scheduling, where that is not done meanwhile."""
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "max_num_seqs", "block_tokens"):
@@ -91,22 +76,19 @@ class SchedulerSettings:
         )
 
 
-_EXACT = 32
-_RATIO = 1.03
+_EXACT, _RATIO = 32, 1.03  # every number up to there is a node, and others so far apart
 
 
 @dataclass(frozen=True, eq=False)
 class StepTimes:
     """Location and scale of the step times of some draws, ms, dims (draw, node_b, node_s).
 
-    Nodes are every number of requests and of tokens up to 32 and 3 % apart from there; between them both are
-    linear, which is within a thousandth of the model's own answer for the saturation equation.
+    Between the nodes both are linear, within a thousandth of the saturation equation's own answer.
     """
 
     mean_ms: Floats
     scale_ms: Floats
-    nu: Floats
-    """Degrees of freedom of the noise, dims (draw,); 0: no noise."""
+    nu: Floats  # degrees of freedom of the noise, dims (draw,); 0: no noise
     nodes_b: Ints
     nodes_s: Ints
     longest_ms: float
@@ -117,26 +99,17 @@ class StepTimes:
     def of(cls, fit: FittedModel, *, max_batch_size: int, max_tokens: int, max_draws: int) -> StepTimes:
         """Tabulate a fit; one whose model needs more of a step than B and S is refused."""
         check_columns(fit)
-        evaluator = Evaluator(fit.model, fit.posterior, max_draws=max_draws)
         nodes_b, nodes_s = (whole_numbers(max(n, 2), _EXACT, _RATIO) for n in (max_batch_size, max_tokens))
         b, s = (axis.ravel() for axis in np.meshgrid(nodes_b, nodes_s, indexing="ij"))
-        steps = xr.Dataset(
-            {
-                "batch_size": ("step", b.astype(np.float64)),
-                "total_tokens": ("step", s.astype(np.float64)),
-                # Corners of cells may have fewer tokens than requests: the equation holds there too.
-                POSSIBLE: ("step", np.ones(b.size, dtype=bool)),
-            }
-        )
-
-        def tabulated(function: PerDraw) -> Floats:
-            values = evaluator.per_draw(steps, function).transpose("chain", "draw", "step")
-            return np.ascontiguousarray(values, dtype=np.float64).reshape(-1, len(nodes_b), len(nodes_s))
-
+        # Corners of cells may have fewer tokens than requests: the equation holds there too.
+        columns = {"batch_size": b.astype(float), "total_tokens": s.astype(float), POSSIBLE: b > 0}
+        steps = xr.Dataset({name: ("step", values) for name, values in columns.items()})
+        mean, scale, nu = noise_draws(fit, steps, max_draws=max_draws)
+        shape = -1, len(nodes_b), len(nodes_s)
         return cls(
-            mean_ms=tabulated(lambda mean, scale, nu, x: mean),
-            scale_ms=tabulated(lambda mean, scale, nu, x: scale),
-            nu=np.ascontiguousarray(tabulated(lambda mean, scale, nu, x: nu + 0.0 * mean)[:, 0, 0]),
+            mean_ms=mean.reshape(shape),
+            scale_ms=scale.reshape(shape),
+            nu=nu,
             nodes_b=nodes_b,
             nodes_s=nodes_s,
             longest_ms=float(fit.metadata.cleaning.max_latency_ms),
@@ -175,18 +148,14 @@ class Replay:
     """What became of each request, dims (request,), in ms since the first arrival."""
 
     arrival_ms: Floats
-    start_ms: Floats
-    """When it was first scheduled."""
+    start_ms: Floats  # when it was first scheduled
     first_token_ms: Floats
     finish_ms: Floats
     output_tokens: Ints
-    preemptions: Ints
-    """How often it lost its place in the KV cache."""
+    preemptions: Ints  # how often it lost its place in the KV cache
     num_steps: int
-    busy_ms: float
-    """Time during which a step was running."""
-    steps: pd.DataFrame
-    """The first steps, as many as were to be logged: `LOG_COLUMNS`."""
+    busy_ms: float  # time during which a step was running
+    steps: pd.DataFrame  # the first steps, as many as were to be logged: `LOG_COLUMNS`
 
     @property
     def ttft_ms(self) -> Floats:
@@ -222,8 +191,7 @@ def replay(
     """Run a workload through the scheduler until every request is served, and log the first steps.
 
     The table reaches to the settings' token budget and number of sequences. `given` is what is taken from a
-    trace; to `time_at`, dims (node_b, node_s), the time of the steps is added by the nodes of the table. A
-    request that does not fit into the KV cache on its own is refused.
+    trace; to `time_at`, dims (node_b, node_s), the time of the steps is added by the nodes of the table.
     """
     _check_fits(workload, settings)
     state = State.empty(workload.num_requests, settings.max_num_seqs)

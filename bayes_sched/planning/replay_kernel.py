@@ -23,16 +23,8 @@ from numba import njit
 from bayes_sched.arrays import Floats, Ints
 
 LOG_COLUMNS = (
-    "start_ms",
-    "duration_ms",
-    "batch_size",
-    "total_tokens",
-    "context_tokens",
-    "prefill_pairs",
-    "num_prefill_reqs",
-    "num_waiting_reqs",
-    "num_running_reqs",
-    "kv_blocks",
+    *("start_ms", "duration_ms", "batch_size", "total_tokens", "context_tokens", "prefill_pairs"),
+    *("num_prefill_reqs", "num_waiting_reqs", "num_running_reqs", "kv_blocks"),
 )
 """What is logged of a step; of the queue and the cache, the state while it runs."""
 
@@ -69,14 +61,10 @@ class StepTable(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a replay takes from a trace instead of computing it; empty: nothing.
+    """What a replay takes from a trace instead of computing it, dims (step,); empty: nothing."""
 
-    `ends_ms`, dims (step,), ascending: every step ends at the next of these times. `present`, dims (step,):
-    requests that wait or run in each step; they come when the trace says, not at their times of arrival.
-    """
-
-    ends_ms: Floats
-    present: Ints
+    ends_ms: Floats  # rising: every step ends at the next of these times
+    present: Ints  # requests that wait or run; they come when this says, not at their times of arrival
 
 
 class State(NamedTuple):
@@ -231,10 +219,7 @@ def _admit(
 
 @njit(cache=True, nogil=True)
 def _columns(arrivals: Arrivals, state: State, scheduled: int) -> tuple[int, int, float, int]:
-    """Return what a model may want to know of a step: S, context_tokens, prefill_pairs, num_prefill_reqs.
-
-    A model of more than B and S is to be asked for its step times with these.
-    """
+    """Return what a model may want to know of a step: S, context_tokens, prefill_pairs, num_prefill_reqs."""
     tokens = context = prefills = 0
     pairs = 0.0
     for place in range(scheduled):

@@ -16,7 +16,7 @@ from bayes_sched.arrays import Bools, Floats
 from bayes_sched.format import number, records, span
 from bayes_sched.model.equation import PARAMETERS, inverse_saturation
 from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import check_probability, thin
+from bayes_sched.posterior.prediction import band_levels, check_probability, thin
 from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.region import TOLERANCE
 from bayes_sched.sla.limits import FEW, Evidence, StepLine, evidence
@@ -31,6 +31,9 @@ _EXTRAPOLATION_FACTOR = 4.0
 _EXACT_REQUESTS, _EXACT_TOKENS = 32, 64  # every number up to there
 _NUM_REQUESTS, _NUM_TOKENS = 12, 64  # and so many beyond
 _NEGLIGIBLE = 1e-9
+_SETTINGS = (
+    *("batch_size", "total_tokens", "limited_by", "latency_ms", "tokens_per_s", "decode_tokens_per_s"),
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,13 +118,8 @@ class Optimum:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
         return {
-            "slo_ms": self.objective.limit_ms,
-            "quantile": self.objective.quantile,
-            "confidence": self.objective.confidence,
-            "probability": self.probability,
-            "is_promised": self.is_promised,
-            "floor_ms": self.floor_ms,
-            "text": self.text,
+            **self.objective.to_dict(),
+            **{name: getattr(self, name) for name in ("probability", "is_promised", "floor_ms", "text")},
             "refusals": list(self.refusals),
             "best": self.best,
             "contradicted": self.contradicted,
@@ -253,8 +251,7 @@ def _frontier(
     best_so_far = np.maximum.accumulate(np.concatenate([[0.0], rate[:-1]])) if rate.size else rate
     kept = rate > best_so_far
     rows, columns = rows[kept], columns[kept]
-    tail = 0.5 * (1.0 - probability)
-    lower, median, upper = np.quantile(mean[:, rows, columns], [tail, 0.5, 1.0 - tail], axis=0)
+    lower, median, upper = np.quantile(mean[:, rows, columns], band_levels(probability), axis=0)
     tokens = s[columns]
     return pd.DataFrame(
         {
@@ -292,26 +289,15 @@ def _settings(b: Floats, s: Floats, mean: Floats, bound: Floats, slo_ms: float) 
                 "decode_tokens_per_s": 1000.0 * requests / decode,
             }
         rows.append(found)
-    columns = [
-        "batch_size",
-        "total_tokens",
-        "limited_by",
-        "latency_ms",
-        "tokens_per_s",
-        "decode_tokens_per_s",
-    ]
-    return pd.DataFrame(rows, columns=columns).astype({"total_tokens": "Int64"})
+    return pd.DataFrame(rows, columns=list(_SETTINGS)).astype({"total_tokens": "Int64"})
 
 
 def _choose(
     fit: FittedModel, frontier: pd.DataFrame, case: str, objective: Objective
 ) -> tuple[dict[str, Any] | None, Evidence | None, dict[str, Any] | None]:
-    """Return the best settings with what the trace says of them, and what the model alone would allow.
-
-    Where the trace contradicts the model's best, the next ones are taken only if the trace holds enough steps
-    like them to bear them out.
-    """
+    """Return the best settings with what the trace says of them, and what the model alone would allow."""
     allowed = frontier[(frontier["case"] == case) & (frontier["limit_ms"] <= objective.limit_ms)]
+    # Where the trace contradicts the first, the next have to be borne out by enough steps like them.
     first: dict[str, Any] | None = None
     for row in reversed(records(allowed)):
         requests, tokens = row["batch_size"], row["total_tokens"]
@@ -333,11 +319,10 @@ TERM_COLUMNS = (
 def term_table(
     fit: FittedModel, batch_size: float, total_tokens: float, *, probability: float, max_draws: int | None
 ) -> pd.DataFrame | None:
-    """Return what each term of the equation adds to the mean latency of a step.
+    """Return what each term of the equation adds to the mean latency of a step; None for another equation.
 
     `TERM_COLUMNS`: ``kind`` (``group`` or ``term``), latency and share (medians, and the ends of credible
-    intervals), and the probability that it is the largest of its kind. None where the model's parameters are
-    not those of the equation.
+    intervals), and the probability that it is the largest of its kind.
     """
     draws = thin(fit.posterior, max_draws=max_draws)
     if any(p.name not in draws for p in PARAMETERS):
@@ -361,8 +346,8 @@ def term_table(
     groups: dict[tuple[str, str], Floats] = {}
     for (_, group), values in terms.items():
         groups[(group, group)] = groups.get((group, group), 0.0) + values
-    tail = 0.5 * (1.0 - probability)
-    levels = [0.5, tail, 1.0 - tail]
+    lower, middle, upper = band_levels(probability)
+    levels = [middle, lower, upper]
     rows: list[tuple[object, ...]] = []
     for kind, parts in (("group", groups), ("term", terms)):
         largest = np.argmax(np.stack(list(parts.values())), axis=0)

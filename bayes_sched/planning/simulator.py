@@ -12,6 +12,7 @@ import numpy as np
 from bayes_sched.arrays import Floats
 from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
 from bayes_sched.planning.workload import AnyWorkload, PoissonWorkload, Workload
+from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.region import TOLERANCE, Region
 from bayes_sched.sla.request import NAMES
 from bayes_sched.sla.risk import ROUNDING, Objective
@@ -40,30 +41,20 @@ type ShowShare = Callable[[float], None]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measures:
-    """One draw's outcome, all servers together.
-
-    Queues and utilisation are those of one server, over time from the first request counted to the last
-    arrival.
-    """
+    """One draw's outcome; queues and utilisation are of one server, from the first request that counts on."""
 
     quantiles: Mapping[str, Floats]
     """Of the times over requests, ms, by `KEYS`, dims (level,); NaN where no request has such a time."""
-    within: Mapping[str, float]
-    """Share of the requests within each limit."""
+    within: Mapping[str, float]  # share of the requests within each limit
     all_within: float
-    queue_mean: float
-    """Requests that wait for their first step."""
+    queue_mean: float  # requests that wait for their first step
     queue_p95: float
     queue_max: float
-    in_system: float
-    """Mean number of requests, waiting or running."""
-    utilisation: float
-    """Share of the time in which a step runs."""
-    growth: float
-    """Growth of the queues over the second half of the arrivals, as a share of these arrivals."""
+    in_system: float  # mean number of requests, waiting or running
+    utilisation: float  # share of the time in which a step runs
+    growth: float  # of the queues over the second half of the arrivals, as a share of these
     is_overloaded: bool
-    preemptions: float
-    """Per request."""
+    preemptions: float  # per request
 
     def will_do(self, objectives: Objectives) -> bool:
         """Return whether enough requests keep every limit and no queue grows without end."""
@@ -81,11 +72,8 @@ def measure(replays: Sequence[Replay], objectives: Objectives, *, warmup_ms: flo
         key: np.concatenate([getattr(r, f"{key}_ms")[c] for r, c in zip(replays, counted, strict=True)])
         for key in KEYS
     }
-    is_within = {
-        key: (times[key] <= of.limit_ms) | np.isnan(times[key])
-        for key, of in objectives.items()
-        if of is not None
-    }
+    limits = {key: of.limit_ms for key, of in objectives.items() if of is not None}
+    is_within = {key: (times[key] <= ms) | np.isnan(times[key]) for key, ms in limits.items()}
     everybody = np.ones(len(times["ttft"]), dtype=bool)
     last_ms = max(float(r.arrival_ms[-1]) for r in replays)
     end_ms = last_ms if last_ms > warmup_ms else max(float(r.finish_ms.max()) for r in replays)
@@ -158,39 +146,27 @@ def _growth(replays: Sequence[Replay], last_ms: float) -> tuple[float, bool]:
 class ServerSimulation:
     """What some servers did with a workload, one replay a posterior draw."""
 
-    replicas: int
-    """Servers, all of the same draw; requests are dealt to them in turn (round-robin)."""
+    replicas: int  # servers, all of the same draw; requests are dealt to them in turn (round-robin)
     draws: tuple[Measures, ...]
-    asked: tuple[str, ...]
-    """The times with a limit."""
+    asked: tuple[str, ...]  # the times with a limit
     confidence: float
     """Share of the draws in which all limits are kept, at once, and no queue grows without end."""
-    p_overloaded: float
-    """Share of the draws in which more comes than is served."""
-    all_within: Interval
-    """Share of the requests that keep all limits."""
+    p_overloaded: float  # share of the draws in which more comes than is served
+    all_within: Interval  # share of the requests that keep all limits
     times: Mapping[str, Mapping[str, Any]]
     """By `KEYS` the intervals ``p50_ms``, ``p95_ms`` and ``p99_ms``; of those with a limit ``limit_ms``,
     ``quantile``, ``within`` (interval) and ``confidence`` too."""
-    load: Mapping[str, Interval]
-    """Intervals of queues, utilisation, preemptions and growth, as in `Measures`."""
-    extrapolated: float
-    """Share of the simulated time in steps outside of what the trace covers."""
-    beyond: float
-    """Share in steps of more requests, or more tokens, than any of the trace."""
-    num_steps: int
-    """Scheduler steps simulated."""
-    seconds: float
-    """Time they took to simulate."""
+    load: Mapping[str, Interval]  # intervals of queues, utilisation, preemptions and growth, as in `Measures`
+    extrapolated: float  # share of the simulated time in steps outside of what the trace covers
+    beyond: float  # share in steps of more requests, or more tokens, than any of the trace
+    num_steps: int  # scheduler steps simulated
+    seconds: float  # that they took to simulate
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
+        first = ("replicas", "confidence", "p_overloaded", "all_within", "times")
         return {
-            "replicas": self.replicas,
-            "confidence": self.confidence,
-            "p_overloaded": self.p_overloaded,
-            "all_within": self.all_within,
-            "times": self.times,
+            **{name: getattr(self, name) for name in first},
             **self.load,
             "extrapolated": self.extrapolated,
             "beyond": self.beyond,
@@ -216,10 +192,9 @@ def simulate(
 ) -> ServerSimulation:
     """Replay a workload once for each draw, on servers whose trace covers a region.
 
-    All steps of a replay, on all servers, share the draw's parameters; their noise is independent. A
-    :class:`PoissonWorkload` is drawn anew for each replay, so that intervals (of a probability) hold the luck
-    of the arrivals too; the same seed gives the same arrivals whatever the servers. Where the confidence
-    asked for is out of reach, no more than `FEWEST_DRAWS` draws are replayed.
+    A :class:`PoissonWorkload` is drawn anew for each replay, so that intervals hold the luck of the arrivals
+    too; the same seed gives the same arrivals whatever the servers. Where the confidence asked for is out of
+    reach, no more than `FEWEST_DRAWS` draws are replayed.
     """
     time_at = np.zeros(times.mean_ms.shape[1:])
     draws: list[Measures] = []
@@ -231,17 +206,10 @@ def simulate(
         table = times.table(draw, overhead_ms=settings.step_overhead_ms)
         parts = [requests.part(number, replicas) for number in range(replicas)]
         start = time.perf_counter()
-        replays = [
-            replay(
-                part,
-                settings,
-                table,
-                rng=np.random.default_rng([seed, draw, replicas, number]),
-                time_at=time_at,
-            )
-            for number, part in enumerate(parts)
-            if part is not None
-        ]
+        replays = []
+        for number, part in enumerate(part for part in parts if part is not None):
+            rng = np.random.default_rng([seed, draw, replicas, number])
+            replays.append(replay(part, settings, table, rng=rng, time_at=time_at))
         seconds += time.perf_counter() - start
         num_steps += sum(r.num_steps for r in replays)
         draws.append(measure(replays, objectives, warmup_ms=warmup_ms))
@@ -302,11 +270,11 @@ def _time(
 
 
 def _interval(draws: Sequence[float] | Floats, probability: float) -> Interval:
-    tail = 0.5 * (1.0 - probability)
     values = np.asarray(draws, dtype=np.float64)
     known = values[np.isfinite(values)]
-    ends = np.quantile(known, [0.5, tail, 1.0 - tail]).tolist() if known.size else [None] * 3
-    return dict(zip(("median", "lower", "upper"), ends, strict=True))
+    levels = band_levels(probability)
+    lower, median, upper = np.quantile(known, levels).tolist() if known.size else [None] * 3
+    return {"median": median, "lower": lower, "upper": upper}
 
 
 def spread_out(workload: AnyWorkload, *, most: int, seed: int) -> Workload:

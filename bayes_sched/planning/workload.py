@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +20,7 @@ import numpy as np
 
 from bayes_sched.arrays import Floats, Ints
 from bayes_sched.errors import InputError
+from bayes_sched.sla.request import NAMES
 
 MAX_TOKENS = 10_000_000
 """A request of more tokens is no request of any server."""
@@ -27,24 +28,13 @@ MAX_TOKENS = 10_000_000
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """Requests in the order of their arrival.
-
-    Attributes
-    ----------
-    arrival_s : ndarray, dims (request,)
-        Seconds since the first one, rising.
-    prompt_tokens, output_tokens : ndarray, dims (request,)
-        At least 1 each.
-
-    Raises
-    ------
-    InputError
-        There is no request, or a number is out of range.
-    """
+    """Requests in the order of their arrival; InputError without any, or for a number out of range."""
 
     arrival_s: Floats
+    """Seconds since the first one, rising, dims (request,)."""
     prompt_tokens: Ints
     output_tokens: Ints
+    """At least 1 each, dims (request,)."""
 
     def __post_init__(self) -> None:
         if not self.arrival_s.size:
@@ -96,10 +86,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How many tokens requests have: a log-normal spread around a median.
-
-    Two requests in three lie within a factor `spread` of the median; with 1 all have as many.
-    """
+    """How many tokens requests have: log-normal, two in three within a factor `spread` of the median."""
 
     median: int
     spread: float = 1.0
@@ -123,13 +110,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoissonWorkload:
-    """Requests that come independently of each other, `rate_per_s` a second in the mean.
-
-    Raises
-    ------
-    InputError
-        A number is out of range.
-    """
+    """Requests that come independently, `rate_per_s` a second in the mean; InputError for a bad number."""
 
     rate_per_s: float
     prompt: Lengths
@@ -161,6 +142,10 @@ type AnyWorkload = Workload | PoissonWorkload
 
 FIELDS = ("arrival_s", "prompt_tokens", "output_tokens")
 """What every request of a log has."""
+MEASURED = tuple(f"{key}_ms" for key in NAMES)
+"""What one has beside that whose client measured its times."""
+LEAST = 20
+"""Fewer measured requests have no quantiles worth a comparison."""
 
 
 def read_workload(path: str | os.PathLike[str]) -> Workload:
@@ -182,6 +167,59 @@ def read_workload(path: str | os.PathLike[str]) -> Workload:
         raise InputError(f"{path}: the file holds no request")
     arrival, prompt, output = np.array(rows, dtype=np.float64).T
     return Workload.of(arrival, prompt.astype(np.int64), output.astype(np.int64))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MeasuredRequests:
+    """Requests with the times that their clients measured, dims (request,), in the order of their arrival."""
+
+    arrival_s: Floats  # when they were sent, on the clock of the server's trace
+    prompt_tokens: Ints
+    output_tokens: Ints
+    times_ms: Mapping[str, Floats]  # by the keys of `NAMES`; NaN where a request has no such time
+
+    @property
+    def num_requests(self) -> int:
+        """How many requests there are."""
+        return self.arrival_s.size
+
+    @property
+    def finish_s(self) -> Floats:
+        """When the last token came, s, dims (request,)."""
+        return self.arrival_s + self.times_ms["e2e"] / 1000.0
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that a server computes for them, without a prefix cache: the last one is not an input."""
+        return int((self.prompt_tokens + self.output_tokens - 1).sum())
+
+    @property
+    def workload(self) -> Workload:
+        """The requests as a simulator takes them, the first at 0."""
+        return Workload.of(self.arrival_s, self.prompt_tokens, self.output_tokens)
+
+
+def read_measured_requests(path: str | os.PathLike[str]) -> MeasuredRequests:
+    """Read requests with `FIELDS` and `MEASURED`; those of one token may lack the time per output token."""
+    path = Path(path)
+    rows = []
+    for place, record in request_records(path, fields=(*FIELDS, *MEASURED)):
+        values = {name: request_value(record, name, place) for name in (*FIELDS, "ttft_ms", "e2e_ms")}
+        is_single = values["output_tokens"] == 1
+        values["tpot_ms"] = np.nan if is_single else request_value(record, "tpot_ms", place)
+        if values["e2e_ms"] < values["ttft_ms"]:
+            raise InputError(f"{place}: e2e_ms is below ttft_ms: the last token comes before the first")
+        rows.append([values[name] for name in (*FIELDS, *MEASURED)])
+    if len(rows) < LEAST:
+        raise InputError(f"{path}: {len(rows):,} requests are too few: give at least {LEAST}")
+    table = np.array(rows, dtype=np.float64)
+    arrival, prompt, output, *times = table[np.argsort(table[:, 0], kind="stable")].T
+    return MeasuredRequests(
+        arrival_s=arrival,
+        prompt_tokens=prompt.astype(np.int64),
+        output_tokens=output.astype(np.int64),
+        times_ms=dict(zip(NAMES, times, strict=True)),
+    )
 
 
 def request_records(path: Path, *, fields: tuple[str, ...] = FIELDS) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +13,10 @@ from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.files import VERSION
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.posterior.prediction import Evaluator, StudentTMixture
+from bayes_sched.posterior.prediction import Evaluator, OverDraws, StudentTMixture
 from bayes_sched.predictor.predictor import Predictor, Provenance
 from bayes_sched.predictor.tables import LOGIT_END, POSITION_END, Tables, as_stored
-from bayes_sched.steps import POSSIBLE
+from bayes_sched.steps import POSSIBLE, SIZES
 
 MARGIN = 4.0
 """How many times the largest batch and token count of the trace the tables reach."""
@@ -32,7 +31,8 @@ LEVELS = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 TAIL_LEVELS = (0.0001, 0.001, 0.01, 0.99, 0.999, 0.9999)
 """Probabilities whose tails are checked."""
 
-_NUM_LOGITS, _NUM_POSITIONS = 97, 161
+_NUM_LOGITS = 97
+_POSITIONS = np.linspace(-POSITION_END, POSITION_END, 161)
 # Widest spacing of nodes in log B and log S. Shapes change most at few requests, which traces hold few of.
 _FINE, _COARSE = np.array([0.125, 0.125]), np.array([0.25, 0.5])
 _HALVINGS = np.array([[0, 0], [0, 1], [1, 1], [1, 2], [2, 2]])  # one axis after the other, S first
@@ -58,23 +58,23 @@ def compile_predictor(
     InputError
         The fit has not converged, its model needs more of a step than B and S, or no grid is fine enough.
     """
+    metadata = fit.metadata
     if not (fit.converged or allow_unconverged):
-        problems = "; ".join(fit.metadata.problems) or "see its report"
+        problems = "; ".join(metadata.problems) or "see its report"
         raise InputError(
-            f"the fit {fit.metadata.name} has not converged ({problems}): fit the trace again, or compile it "
+            f"the fit {metadata.name} has not converged ({problems}): fit the trace again, or compile it "
             "all the same (allow_unconverged=True)"
         )
-    further = [name for name in fit.model.columns if name not in {"batch_size", "total_tokens"}]
+    further = [name for name in fit.model.columns if name not in SIZES]
     if further:
         raise InputError(
-            f"the model {fit.model.name} of {fit.metadata.name} needs {', '.join(further)} of every step: a "
+            f"the model {fit.model.name} of {metadata.name} needs {', '.join(further)} of every step: a "
             "predictor's tables are over requests and tokens alone; fit the trace with the model saturation "
             "to compile one, or ask the fit itself (FittedModel)"
         )
     source = _Source(fit.evaluator(max_draws))
-    largest = [float(fit.cells[name].max()) for name in ("batch_size", "total_tokens")]
+    largest = [float(fit.cells[name].max()) for name in SIZES]
     tables, errors = _refined(source, _Checks.of(fit, source), np.log(MARGIN * np.array(largest)))
-    metadata = fit.metadata
     provenance = Provenance(
         name=metadata.name,
         model=metadata.model.name,
@@ -102,63 +102,49 @@ class _Source:
 
     def moments(self, batch_size: Floats, total_tokens: Floats) -> Floats:
         """Return mean and width, ms, dims (2, step)."""
-        return self._ask(batch_size, total_tokens, lambda mixture, mean, scale: _moments(mean, scale), 2)
+        return self._ask(batch_size, total_tokens, lambda mixture, mean, scale, x: _moments(mean, scale), 2)
 
     def logits(self, batch_size: Floats, total_tokens: Floats) -> Floats:
         """Return the logits of P(latency <= x) at even standardised positions, dims (position, step)."""
-        positions = np.linspace(-POSITION_END, POSITION_END, _NUM_POSITIONS)
 
-        def function(mixture: StudentTMixture, mean: Floats, scale: Floats) -> Floats:
+        def function(mixture: StudentTMixture, mean: Floats, scale: Floats, x: object) -> Floats:
             centre, width = _moments(mean, scale)
-            return np.stack([_logit(mixture, mean, scale, centre + width * np.sinh(y)) for y in positions])
+            return np.stack([_logit(mixture, mean, scale, centre + width * np.sinh(y)) for y in _POSITIONS])
 
-        return self._ask(batch_size, total_tokens, function, _NUM_POSITIONS)
+        return self._ask(batch_size, total_tokens, function, len(_POSITIONS))
 
     def quantiles(self, batch_size: Floats, total_tokens: Floats, levels: tuple[float, ...]) -> Floats:
         """Return quantiles, ms, dims (quantile, step)."""
 
-        def function(mixture: StudentTMixture, mean: Floats, scale: Floats) -> Floats:
+        def function(mixture: StudentTMixture, mean: Floats, scale: Floats, x: object) -> Floats:
             return np.stack([mixture.quantile(mean, scale, q) for q in levels])
 
         return self._ask(batch_size, total_tokens, function, len(levels))
 
-    def _ask(
-        self,
-        batch_size: Floats,
-        total_tokens: Floats,
-        function: Callable[[StudentTMixture, Floats, Floats], Floats],
-        size: int,
-    ) -> Floats:
+    def _ask(self, batch_size: Floats, total_tokens: Floats, function: OverDraws, size: int) -> Floats:
         # Corners of grid cells may have fewer tokens than requests: the equation holds there too.
         possible = np.ones(batch_size.size, dtype=bool)
         columns = {"batch_size": batch_size, "total_tokens": total_tokens, POSSIBLE: possible}
-        found = self.evaluator.over_draws(
-            xr.Dataset({name: ("step", values) for name, values in columns.items()}),
-            lambda mixture, mean, scale, x: function(mixture, mean, scale),
-            leading={"row": np.arange(float(size))},
-        )
+        steps = xr.Dataset({name: ("step", values) for name, values in columns.items()})
+        found = self.evaluator.over_draws(steps, function, leading={"row": np.arange(float(size))})
         return found.transpose("row", "step").to_numpy()
 
 
 def _moments(mean: Floats, scale: Floats) -> Floats:
-    """Return mean and width of mixtures, dims (draw, cell) -> (2, cell).
-
-    The width is that of the noise alone: its tails are those of the mixture, which then have the same shape
-    where the mean is well known and where it is not.
-    """
+    """Return mean and width of mixtures, dims (draw, cell) -> (2, cell)."""
+    # The width is that of the noise alone: its tails are those of the mixture, which then have the same shape
+    # where the mean is well known and where it is not.
     return np.stack([mean.mean(axis=0), scale.mean(axis=0)])
 
 
 def _logit(mixture: StudentTMixture, mean: Floats, scale: Floats, x: Floats) -> Floats:
     """Return the logit of a mixture's distribution function, below 0 ms as well, dims (cell,)."""
     probability = np.empty(x.shape)
-    below_zero = x < 0.0  # where the mixture's own function is cut off
-    if below_zero.any():
-        mirrored = mixture.cdf(-mean[:, below_zero], scale[:, below_zero], -x[below_zero])
-        probability[below_zero] = 1.0 - mirrored
-    if not below_zero.all():
-        above = ~below_zero
-        probability[above] = mixture.cdf(mean[:, above], scale[:, above], x[above])
+    below = x < 0.0  # where the mixture's own function is cut off
+    for part, sign in ((below, -1.0), (~below, 1.0)):
+        if part.any():
+            found = mixture.cdf(sign * mean[:, part], scale[:, part], sign * x[part])
+            probability[part] = found if sign > 0.0 else 1.0 - found
     probability = np.clip(probability, _SMALLEST_TAIL, 1.0 - _SMALLEST_TAIL)
     return np.log(probability) - np.log1p(-probability)
 
@@ -212,17 +198,16 @@ class _Checks:
 
 def _refined(source: _Source, checks: _Checks, ends: Floats) -> tuple[Tables, dict[str, float]]:
     """Return tables on grids halved until the errors are small enough, and these errors."""
-    moment_halvings = shape_halvings = 0
-    moments, shapes = _moment_tables(source, ends, _FINE), _shape_tables(source, ends, _COARSE)
+    finer_moments, finer_shapes = iter(_FINE * 0.5**_HALVINGS), iter(_COARSE * 0.5**_HALVINGS)
+    moments = _moment_tables(source, ends, next(finer_moments))
+    shapes = _shape_tables(source, ends, next(finer_shapes))
     while True:
         tables = Tables(ends, *moments, *shapes)
         errors = checks.errors(tables)
-        if errors["mean"] > MEAN_ERROR and moment_halvings + 1 < len(_HALVINGS):
-            moment_halvings += 1
-            moments = _moment_tables(source, ends, _FINE * 0.5 ** _HALVINGS[moment_halvings])
-        elif errors["quantile"] > QUANTILE_ERROR and shape_halvings + 1 < len(_HALVINGS):
-            shape_halvings += 1
-            shapes = _shape_tables(source, ends, _COARSE * 0.5 ** _HALVINGS[shape_halvings])
+        if errors["mean"] > MEAN_ERROR and (spacing := next(finer_moments, None)) is not None:
+            moments = _moment_tables(source, ends, spacing)
+        elif errors["quantile"] > QUANTILE_ERROR and (spacing := next(finer_shapes, None)) is not None:
+            shapes = _shape_tables(source, ends, spacing)
         else:
             break
     if max(errors["mean"], errors["quantile"]) <= LARGEST_ERROR:
@@ -255,9 +240,8 @@ def _shape_tables(source: _Source, ends: Floats, spacing: Floats) -> tuple[Float
 
 def _inverse(logits: Floats) -> Floats:
     """Return the standardised positions at even logits, dims (position,) -> (logit,)."""
-    positions = np.linspace(-POSITION_END, POSITION_END, _NUM_POSITIONS)
     rises = np.concatenate([[True], np.diff(logits) > 1e-9])
     wanted = np.linspace(-LOGIT_END, LOGIT_END, _NUM_LOGITS)
     inside = np.clip(wanted, logits[rises][0], logits[rises][-1])
-    found: Floats = PchipInterpolator(logits[rises], positions[rises])(inside)
+    found: Floats = PchipInterpolator(logits[rises], _POSITIONS[rises])(inside)
     return np.maximum.accumulate(found)

@@ -43,32 +43,18 @@ _LARGEST_WEIGHT = 1e100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorSettings:
-    """How a predictor watches the server.
-
-    Attributes
-    ----------
-    tolerance : float
-        How far the level may be off before that counts as drift, relative. Real servers wander by 5 %.
-    false_alarm_rate : float
-        Bound on the probability of a false alarm, for each step.
-    memory : float
-        Steps over which level, coverage and histogram forget (a step's weight falls by e).
-    anomaly_probability : float
-        A step is anomalous if its two-sided tail probability is smaller.
-    follow_level : bool
-        Whether answers are corrected by the level.
-
-    Raises
-    ------
-    InputError
-        A value makes no sense.
-    """
+    """How a predictor watches the server; InputError for a value that makes no sense."""
 
     tolerance: float = 0.075
+    """How far the level may be off before that counts as drift, relative. Real servers wander by 5 %."""
     false_alarm_rate: float = 1e-6
+    """Bound on the probability of a false alarm, for each step."""
     memory: float = 200.0
+    """Steps over which level, coverage and histogram forget (a step's weight falls by e)."""
     anomaly_probability: float = 1e-3
+    """A step is anomalous if its two-sided tail probability is smaller."""
     follow_level: bool = True
+    """Whether answers are corrected by the level."""
 
     def __post_init__(self) -> None:
         limits = {
@@ -84,14 +70,11 @@ class MonitorSettings:
 
 
 class Alarm(NamedTuple):
-    """The model does not describe the server: after how many steps, and its latency over the model's.
+    """The model does not describe the server."""
 
-    ``slower``, ``faster`` or ``erratic`` (more than 10 % of steps outside the widened 90 % band).
-    """
-
-    kind: str
-    num_steps: int
-    level: float
+    kind: str  # slower, faster or erratic (more than 10 % of steps outside the widened 90 % band)
+    num_steps: int  # until then
+    level: float  # the server's latency over the model's
 
     @property
     def text(self) -> str:
@@ -104,17 +87,13 @@ class Alarm(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What one step's latency says, by the answers before it.
-
-    The tail probability is two-sided; a step is anomalous where it is below the limit, inside the region;
-    outside of it, a step counts for nothing else; an alarm stays until the monitor is reset.
-    """
+    """What one step's latency says, by the answers before it."""
 
     probability_below: float
-    tail_probability: float
-    anomalous: bool
-    extrapolation: bool
-    alarm: Alarm | None
+    tail_probability: float  # two-sided
+    anomalous: bool  # the tail probability is below the limit, inside the region
+    extrapolation: bool  # outside of it: the step counts for nothing else
+    alarm: Alarm | None  # stays until the monitor is reset
 
 
 class Monitor:
@@ -147,10 +126,7 @@ class Monitor:
 
     @property
     def histogram(self) -> list[float]:
-        """Shares of recent steps in `NUM_BINS` even bins of P(latency <= observed); 0.05 if all is well.
-
-        All 0 before the first step.
-        """
+        """Shares of recent steps in `NUM_BINS` even bins of P(latency <= observed): even if all is well."""
         total = sum(self._bins) or 1.0
         return [share / total for share in self._bins]
 

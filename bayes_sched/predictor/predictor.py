@@ -40,12 +40,7 @@ type Number = float | np.integer | np.floating
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """The fit that a predictor was compiled from; it survives a round trip through JSON unchanged.
-
-    `errors` are the largest of the tables against the same draws, measured inside the region: ``mean`` and
-    ``quantile`` (relative, 0.001 to 0.999), ``probability`` (absolute), ``tail`` (relative error of the
-    smaller tail, from 0.0001 on).
-    """
+    """The fit that a predictor was compiled from; it survives a round trip through JSON unchanged."""
 
     name: str
     model: str
@@ -61,6 +56,8 @@ class Provenance:
     bayes_sched_version: str
     region_text: str
     errors: Mapping[str, float]
+    """The largest of the tables against the same draws, inside the region: ``mean`` and ``quantile``
+    (relative, 0.001 to 0.999), ``probability`` (absolute), ``tail`` (relative, of the smaller one)."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:

@@ -29,10 +29,7 @@ type Distribution = tuple[float, float, tuple[Column, Column, Column, Column], f
 
 
 class StepLookup:
-    """Tables as lists, which Python reads fastest.
-
-    Arguments are trusted: the batch size and the tokens lie in the grid.
-    """
+    """Tables as lists, which Python reads fastest; arguments are trusted to lie in the grid."""
 
     def __init__(self, tables: Tables) -> None:
         end_b, end_s = (float(end) for end in tables.ends)
@@ -153,9 +150,8 @@ class Tables:
                 return f"{name} is not an array of {ndim} dims of finite numbers"
         if self.ends.shape != (2,) or self.ends.min() <= 0.0 or min(self.log_mean.shape) < 2:
             return "the grid is empty"
-        if self.log_mean.shape != self.log_width.shape or min(*self.positions.shape, *self.logits.shape) < 2:
-            return "the tables do not go together"
-        if self.positions.shape[:2] != self.logits.shape[:2]:
+        mean, width, positions, logits = (getattr(self, name).shape for name in list(wanted)[1:])
+        if mean != width or positions[:2] != logits[:2] or min(*positions, *logits) < 2:
             return "the tables do not go together"
         if (np.diff(self.positions, axis=2) < 0).any() or (np.diff(self.logits, axis=2) < 0).any():
             return "a distribution function falls"
@@ -235,13 +231,8 @@ class _Grid:
         # Indices of numpy's own width: any other is converted at each access.
         row = np.minimum(at_b.astype(np.intp), self.cells_b - 1)
         column = np.minimum(at_s.astype(np.intp), self.cells_s - 1)
-        return _Places(
-            row * self.cells_s + column,
-            row + column + row * self.cells_s,
-            self.cells_s + 1,
-            at_b - row,
-            at_s - column,
-        )
+        cell = row * self.cells_s + column
+        return _Places(cell, row + column + row * self.cells_s, self.cells_s + 1, at_b - row, at_s - column)
 
 
 @dataclass(frozen=True, slots=True)

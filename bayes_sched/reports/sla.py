@@ -25,8 +25,7 @@ from bayes_sched.reports.document import (
 )
 from bayes_sched.reports.plots.limits import decode_promise, promise_map, request_survival
 from bayes_sched.sla.request import RequestSLA
-from bayes_sched.sla.sla import SLA, RiskMaps
-from bayes_sched.sla.steps import StepSLA
+from bayes_sched.sla.steps import SLA, RiskMaps, StepSLA
 
 _MAX_ROWS = 12
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Drawing
 
 from bayes_sched.files import SIMULATOR, whole_file
 from bayes_sched.format import NONE, number, percent, records, span
-from bayes_sched.planning.forecast import CORRECTIONS
+from bayes_sched.planning.server_record import CORRECTIONS
 from bayes_sched.reports.document import Column, Document, Figure, Item, Table, Text, cell, report
 from bayes_sched.reports.markdown import markdown
 from bayes_sched.reports.plots.studies import (

@@ -37,10 +37,8 @@ _BISECTIONS = 60
 class SumDistribution:
     """The distribution of a sum of step times, for each draw."""
 
-    first_ms: Floats
-    """The first place at which the distribution function is known, dims (draw,)."""
-    cell_ms: Floats
-    """Distance of these places, dims (draw,)."""
+    first_ms: Floats  # the first place at which the distribution function is known, dims (draw,)
+    cell_ms: Floats  # distance of these places, dims (draw,)
     cdf: Floats
     """P(sum <= place), dims (draw, place). Its end is below 1 by the probability that a single step is late
     beyond all bounds."""
@@ -118,10 +116,8 @@ def _joined(parts: list[SumDistribution], centres_ms: Floats, width_ms: Floats) 
 def _power(
     cells_of: CellsOf, centre_ms: Floats, width_ms: Floats, alpha: Floats, count: int
 ) -> SumDistribution:
-    """Return the distribution of the sum of `count` times the same, each of a centre and a width.
-
-    The grid of a sum of many is too coarse for one of them, so many are summed block by block.
-    """
+    """Return the distribution of the sum of `count` times the same, each of a centre and a width."""
+    # The grid of a sum of many is too coarse for one of them, so many are summed block by block.
     if count <= _BLOCK:
         return _direct_power(cells_of, centre_ms, count ** (1.0 / alpha) * width_ms, count)
     num_blocks, rest = divmod(count, _BLOCK)

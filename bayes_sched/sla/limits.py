@@ -20,7 +20,7 @@ from bayes_sched.arrays import Bools, Floats, Ints
 from bayes_sched.format import chance, chances, sureness
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.region import TOLERANCE, Region
-from bayes_sched.sla.risk import Objective, step_risk
+from bayes_sched.sla.risk import Objective, flat_draws, step_risk
 from bayes_sched.steps import steps_arrays
 
 EXTRAPOLATION_FACTOR = 4
@@ -51,8 +51,7 @@ class Evidence:
     num_steps: int
     late_share: float | None
     """Share of them that took longer than the limit, at least; None where there are none."""
-    is_contradicted: bool
-    """Whether more of them are late than the promise can explain."""
+    is_contradicted: bool  # whether more of them are late than the promise can explain
 
     @property
     def text(self) -> str:
@@ -72,16 +71,13 @@ class Evidence:
 class Cap:
     """A number up to which steps are allowed, and what allowing them means."""
 
-    number: int
-    """Requests of a decode-only batch, or tokens of a step."""
+    number: int  # requests of a decode-only batch, or tokens of a step
     probability: float
     """P(latency <= limit) of a step of exactly that number: risk; with its credible interval."""
     lower: float
     upper: float
-    confidence: float
-    """That all steps up to the number keep the quantile, at once."""
-    extrapolation: bool
-    """Whether the trace holds no such steps."""
+    confidence: float  # that all steps up to the number keep the quantile, at once
+    extrapolation: bool  # whether the trace holds no such steps
     evidence: Evidence
 
     @property
@@ -95,31 +91,24 @@ class Cap:
 class StepLimit:
     """How far one may go along a line of steps."""
 
-    name: str
-    """What is limited, such as ``decode-only batch``."""
-    unit: str
-    """``requests`` or ``tokens``."""
-    requests: int | None
-    """Of every step, None for decode-only steps."""
+    name: str  # what is limited, such as decode-only batch
+    unit: str  # requests or tokens
+    requests: int | None  # of every step, None for decode-only steps
     first: int | None
     """Where the search began and ended: the range of the data, or beyond where that was allowed; None where
     the trace holds no such steps."""
     last: int | None
-    promised: Cap | None
-    """The largest number that may be promised; None where there is none."""
+    promised: Cap | None  # the largest number that may be promised; None where there is none
     limited_by: LimitedBy
     """``slo``: one more would break the promise. ``data``: the trace holds no larger steps, so that more may
     be possible. ``range``: the end of the search outside the data. ``nothing seen``: no such steps at all."""
     alone: Span | None
     """Where nothing may be promised as a cap: the first and the last number whose steps would keep the limit
     taken alone, if there are such; smaller steps are slower than they."""
-    point: Cap | None
-    """The largest number that a single fitted curve allows, with what it would have meant."""
-    point_is_edge: bool
-    """Whether only the end of the search stopped the point estimate."""
+    point: Cap | None  # the largest number that a single fitted curve allows, with what it would have meant
+    point_is_edge: bool  # whether only the end of the search stopped the point estimate
     asked: Cap | None
-    asked_is_trusted: bool | None
-    """Whether the model is as confident of what was asked for as it should be."""
+    asked_is_trusted: bool | None  # whether the model is as confident of what was asked for as it should be
     asked_is_kept: bool | None
     """Whether it may be promised: trusted, within the data, and not contradicted by the trace."""
 
@@ -133,14 +122,7 @@ class StepLimit:
     @property
     def text(self) -> str:
         """Sentences a person can paste."""
-        parts = [
-            self._promise_text(),
-            "" if self.promised is None else self.promised.evidence.text,
-            self._asked_text(),
-            # Where the model itself says no, there is nothing that the trace could contradict.
-            "" if self.asked is None or not self.asked_is_trusted else self.asked.evidence.text,
-            self._point_text(),
-        ]
+        parts = (self._promise_text(), self._asked_text(), self._point_text())
         return " ".join(part for part in parts if part)
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,13 +134,11 @@ class StepLimit:
         if self.limited_by == "nothing seen":
             return f"{label}: none, the trace holds no such steps."
         if self.promised is None:
-            alone = ""
-            if self.alone is not None:
-                first, last = self.alone
-                steps = f"steps of {first:,} to {last:,} would keep it, but smaller ones are slower"
-                alone = f" Taken alone, {steps}."
-            smallest = f"not even the smallest searched ({self.first:,} {self.unit}) may be promised"
-            return f"{label}: none, {smallest}.{alone}"
+            none = f"none, not even the smallest searched ({self.first:,} {self.unit}) may be promised"
+            if self.alone is None:
+                return f"{label}: {none}."
+            steps = "steps of {:,} to {:,} would keep it, but smaller ones are slower".format(*self.alone)
+            return f"{label}: {none}. Taken alone, {steps}."
         why = {
             "slo": "one more would break the promise",
             "data": "the trace holds no larger steps, so more may be possible",
@@ -166,9 +146,11 @@ class StepLimit:
         }[self.limited_by]
         outside = ", EXTRAPOLATION: outside of the data" if self.promised.extrapolation else ""
         since = f", every step from {self.first:,} on" if (self.first or 1) > (self.requests or 1) else ""
+        seen = self.promised.evidence.text
         return (
             f"{label}: {self.promised.number:,} {self.unit} ({why}{since}{outside}); there "
             f"{self.promised.breach_text}, and the confidence is {sureness(self.promised.confidence)}."
+            f"{seen and f' {seen}'}"
         )
 
     def _asked_text(self) -> str:
@@ -176,9 +158,11 @@ class StepLimit:
             return ""
         verdict = "may be promised" if self.asked_is_kept else "may NOT be promised"
         outside = " (extrapolation: the trace holds no such steps)" if self.asked.extrapolation else ""
+        # Where the model itself says no, there is nothing that the trace could contradict.
+        seen = self.asked.evidence.text if self.asked_is_trusted else ""
         return (
             f"Asked for {self.asked.number:,} {self.unit}{outside}: {verdict}; {self.asked.breach_text}, and "
-            f"the confidence is {sureness(self.asked.confidence)}."
+            f"the confidence is {sureness(self.asked.confidence)}.{seen and f' {seen}'}"
         )
 
     def _point_text(self) -> str:
@@ -210,10 +194,8 @@ class StepLine:
         return f"token budget with {self.requests - 1:,} decodes and a prefill"
 
     def span(self, region: Region, *, extrapolate: bool = False) -> Span | None:
-        """Return the first and the last number to search, None where the trace holds none.
-
-        A convex region meets a line in one piece, so everything between the two has been seen.
-        """
+        """Return the first and the last number to search, None where the trace holds none."""
+        # A convex region meets a line in one piece, so everything between the two has been seen.
         largest = math.exp(float(region.corners[:, 0 if self.requests is None else 1].max()) + TOLERANCE)
         if extrapolate:
             return self.first, max(self.first, math.floor(EXTRAPOLATION_FACTOR * largest))
@@ -232,16 +214,14 @@ def steps_on(lines: Sequence[StepLine], numbers: Ints) -> xr.Dataset:
     return steps_arrays(batch_size.ravel(), numbers.ravel())
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class StepSearch:
     """What a fit allows along lines of steps."""
 
     fit: FittedModel
     objective: Objective
-    extrapolate: bool
-    """Whether to search, and to promise, outside the region of the data."""
-    probability: float
-    """Of credible intervals."""
+    extrapolate: bool  # whether to search, and to promise, outside the region of the data
+    probability: float  # of credible intervals
     max_draws: int | None
 
     def span(self, line: StepLine) -> Span | None:
@@ -250,22 +230,17 @@ class StepSearch:
 
     def promised(self, lines: Sequence[StepLine], spans: Sequence[Span]) -> tuple[int | None, ...]:
         """Return for each line the largest number that may be promised."""
-
-        def is_kept(running: Floats) -> Bools:
-            return self.objective.is_confident(self.objective.confidence_of(running))
-
-        return largest_kept(lines, spans, evaluate=self.quantile_draws, is_kept=is_kept)
+        return largest_kept(lines, spans, evaluate=self.quantile_draws, is_kept=self.objective.is_surely_kept)
 
     def point_allowed(self, lines: Sequence[StepLine], spans: Sequence[Span]) -> tuple[int | None, ...]:
-        """Return for each line the largest number that a single fitted curve allows.
+        """Return for each line the largest number that the posterior median of the mean latency allows.
 
-        The curve is the posterior median of the mean latency: the best that a point estimate can be. (Means
-        or medians of single parameters do worse, as data identify their combinations only.)
+        No single fitted curve does better: of single parameters data identify the combinations only.
         """
 
         def evaluate(steps: xr.Dataset) -> Floats:
             mean = self.fit.mean_latency(steps, max_draws=self.max_draws)
-            return np.median(_flat(mean), axis=0, keepdims=True)
+            return np.median(flat_draws(mean), axis=0, keepdims=True)
 
         limit_ms = self.objective.limit_ms
         return largest_kept(lines, spans, evaluate=evaluate, is_kept=lambda running: running[0] <= limit_ms)
@@ -326,7 +301,7 @@ class StepSearch:
         """Return the first and the last number whose steps keep the limit, each taken alone."""
         numbers = tried_numbers(*span)
         values = self.quantile_draws(steps_on([line], numbers[None, :]))
-        kept = numbers[self.objective.is_confident(self.objective.confidence_of(values))]
+        kept = numbers[self.objective.is_surely_kept(values)]
         return (int(kept[0]), int(kept[-1])) if len(kept) else None
 
     def quantile_draws(self, steps: xr.Dataset) -> Floats:
@@ -336,12 +311,7 @@ class StepSearch:
 
 def quantile_draws(fit: FittedModel, steps: xr.Dataset, quantile: float, *, max_draws: int | None) -> Floats:
     """Return the noise quantile of each draw, ms, dims (draw, step), the chains after one another."""
-    return _flat(fit.quantile_draws(steps, quantile, max_draws=max_draws))
-
-
-def _flat(draws: xr.DataArray) -> Floats:
-    values: Floats = draws.transpose("chain", "draw", "step").to_numpy()
-    return values.reshape(-1, values.shape[-1])
+    return flat_draws(fit.quantile_draws(steps, quantile, max_draws=max_draws))
 
 
 def tried_numbers(low: int, high: int) -> Ints:
@@ -353,10 +323,9 @@ def tried_numbers(low: int, high: int) -> Ints:
 def largest_kept(
     lines: Sequence[StepLine], spans: Sequence[Span], *, evaluate: Evaluate, is_kept: IsKept
 ) -> tuple[int | None, ...]:
-    """Return for each line the largest number of its span up to which all steps keep the limit.
+    """Return for each line the largest number of its span up to which all steps keep the limit, or None.
 
-    What is kept at some latencies must be kept at smaller ones. None where the first step of a line does not
-    keep the limit.
+    What is kept at some latencies must be kept at smaller ones.
     """
     low, high = (np.array(ends, dtype=np.int64) for ends in zip(*spans, strict=True))
     first, best = low.copy(), low - 1

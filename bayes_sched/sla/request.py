@@ -14,10 +14,18 @@ from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
 from bayes_sched.format import chance, chances, number, records, sentence, span, sureness
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import Evaluator, PerDraw, check_probability
+from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.sla.convolution import SumDistribution, sum_distribution
-from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, check_columns, refusals
+from bayes_sched.sla.risk import (
+    DEFAULT_CONFIDENCE,
+    DEFAULT_QUANTILE,
+    Objective,
+    check_columns,
+    noise_draws,
+    objectives_of,
+    refusals,
+)
 from bayes_sched.steps import steps_arrays
 
 MAX_DRAWS = 400
@@ -36,21 +44,13 @@ class RequestSteps:
     Every step first gives each decode its token; what the token budget leaves goes to the prompt. The first
     output token comes out of the last prefill step, each further one out of a decode-only step. The decodes
     run on all the while, and no other request comes; a wait for the first step is not counted.
-
-    Raises
-    ------
-    InputError
-        A number is out of range, or the budget has no room for a prefill.
     """
 
-    prompt_tokens: int
-    """Tokens to prefill (those in the prefix cache left out)."""
+    prompt_tokens: int  # tokens to prefill (those in the prefix cache left out)
     output_tokens: int | None = None
     """Tokens to generate, the first one included; None where that is of no interest."""
-    decodes: int = 0
-    """Other requests, which decode in every step."""
-    token_budget: int
-    """Tokens of a step, at most, those of the decodes included."""
+    decodes: int = 0  # other requests, which decode in every step
+    token_budget: int  # tokens of a step, at most, those of the decodes included
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
@@ -94,79 +94,63 @@ class RequestSteps:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RequestTime:
-    """The time to the first token, the time per output token, or the whole time of a request, ms.
+    """A time of a request, ms: None where beyond all bounds; what is of the limit is None without one."""
 
-    Times are None where they are beyond all bounds; what is of the limit is None without one.
-    """
-
-    key: str
-    """``ttft``, ``tpot`` or ``e2e``."""
-    name: str
-    """The same in words."""
+    key: str  # ttft, tpot or e2e
+    name: str  # the same in words
     median_ms: float | None
-    quantile: float
-    """Share of the requests that a promise is about."""
+    quantile: float  # share of the requests that a promise is about
     quantile_ms: float | None
     """Predictive quantile, draws and noise together; then the credible interval of that of a draw."""
     quantile_lower_ms: float | None
     quantile_upper_ms: float | None
-    limit_ms: float | None
-    probability: float | None
+    limit_ms: float | None = None
+    probability: float | None = None
     """Of keeping the limit, draws and noise together, with the credible interval of that of a draw."""
-    lower: float | None
-    upper: float | None
-    confidence: float | None
-    """Share of the draws in which the asked share of requests keeps the limit."""
-    is_kept: bool | None
-    """Whether the limit may be promised, as far as numbers go."""
-    interval: float
-    """Probability of credible intervals."""
-    distribution: SumDistribution
-    """One for each posterior draw."""
+    lower: float | None = None
+    upper: float | None = None
+    confidence: float | None = None  # share of the draws in which the asked share keeps the limit
+    is_kept: bool | None = None  # whether the limit may be promised, as far as numbers go
+    interval: float  # probability of credible intervals
+    distribution: SumDistribution  # one for each posterior draw
 
     @classmethod
     def of(
-        cls,
-        key: str,
-        distribution: SumDistribution,
-        objective: Objective | None,
-        *,
-        quantile: float,
-        interval: float,
+        cls, key: str, distribution: SumDistribution, of: Objective | None, quantile: float, interval: float
     ) -> RequestTime:
         """Say what follows from the distribution of a time."""
-        tail = 0.5 * (1.0 - interval)
 
         def credible(draws: Floats) -> list[float]:
             # Values of draws, not values between two: either may be infinite.
-            ends: list[float] = np.quantile(draws, [tail, 1.0 - tail], method="inverted_cdf").tolist()
+            levels = band_levels(interval)[[0, 2]]
+            ends: list[float] = np.quantile(draws, levels, method="inverted_cdf").tolist()
             return ends
 
-        limit_ms = probability = lower = upper = confidence = is_kept = None
         draws_ms = distribution.quantile_draws(quantile)
-        if objective is not None:
-            limit_ms = objective.limit_ms
-            lower, upper = credible(distribution.cdf_draws(np.array([limit_ms]))[:, 0])
-            probability = distribution.probability_below(limit_ms)
-            confidence = float(objective.confidence_of(draws_ms))
-            is_kept = bool(objective.is_confident(confidence))
-        lower_ms, upper_ms = credible(draws_ms)
+        ends_ms = [distribution.quantile(0.5), distribution.quantile(quantile), *credible(draws_ms)]
+        median_ms, quantile_ms, lower_ms, upper_ms = (ms if math.isfinite(ms) else None for ms in ends_ms)
+        of_limit: dict[str, Any] = {}
+        if of is not None:
+            lower, upper = credible(distribution.cdf_draws(np.array([of.limit_ms]))[:, 0])
+            of_limit = {
+                "limit_ms": of.limit_ms,
+                "probability": distribution.probability_below(of.limit_ms),
+                "lower": lower,
+                "upper": upper,
+                "confidence": float(of.confidence_of(draws_ms)),
+                "is_kept": bool(of.is_surely_kept(draws_ms)),
+            }
         return cls(
             key=key,
             name=NAMES[key],
-            median_ms=_finite(distribution.quantile(0.5)),
+            median_ms=median_ms,
             quantile=quantile,
-            quantile_ms=_finite(distribution.quantile(quantile)),
-            quantile_lower_ms=_finite(lower_ms),
-            quantile_upper_ms=_finite(upper_ms),
-            limit_ms=limit_ms,
-            probability=probability,
-            lower=lower,
-            upper=upper,
-            confidence=confidence,
-            is_kept=is_kept,
+            quantile_ms=quantile_ms,
+            quantile_lower_ms=lower_ms,
+            quantile_upper_ms=upper_ms,
             interval=interval,
             distribution=distribution,
+            **of_limit,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,14 +160,11 @@ class RequestTime:
 
     def survival(self) -> pd.DataFrame:
         """Return the share of the requests that take longer than ``time_ms``, with its interval."""
-        ends = [self.distribution.quantile(q) for q in _ENDS]
-        if self.limit_ms is not None:
-            ends.append(self.limit_ms)
-        finite = [end for end in ends if math.isfinite(end)]
+        ends = [*(self.distribution.quantile(q) for q in _ENDS), self.limit_ms]
+        finite = [end for end in ends if end is not None and math.isfinite(end)]
         places = np.linspace(min(finite), max(finite) + 0.03 * (max(finite) - min(finite)), _NUM_PLACES)
         late = 1.0 - self.distribution.cdf_draws(places)
-        tail = 0.5 * (1.0 - self.interval)
-        lower, upper = np.quantile(late, [tail, 1.0 - tail], axis=0)
+        lower, upper = np.quantile(late, band_levels(self.interval)[[0, 2]], axis=0)
         return pd.DataFrame({"time_ms": places, "late": late.mean(axis=0), "lower": lower, "upper": upper})
 
     @property
@@ -201,10 +182,6 @@ class RequestTime:
             f"{chance(self.probability)} of the requests keep it ({chances(self.lower, self.upper)}), and "
             f"the confidence that at least {share} do is {sureness(self.confidence)}."
         )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -314,13 +291,8 @@ def request_sla(
         than B and S.
     """
     check_columns(fit)
-    for name, share in (("quantile", quantile), ("confidence", confidence), ("probability", probability)):
-        check_probability(share, name=name)
     limits = {"ttft": ttft_ms, "tpot": tpot_ms, "e2e": e2e_ms}
-    objectives = {
-        key: None if ms is None else Objective(limit_ms=ms, quantile=quantile, confidence=confidence)
-        for key, ms in limits.items()
-    }
+    objectives = objectives_of(limits, quantile=quantile, confidence=confidence, probability=probability)
     steps = RequestSteps(
         prompt_tokens=prompt_tokens, output_tokens=output_tokens, decodes=decodes, token_budget=token_budget
     )
@@ -335,7 +307,7 @@ def request_sla(
         fit=fit.description,
         steps=steps,
         times=tuple(
-            RequestTime.of(key, distribution, objectives[key], quantile=quantile, interval=probability)
+            RequestTime.of(key, distribution, objectives[key], quantile, probability)
             for key, distribution in _sums(fit, table, max_draws=max_draws).items()
         ),
         step_table=table,
@@ -352,15 +324,8 @@ def _check_output(steps: RequestSteps, limits: Mapping[str, float | None]) -> No
 
 def _sums(fit: FittedModel, table: pd.DataFrame, *, max_draws: int | None) -> dict[str, SumDistribution]:
     """Return the distribution of each time that can be told."""
-    evaluator = Evaluator(fit.model, fit.posterior, max_draws=max_draws)
     steps = steps_arrays(table["batch_size"], table["total_tokens"])
-
-    def draws(function: PerDraw) -> Floats:
-        flat: Floats = evaluator.per_draw(steps, function).to_numpy().reshape(-1, len(table))
-        return flat
-
-    mean, scale = draws(lambda mean, scale, nu, x: mean), draws(lambda mean, scale, nu, x: scale)
-    nu = draws(lambda mean, scale, nu, x: nu + 0.0 * mean)[:, 0]
+    mean, scale, nu = noise_draws(fit, steps, max_draws=max_draws)
     counts = table["count"].to_numpy(np.int64)
     is_prefill = (table["phase"] == "prefill").to_numpy()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,8 @@ import xarray as xr
 from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import check_probability
-from bayes_sched.region import TOLERANCE
-from bayes_sched.steps import POSSIBLE, Steps, steps_grid
+from bayes_sched.posterior.prediction import Evaluator, PerDraw, band_levels, check_probability
+from bayes_sched.steps import SIZES, Steps
 
 DEFAULT_QUANTILE = 0.99
 """Share of the steps, or of the requests, that must keep a limit, unless told otherwise."""
@@ -23,32 +23,17 @@ DEFAULT_CONFIDENCE = 0.95
 ROUNDING = 1e-12
 """A share of draws such as 19/20 must count as 0.95."""
 
-COLUMNS = ("batch_size", "total_tokens")
-_DRAWS = ("chain", "draw")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """A service-level objective: a share `quantile` within `limit_ms`, known with `confidence`.
-
-    Attributes
-    ----------
-    limit_ms : float
-        Latency not to exceed, ms, positive.
-    quantile : float
-        Share of the steps (or requests) that must keep the limit, between 0 and 1.
-    confidence : float
-        Posterior probability with which they must, between 0 and 1.
-
-    Raises
-    ------
-    InputError
-        A value is outside its range.
-    """
+    """A share `quantile` within `limit_ms`, known with `confidence`; InputError for a value out of range."""
 
     limit_ms: float
+    """Latency not to exceed, ms, positive."""
     quantile: float = DEFAULT_QUANTILE
+    """Share of the steps (or requests) that must keep the limit, between 0 and 1."""
     confidence: float = DEFAULT_CONFIDENCE
+    """Posterior probability with which they must, between 0 and 1."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.limit_ms < math.inf:
@@ -64,6 +49,10 @@ class Objective:
             "confidence"
         )
 
+    def to_dict(self) -> dict[str, float]:
+        """Return plain values, ready for JSON."""
+        return {"slo_ms": self.limit_ms, "quantile": self.quantile, "confidence": self.confidence}
+
     def confidence_of(self, quantile_ms: Floats) -> Floats:
         """Return the share of draws whose quantile keeps the limit, dims (draw, ...) -> (...)."""
         share: Floats = np.mean(quantile_ms <= self.limit_ms, axis=0)
@@ -73,16 +62,50 @@ class Objective:
         """Return whether confidences are as high as asked."""
         return np.asarray(confidence >= self.confidence - ROUNDING)
 
+    def is_surely_kept(self, quantile_ms: Floats) -> Bools:
+        """Return whether enough draws have a quantile that keeps the limit, dims (draw, ...) -> (...)."""
+        return self.is_confident(self.confidence_of(quantile_ms))
+
 
 def check_columns(fit: FittedModel) -> None:
     """Refuse a model that a step's requests and tokens do not suffice for."""
-    further = [name for name in fit.model.columns if name not in COLUMNS]
+    further = [name for name in fit.model.columns if name not in SIZES]
     if further:
         raise InputError(
             f"the model {fit.model.name} of {fit.metadata.name} needs {', '.join(further)} of every step: "
             "what follows from requests and tokens alone cannot be said with it; fit the trace with the "
             "model saturation for that"
         )
+
+
+def objectives_of(
+    limits_ms: Mapping[str, float | None], *, quantile: float, confidence: float, probability: float
+) -> dict[str, Objective | None]:
+    """Return what is asked of each time, None where it has no limit; all probabilities are checked."""
+    for name, share in (("quantile", quantile), ("confidence", confidence), ("probability", probability)):
+        check_probability(share, name=name)
+    return {
+        key: None if ms is None else Objective(limit_ms=ms, quantile=quantile, confidence=confidence)
+        for key, ms in limits_ms.items()
+    }
+
+
+def flat_draws(draws: xr.DataArray) -> Floats:
+    """Return values of each draw, dims (draw, step), the chains after one another."""
+    values: Floats = np.ascontiguousarray(draws.transpose("chain", "draw", "step"), dtype=np.float64)
+    return values.reshape(-1, values.shape[-1])
+
+
+def noise_draws(fit: FittedModel, steps: Steps, *, max_draws: int | None) -> tuple[Floats, Floats, Floats]:
+    """Return location and scale of each draw, ms, dims (draw, step), and degrees of freedom, dims (draw,)."""
+    evaluator = Evaluator(fit.model, fit.posterior, max_draws=max_draws)
+    functions: tuple[PerDraw, ...] = (
+        lambda mean, scale, nu, x: mean,
+        lambda mean, scale, nu, x: scale,
+        lambda mean, scale, nu, x: nu + 0.0 * mean,
+    )
+    mean, scale, nu = (flat_draws(evaluator.per_draw(steps, function)) for function in functions)
+    return mean, scale, np.ascontiguousarray(nu[:, 0])
 
 
 def refusals(fit: FittedModel, *, accept_unconverged: bool) -> tuple[str, ...]:
@@ -126,12 +149,11 @@ def step_risk(
     InputError
         A step is impossible, or the probability is not between 0 and 1.
     """
-    tail = 0.5 * (1.0 - check_probability(probability, name="probability"))
+    levels = band_levels(probability)
     below = fit.probability_below_draws(steps, objective.limit_ms, max_draws=max_draws)
     is_possible = below.isel(chain=0, draw=0, drop=True).notnull()
-    sizes = [below.get_axis_num(dim) for dim in _DRAWS]
-    values = np.moveaxis(below.to_numpy(), sizes, [0, 1]).reshape(-1, *is_possible.shape)
-    lower, upper = np.quantile(values, [tail, 1.0 - tail], axis=0)
+    values = below.transpose("chain", "draw", ...).to_numpy().reshape(-1, *is_possible.shape)
+    lower, upper = np.quantile(values, levels[[0, 2]], axis=0)
     parts = {
         "probability": values.mean(axis=0),
         "lower": lower,
@@ -140,24 +162,3 @@ def step_risk(
     }
     columns = {name: is_possible.copy(data=part).where(is_possible) for name, part in parts.items()}
     return xr.Dataset({**columns, "extrapolation": fit.extrapolation(steps)})
-
-
-def risk_map(
-    fit: FittedModel,
-    objective: Objective,
-    *,
-    probability: float = DEFAULT_PROBABILITY,
-    max_draws: int | None = DEFAULT_MAX_DRAWS,
-    num: int = 40,
-) -> xr.Dataset:
-    """Return :func:`step_risk` over an even grid of the trace's range, NaN where no step is ``possible``.
-
-    Each axis has `num` points at most; the tokens hold the batch sizes as well, for decode-only steps.
-    """
-    highest = np.exp(fit.region.corners.max(axis=0) + TOLERANCE)
-    batch_size, tokens = (
-        np.unique(np.rint(np.linspace(1.0, max(1, math.floor(end)), num))) for end in highest
-    )
-    grid = steps_grid(batch_size=batch_size, total_tokens=np.union1d(batch_size, tokens))
-    risk = step_risk(fit, grid, objective, probability=probability, max_draws=max_draws)
-    return risk.assign({POSSIBLE: grid[POSSIBLE]})

@@ -1,19 +1,26 @@
-"""What may be promised of steps: decode-only batches, token budgets, and the frontier between."""
+"""What may be promised of steps: decode-only batches, token budgets, and the frontier between.
+
+Here, too, steps and requests are joined to what is promised of a server at once (:class:`SLA`).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from bayes_sched.errors import InputError
 from bayes_sched.format import number, records
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.provenance import FitDescription
+from bayes_sched.region import TOLERANCE
 from bayes_sched.sla.limits import Span, StepLimit, StepLine, StepSearch, evidence, tried_numbers
+from bayes_sched.sla.request import RequestSLA
 from bayes_sched.sla.risk import (
     DEFAULT_CONFIDENCE,
     DEFAULT_QUANTILE,
@@ -22,7 +29,7 @@ from bayes_sched.sla.risk import (
     refusals,
     step_risk,
 )
-from bayes_sched.steps import steps_arrays
+from bayes_sched.steps import POSSIBLE, steps_arrays, steps_grid
 
 NUM_BATCH_SIZES = 24
 """Numbers of requests on the frontier, at most, evenly spread on a logarithmic scale."""
@@ -30,6 +37,7 @@ DEFAULT_MAX_DRAWS: int | None = 2000
 """Posterior draws, evenly spaced over the chains, that a promise uses unless told otherwise: a confidence of
 0.95 is then known to half a percentage point."""
 
+_NUM_FINE = 160
 _RISK = ("probability", "lower", "upper", "confidence", "extrapolation")
 COLUMNS = (
     *("batch_size", "first_tokens", "last_tokens", "total_tokens", "limited_by", *_RISK),
@@ -106,9 +114,7 @@ class StepSLA:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
         return {
-            "slo_ms": self.objective.limit_ms,
-            "quantile": self.objective.quantile,
-            "confidence": self.objective.confidence,
+            **self.objective.to_dict(),
             "probability": self.probability,
             "is_promised": self.is_promised,
             "refusals": list(self.refusals),
@@ -174,13 +180,7 @@ def step_sla(
     check_columns(fit)
     objective = Objective(limit_ms=slo_ms, quantile=quantile, confidence=confidence)
     _check_counts(batch_size, decodes, token_budget)
-    search = StepSearch(
-        fit=fit,
-        objective=objective,
-        extrapolate=extrapolate,
-        probability=probability,
-        max_draws=max_draws,
-    )
+    search = StepSearch(fit, objective, extrapolate, probability, max_draws)
     tokens = None if decodes is None else search.limit(StepLine(decodes + 1), token_budget)
     decode_only = search.limit(StepLine(), batch_size)
     searched = _frontier_spans(search)
@@ -270,3 +270,107 @@ def _floor_ms(search: StepSearch, decode_only: StepLimit, searched: Mapping[Step
         starts = np.concatenate([starts.reshape(-1, 2), np.stack([numbers, numbers], axis=1)])
     values = search.quantile_draws(steps_arrays(starts[:, 0], starts[:, 1]))
     return float(np.quantile(values, search.objective.confidence, axis=0).min())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RiskMaps:
+    """Risk and confidence where the trace has steps."""
+
+    surface: xr.Dataset
+    """:func:`risk_map`."""
+    veil: xr.Dataset  # a finer grid: extrapolation and possible
+    decode_only: xr.Dataset
+    """:func:`step_risk` of decode-only batches, and ``batch_size``."""
+
+    @classmethod
+    def of(cls, fit: FittedModel, sla: StepSLA) -> RiskMaps:
+        """Compute them for a limit on steps."""
+        surface = risk_map(fit, sla.objective, probability=sla.probability)
+        sizes, tokens = (
+            np.linspace(1.0, float(surface[name].max()), _NUM_FINE) for name in ("batch_size", "total_tokens")
+        )
+        fine = steps_grid(batch_size=sizes, total_tokens=np.union1d(sizes, tokens))
+        largest = math.floor(math.exp(float(fit.region.corners[:, 0].max()) + TOLERANCE))
+        numbers = tried_numbers(1, max(largest, sla.decode_only.last or 1))
+        decodes = step_risk(fit, steps_arrays(numbers, numbers), sla.objective, probability=sla.probability)
+        return cls(
+            surface,
+            fine.assign(extrapolation=fit.extrapolation(fine)),
+            decodes.assign(batch_size=("step", numbers)),
+        )
+
+    @property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """The maps as tables, of possible steps only."""
+        flat = self.surface.stack(step=("batch_size", "total_tokens"))  # noqa: PD013, an xarray object
+        possible = flat.isel(step=np.flatnonzero(flat["possible"].to_numpy())).drop_vars("possible")
+        return {
+            "probability_map": possible.reset_index("step").to_dataframe().reset_index(drop=True),
+            "decode_only": self.decode_only.to_dataframe().reset_index(drop=True),
+        }
+
+
+def risk_map(
+    fit: FittedModel, objective: Objective, *, probability: float = DEFAULT_PROBABILITY, num: int = 40
+) -> xr.Dataset:
+    """Return :func:`step_risk` over an even grid of the trace's range, NaN where no step is ``possible``."""
+    highest = np.exp(fit.region.corners.max(axis=0) + TOLERANCE)
+    batch_size, tokens = (
+        np.unique(np.rint(np.linspace(1.0, max(1, math.floor(end)), num))) for end in highest
+    )
+    # The tokens hold the batch sizes as well, for decode-only steps.
+    grid = steps_grid(batch_size=batch_size, total_tokens=np.union1d(batch_size, tokens))
+    risk = step_risk(fit, grid, objective, probability=probability)
+    return risk.assign({POSSIBLE: grid[POSSIBLE]})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SLA:
+    """What a server may promise of its steps, of requests, or of both."""
+
+    fit: FitDescription  # what it was found with
+    steps: StepSLA | None
+    request: RequestSLA | None
+    maps: RiskMaps | None  # risk and confidence over the range of the data, where the steps are to be shown
+    survival: dict[str, pd.DataFrame]
+    """By the key of each time of the request: :meth:`RequestTime.survival`; where it is to be shown."""
+
+    @classmethod
+    def of(
+        cls, fit: FittedModel, steps: StepSLA | None, request: RequestSLA | None, *, is_drawn: bool = True
+    ) -> SLA:
+        """Join promises of one fit; `is_drawn` computes what the figures of its report need."""
+        return cls(
+            fit=fit.description,
+            steps=steps,
+            request=request,
+            maps=RiskMaps.of(fit, steps) if steps is not None and is_drawn else None,
+            survival={time.key: time.survival() for time in request.times} if request and is_drawn else {},
+        )
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether everything that was asked for may be promised."""
+        return all(answer.is_promised for answer in self._answers)
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """Reasons, besides the numbers, why nothing is promised."""
+        return tuple(dict.fromkeys(reason for answer in self._answers for reason in answer.refusals))
+
+    @property
+    def _answers(self) -> tuple[StepSLA | RequestSLA, ...]:
+        return tuple(answer for answer in (self.steps, self.request) if answer is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {
+            "fit": self.fit.metadata.name,
+            "labels": dict(self.fit.metadata.labels),
+            "converged": self.fit.metadata.converged,
+            "warnings": list(self.fit.warnings),
+            "region": self.fit.region.text,
+            "is_promised": self.is_promised,
+            "steps": None if self.steps is None else self.steps.to_dict(),
+            "request": None if self.request is None else self.request.to_dict(),
+        }

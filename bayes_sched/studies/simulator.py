@@ -11,15 +11,15 @@ import pandas as pd
 
 from bayes_sched.arrays import Floats
 from bayes_sched.format import number, percent, records
-from bayes_sched.planning.forecast import (
+from bayes_sched.planning.replay import SchedulerSettings
+from bayes_sched.planning.server_record import (
     Decisions,
     RequestForecast,
+    ServerRecord,
     decisions_of_clock,
     decisions_of_queue,
     forecast_requests,
 )
-from bayes_sched.planning.replay import SchedulerSettings
-from bayes_sched.planning.server_record import ServerRecord
 from bayes_sched.planning.simulator import KEYS
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import check_probability

@@ -25,27 +25,19 @@ _NEEDED = (*_CELL, "latency_ms")
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """What `clean_steps` left.
-
-    Attributes
-    ----------
-    steps : DataFrame
-        The steps that are left, with the columns they came with and rows counted from 0.
-    table : DataFrame
-        One row a rule in the order of application: ``rule``, ``removed`` (steps), ``share`` (of the steps
-        before cleaning), ``min_total_tokens`` and ``median_total_tokens`` of the removed steps (NaN if there
-        are none).
-    warnings : tuple of str
-        One sentence for each rule that removed a systematic part of the trace.
-    num_before, num_after : int
-        Steps before and after.
-    """
+    """What `clean_steps` left."""
 
     steps: pd.DataFrame
+    """The steps that are left, with the columns they came with and rows counted from 0."""
     table: pd.DataFrame
+    """One row a rule in the order of application: ``rule``, ``removed`` (steps), ``share`` (of the steps
+    before cleaning), ``min_total_tokens`` and ``median_total_tokens`` of the removed steps (NaN if there are
+    none)."""
     warnings: tuple[str, ...]
+    """One sentence for each rule that removed a systematic part of the trace."""
     num_before: int
     num_after: int
+    """Steps before and after."""
 
     @property
     def text(self) -> str:
@@ -81,6 +73,8 @@ def clean_steps(
     missing = [name for name in _NEEDED if name not in steps]
     if missing:
         raise InputError(f"the steps table lacks {', '.join(missing)}: it needs {', '.join(_NEEDED)}")
+    if not len(steps):
+        raise InputError("there are no steps to clean")
     batch_size, total_tokens, latency_ms = (steps[name].to_numpy(dtype=float) for name in _NEEDED)
     is_idle = ~((batch_size > 0) & (total_tokens > 0) & (latency_ms > 0) & np.isfinite(latency_ms))
     is_short = ~is_idle & (latency_ms < min_latency_ms)
@@ -95,8 +89,9 @@ def clean_steps(
     if not keep.any():
         raise InputError(_nothing_left(steps, table))
     _, short, long = rules
+    idle = f"{is_idle.sum():,} of {len(steps):,} steps ({is_idle.mean():.2%}) are idle"
     warnings = (
-        _idle_warning(is_idle),
+        f"{idle} (B, S or T not above 0): removed" if is_idle.mean() > WARN_SHARE else "",
         _warning(steps, short, is_short, ~is_idle, is_long=False),
         _warning(steps, long, is_long, ~is_idle, is_long=True),
     )
@@ -134,8 +129,6 @@ def _account(steps: pd.DataFrame, rules: dict[str, Bools]) -> pd.DataFrame:
 
 
 def _nothing_left(steps: pd.DataFrame, table: pd.DataFrame) -> str:
-    if not len(steps):
-        return "there are no steps to clean"
     rules = zip(table["rule"], table["removed"], strict=True)
     removed = "; ".join(f"{count:,} {rule}" for rule, count in rules if count)
     latency_ms = steps["latency_ms"]
@@ -143,11 +136,6 @@ def _nothing_left(steps: pd.DataFrame, table: pd.DataFrame) -> str:
         f"no step is left of {len(steps):,}: {removed}; the latencies run from {latency_ms.min():.4g} to "
         f"{latency_ms.max():.4g} ms: check their unit, or move min_latency_ms and max_latency_ms"
     )
-
-
-def _idle_warning(is_idle: Bools) -> str:
-    text = f"{is_idle.sum():,} of {len(is_idle):,} steps ({is_idle.mean():.2%}) are idle"
-    return f"{text} (B, S or T not above 0): removed" if is_idle.mean() > WARN_SHARE else ""
 
 
 def _warning(steps: pd.DataFrame, rule: str, removed: Bools, is_work: Bools, *, is_long: bool) -> str:
@@ -193,18 +181,12 @@ def _round_outward(value: float, *, up: bool) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Thinned:
-    """What `thin_steps` kept.
-
-    Attributes
-    ----------
-    steps : DataFrame
-        The chosen steps in their order, rows counted from 0.
-    text : str or None
-        What was left out and how, a sentence; None if nothing was.
-    """
+    """What `thin_steps` kept."""
 
     steps: pd.DataFrame
+    """The chosen steps in their order, rows counted from 0."""
     text: str | None = None
+    """What was left out and how, a sentence; None if nothing was."""
 
 
 def thin_steps(steps: pd.DataFrame, max_rows: int, *, seed: int = 0) -> Thinned:

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.trace.time_series import Clock, Episode, episodes, schedule_rises
+
+type Moment = Callable[[float], str]
+"""Writes a timestamp of one file as a person reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """From where on something is a finding.
-
-    Attributes
-    ----------
-    slow_schedule_ms : float
-        A step whose scheduling took longer, ms.
-    schedule_rise : float
-        Factor by which the schedule time of like steps rises suddenly, above 1.
-    long_queue : int
-        More waiting requests than this, requests.
-    full_kv_cache : float
-        Share of the KV cache in use, above 0 and at most 1.
-    num_slowest : int
-        So many slowest steps are listed.
-    """
+    """From where on something is a finding."""
 
     slow_schedule_ms: float = 10.0
+    """A step whose scheduling took longer, ms."""
     schedule_rise: float = 2.0
+    """Factor by which the schedule time of like steps rises suddenly, above 1."""
     long_queue: int = 10
+    """More waiting requests than this, requests."""
     full_kv_cache: float = 0.95
+    """Share of the KV cache in use, above 0 and at most 1."""
     num_slowest: int = 10
+    """So many slowest steps are listed."""
 
     def __post_init__(self) -> None:
         for name, is_sound, asked in (
@@ -65,6 +60,13 @@ JOINED_STEPS = 10
 _EMPTIER = 0.05
 """A KV cache counts as near full until its use has fallen this far below the limit."""
 
+BLOCK_STEPS = 50
+NUM_BLOCKS = 2
+"""Blocks in each of the two windows around a rise."""
+MIN_SHARE_OF_STEP = 0.01
+_POLISH_ROUNDS = 40
+_WINDOW = NUM_BLOCKS * BLOCK_STEPS
+
 NEEDS = {
     SLOW_SCHEDULING: ("schedule_ms",),
     SCHEDULE_RISE: ("schedule_ms",),
@@ -76,57 +78,44 @@ NEEDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something in a trace that a person should look at.
-
-    Attributes
-    ----------
-    kind : str
-        One of the keys of `NEEDS`.
-    source : str
-        The file.
-    first_line, last_line, peak_line : int
-        1-based lines of the first and the last step of it, and of the one with the highest value.
-    num_steps : int
-        Steps of it that are above the limit.
-    start, end, peak : str
-        Moments of the first step, the last one, and the one with the highest value: a date, or seconds since
-        the beginning of the file where its clock tells no date; empty without timestamps.
-    start_s, duration_s : float or None
-        Seconds since the beginning of the trace, and from the first to the last step.
-    value : float
-        How bad it was: the highest value, or the factor of a rise.
-    unit : str
-        Of the value.
-    text : str
-        The same in words.
-    """
+    """Something in a trace that a person should look at."""
 
     kind: str
+    """One of the keys of `NEEDS`."""
     source: str
+    """The file."""
     first_line: int
     last_line: int
     peak_line: int
+    """1-based lines of the first and the last step of it, and of the one with the highest value."""
     num_steps: int
+    """Steps of it that are above the limit."""
     start: str
     end: str
     peak: str
+    """Moments of the first step, the last one, and the one with the highest value: a date, or seconds since
+    the beginning of the file where its clock tells no date; empty without timestamps."""
     start_s: float | None
     duration_s: float | None
+    """Seconds since the beginning of the trace, and from the first to the last step."""
     value: float
+    """How bad it was: the highest value, or the factor of a rise."""
     unit: str
+    """Of the value."""
     text: str
+    """The same in words."""
 
 
-def find_all(steps: pd.DataFrame, clocks: tuple[Clock, ...], limits: Limits) -> tuple[Finding, ...]:
+def find_all(steps: pd.DataFrame, moments: Sequence[Moment], limits: Limits) -> tuple[Finding, ...]:
     """Look for everything that the columns allow, kind by kind in the order of `NEEDS`.
 
-    The steps are those that are not idle, in the order of the files, with ``time_s``; the clocks are those of
-    the files, in the order of the categories of ``source``.
+    The steps are those that are not idle, in the order of the files, with ``time_s``; the moments are those
+    of the files, in the order of the categories of ``source``.
     """
     codes = steps["source"].cat.codes.to_numpy()
     files = [
-        _File(steps[codes == code] if len(clocks) > 1 else steps, clock, str(name))
-        for code, (name, clock) in enumerate(zip(steps["source"].cat.categories, clocks, strict=True))
+        _File(steps[codes == code] if len(moments) > 1 else steps, moment, str(name))
+        for code, (name, moment) in enumerate(zip(steps["source"].cat.categories, moments, strict=True))
     ]
     return tuple(
         finding
@@ -137,20 +126,55 @@ def find_all(steps: pd.DataFrame, clocks: tuple[Clock, ...], limits: Limits) -> 
     )
 
 
+class Episode(NamedTuple):
+    """Steps `start` to `stop` - 1 of one file, of which `peak` holds the highest value."""
+
+    start: int
+    stop: int
+    peak: int
+    num_above: int
+
+
+def episodes(values: Floats, *, above: float, below: float | None = None, join: int = 0) -> list[Episode]:
+    """Find the stretches in which a value is too high, in their order; NaN is neither high nor low.
+
+    One begins with a value greater than `above` and ends before the first less than `below`, so that a value
+    which swings around the limit is one stretch; without `below`, with the last of those above that have
+    another one at most `join` steps before them.
+    """
+    over = values > above
+    hits = np.flatnonzero(over)
+    if not len(hits):
+        return []
+    if below is None:
+        breaks = np.flatnonzero(np.diff(hits) > join + 1) + 1
+        starts = hits[np.concatenate([[0], breaks])]
+        stops = hits[np.concatenate([breaks - 1, [len(hits) - 1]])] + 1
+    else:
+        # From one that is over to the next that is under: what decides is the latest of either kind.
+        latest = np.maximum.accumulate(np.where(over | (values < below), np.arange(len(over)), -1))
+        inside = (latest >= 0) & over[latest]
+        edges = np.diff(np.concatenate([[False], inside, [False]]).astype(np.int8))
+        starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    pairs = zip(starts.tolist(), stops.tolist(), strict=True)
+    return [
+        Episode(start, stop, start + int(np.nanargmax(values[start:stop])), int(over[start:stop].sum()))
+        for start, stop in pairs
+    ]
+
+
 class _File:
     """The steps of one file, with columns ``time_s`` (s, on the axis of the trace) and ``line``."""
 
-    def __init__(self, steps: pd.DataFrame, clock: Clock, name: str) -> None:
-        self.steps = steps
-        self.clock = clock
-        self.name = name
+    def __init__(self, steps: pd.DataFrame, moment: Moment, name: str) -> None:
+        self.steps, self.moment, self.name = steps, moment, name
         self.lines = steps["line"].to_numpy(int)
         self._time_s = steps["time_s"].to_numpy(float)
         self._stamps = steps["timestamp"].to_numpy(float) if "timestamp" in steps else self._time_s * np.nan
 
     def finding(self, kind: str, span: Episode, value: float, unit: str, text: str) -> Finding:
         first, last = span.start, span.stop - 1
-        start, end, peak = (self.clock.moment(float(self._stamps[at])) for at in (first, last, span.peak))
+        start, end, peak = (self.moment(float(self._stamps[at])) for at in (first, last, span.peak))
         return Finding(
             kind=kind,
             source=self.name,
@@ -200,14 +224,76 @@ def _slow_scheduling(file: _File, limits: Limits) -> Iterator[Finding]:
 
 
 def _schedule_rises(file: _File, limits: Limits) -> Iterator[Finding]:
-    for rise in schedule_rises(file.steps, factor=limits.schedule_rise):
-        text = (
-            f"{rise.factor:.2g} times as long for like steps: median {rise.before_ms:,.3g} ms before, "
-            f"{rise.after_ms:,.3g} ms after (requests a batch {rise.requests_before:,.0f} and "
-            f"{rise.requests_after:,.0f})"
-        )
-        span = Episode(rise.step, rise.step + 1, rise.step, 1)
-        yield file.finding(SCHEDULE_RISE, span, rise.factor, "times", text)
+    """Find sudden rises of the schedule time of like steps by a factor above 1."""
+    steps, factor = file.steps, limits.schedule_rise
+    schedule_ms = steps["schedule_ms"].to_numpy(float)
+    rows = np.flatnonzero(schedule_ms > 0)
+    num_blocks = len(rows) // BLOCK_STEPS
+    if num_blocks < 2 * NUM_BLOCKS + 1:
+        return
+    schedule_ms = schedule_ms[rows]
+    requests, prefills = (steps[name].to_numpy(float)[rows] for name in ("batch_size", "num_prefill_reqs"))
+    ratio = _ratio_to_like(schedule_ms, requests, prefills)
+    smallest_ms = MIN_SHARE_OF_STEP * float(steps["latency_ms"].median())
+    for block in _candidates(ratio[: num_blocks * BLOCK_STEPS], factor):
+        begin = (block - 1) * BLOCK_STEPS
+        place = begin + _best_split(ratio[begin : begin + 3 * BLOCK_STEPS])
+        around = slice(max(0, place - _WINDOW), place), slice(place, place + _WINDOW)
+        before, after = (ratio[window] for window in around)
+        rise = float(np.median(after) / np.median(before))
+        before_ms, after_ms = (float(np.median(schedule_ms[window])) for window in around)
+        is_apart = np.quantile(after, 0.25) > np.quantile(before, 0.75)
+        is_large = rise >= factor and after_ms * (1.0 - 1.0 / rise) >= smallest_ms
+        if is_apart and is_large and after_ms > before_ms:
+            batch, batch_after = (float(np.median(requests[window])) for window in around)
+            text = (
+                f"{rise:.2g} times as long for like steps: median {before_ms:,.3g} ms before, "
+                f"{after_ms:,.3g} ms after (requests a batch {batch:,.0f} and {batch_after:,.0f})"
+            )
+            step = int(rows[place])
+            yield file.finding(SCHEDULE_RISE, Episode(step, step + 1, step, 1), rise, "times", text)
+
+
+def _ratio_to_like(schedule_ms: Floats, requests: Floats, prefills: Floats) -> Floats:
+    """Divide each time by that of steps with about as many requests and prefills, dims (step,)."""
+    kind = np.floor(np.log2(np.maximum(requests, 1))) * 64 + np.floor(np.log2(prefills + 1))
+    steps = pd.DataFrame({"log": np.log(schedule_ms), "kind": kind.astype(int)})
+    steps["block"] = np.arange(len(steps)) // BLOCK_STEPS
+    cells = steps.groupby(["block", "kind"], as_index=False)["log"].median()
+    level = pd.Series(0.0, index=cells.index)
+    for _ in range(_POLISH_ROUNDS):
+        effect = (cells["log"] - level).groupby(cells["kind"]).median()
+        rest = cells["log"] - cells["kind"].map(effect)
+        level = rest.groupby(cells["block"]).transform("median")
+    ratio: Floats = np.exp((steps["log"] - steps["kind"].map(effect)).to_numpy(float))
+    return ratio
+
+
+def _candidates(ratio: Floats, factor: float) -> list[int]:
+    """Blocks that hold a rise: those that stand out most among their neighbours."""
+    blocks = ratio.reshape(-1, BLOCK_STEPS)
+    windows = np.lib.stride_tricks.sliding_window_view(blocks, NUM_BLOCKS, axis=0)
+    windows = windows.transpose(0, 2, 1).reshape(len(windows), -1)
+    low, middle, high = np.quantile(windows, [0.25, 0.5, 0.75], axis=1)
+    ahead = NUM_BLOCKS + 1
+    rise = middle[ahead:] / middle[:-ahead]
+    qualifies = (rise >= factor) & (low[ahead:] > high[:-ahead])
+    score = np.where(qualifies, rise, 0.0)
+    chosen: list[int] = []
+    for place in np.flatnonzero(qualifies):
+        near = score[max(0, place - ahead) : place + ahead + 1]
+        if score[place] == near.max() and (not chosen or place - chosen[-1] > ahead):
+            chosen.append(int(place))
+    return [place + NUM_BLOCKS for place in chosen]
+
+
+def _best_split(values: Floats) -> int:
+    """Where the first third's median best gives way to the last third's."""
+    third = len(values) // 3
+    before, after = np.median(values[:third]), np.median(values[-third:])
+    gain = np.abs(values - before) - np.abs(values - after)
+    cost = np.concatenate([[0.0], np.cumsum(gain)])
+    return int(np.argmin(cost[1:-1])) + 1
 
 
 def _queue_build_ups(file: _File, limits: Limits) -> Iterator[Finding]:

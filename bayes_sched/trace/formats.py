@@ -66,18 +66,15 @@ _CLOCK = re.compile(rb"(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)")
 
 
 class LineError(ValueError):
-    """A line that is no usable step.
-
-    `reason` is one of few texts, fit for counting; `detail` is what this very line held, and may be empty.
-    `is_noise`: no damage when it stands amid vLLM's own log. `is_step`: recognisably meant to be a step.
-    """
+    """A line that is no usable step, for one of few reasons, and with what this very line held."""
 
     def __init__(
         self, reason: str, *, detail: str = "", is_noise: bool = False, is_step: bool = True
     ) -> None:
         super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason, self.detail = reason, detail
-        self.is_noise, self.is_step = is_noise, is_step
+        self.is_noise = is_noise  # no damage when it stands amid vLLM's own log
+        self.is_step = is_step  # recognisably meant to be one
 
 
 class Step(NamedTuple):

@@ -42,12 +42,7 @@ _MAX_NAME = 80
 
 
 def expand_paths(paths: Paths) -> tuple[list[str], list[str]]:
-    """Return the files that are meant, each once, patterns expanded and sorted, and a warning for each twin.
-
-    A name with ``*``, ``?`` or ``[`` that is no file is a pattern; side-cars (``*.meta.json``) and
-    directories do not match it. :class:`InputError` if there is no path, a directory, a missing file, or no
-    match.
-    """
+    """Return the files that are meant, each once, patterns expanded, and a warning for each twin."""
     given = [paths] if isinstance(paths, str | PathLike) else list(paths)
     if not given:
         raise InputError(
@@ -85,11 +80,7 @@ def _expand(name: str) -> list[str]:
 
 
 def result_name(paths: Sequence[str]) -> str:
-    """Name the result of reading some files: letters, digits, ``.``, ``_`` and ``-``, fit for a folder.
-
-    Of several files it is the beginning that their names share up to a separator, or the first name and how
-    many more there are.
-    """
+    """Name the result of reading some files, fit for a folder: what their names share at the beginning."""
     stems = ["stdin" if path == STDIN else _ENDINGS.sub("", Path(path).name) for path in paths]
     name = stems[0]
     if len(stems) > 1:
@@ -146,12 +137,9 @@ class TraceStream:
     """The lines of one file or of standard input."""
 
     def __init__(self, path: str, *, label: str) -> None:
-        self.path = path
-        self.label = label
-        self.head = b""
-        """The first decompressed bytes, which tell what a file without a step looks like."""
-        self.damage = ""
-        """How the compressed data were damaged; empty while they are sound."""
+        self.path, self.label = path, label
+        self.head = b""  # the first decompressed bytes, which tell what a file without a step looks like
+        self.damage = ""  # how the compressed data were damaged; empty while they are sound
         self._digest = hashlib.sha256()
 
     @property

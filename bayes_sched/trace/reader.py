@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,6 @@ from bayes_sched.trace.opening import (
     likely_kind,
     result_name,
 )
-from bayes_sched.trace.sidecar import read_labels
 
 NUM_SHOWN = 5
 """This many bad lines are kept with their place, and this many reasons are told."""
@@ -35,6 +36,13 @@ WAIT_ONLY = (
     "the times of vLLM's own iteration lines are only the wait for the result: near the model run in "
     "synchronous mode, too small (down to 0) under asynchronous scheduling"
 )
+
+_KEYS = {
+    "gpu": ("gpu", "gpu_name", "device_name", "device"),
+    "llm": ("llm", "model", "model_name"),
+}
+SCHEDULER = ("max_num_batched_tokens", "max_num_seqs", "kv_cache_block_size", "num_kv_cache_blocks")
+"""Settings of a server's scheduler, as vLLM names them."""
 
 _TOO_LONG = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
 _FLOAT_FIELDS = {"latency_ms", "schedule_ms", "kv_cache_usage", "prefill_pairs", "timestamp", "step_ms"}
@@ -59,14 +67,10 @@ class BadLine:
 class BadLines:
     """All unusable lines of a trace."""
 
-    counts: Mapping[str, int]
-    """Number of bad lines by reason, most frequent first."""
-    first: tuple[BadLine, ...]
-    """The first `NUM_SHOWN`, in the order of the files and lines."""
-    num_lines: int
-    """Lines looked at, good and bad: without blank ones and the noise of a log."""
-    num_tolerated: int = 0
-    """Bad lines at the end of a file, where a writer or a copy was cut short."""
+    counts: Mapping[str, int]  # number of bad lines by reason, most frequent first
+    first: tuple[BadLine, ...]  # the first `NUM_SHOWN`, in the order of the files and lines
+    num_lines: int  # lines looked at, good and bad: without blank ones and the noise of a log
+    num_tolerated: int = 0  # bad lines at the end of a file, where a writer or a copy was cut short
 
     @property
     def num_bad(self) -> int:
@@ -97,55 +101,38 @@ class BadLines:
 class Source:
     """One file of a trace."""
 
-    path: str
-    """As given; ``-`` is standard input."""
-    format: str
-    """``documented``, ``recorded`` or ``vllm-log``; joined by ``+`` where a file mixes them."""
-    sha256: str
-    """Digest of the file's raw bytes."""
-    num_lines: int
-    """All lines of the file, whatever they hold."""
-    num_steps: int
-    """Rows of the steps table that come from it."""
+    path: str  # as given; - is standard input
+    format: str  # documented, recorded or vllm-log; joined by + where a file mixes them
+    sha256: str  # digest of the file's raw bytes
+    num_lines: int  # all lines of the file, whatever they hold
+    num_steps: int  # rows of the steps table that come from it
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What `read_trace` read.
-
-    Attributes
-    ----------
-    steps : DataFrame
-        One row a scheduler step in the order of the files: ``batch_size`` (requests), ``total_tokens``,
-        ``latency_ms``, and where the trace holds them ``num_prefill_reqs``, ``num_decode_reqs``,
-        ``schedule_ms``, ``kv_cache_usage`` (share), ``num_waiting_reqs``, ``num_running_reqs``,
-        ``context_tokens`` (in the KV cache before the step), ``prefill_pairs`` (query-key pairs of the
-        prefill chunks), ``timestamp`` (s, of whatever clock wrote it; of a vLLM log, since the year began),
-        ``step_ms`` (scheduling and model run as the trace tells it), ``prefill_tokens`` (sum of the prefill
-        chunks), ``max_prefill_chunk`` (tokens; 0 where nothing is prefilled);
-        last ``source`` (categorical) and ``line`` (1-based). A column that no line holds is absent; NaN marks
-        the rows that lack it. Idle steps are rows.
-    sources : tuple of Source
-        The files.
-    bad_lines : BadLines
-        The lines that could not be used.
-    sha256 : str
-        The file's digest, or for several files the digest of their digests in order.
-    name : str
-        Default name of a result.
-    warnings : tuple of str
-        What a person should know before trusting the trace.
-    labels : Mapping of str to str
-        ``gpu`` and ``llm`` where a side-car tells them.
-    """
+    """What `read_trace` read."""
 
     steps: pd.DataFrame
+    """One row a scheduler step in the order of the files: ``batch_size`` (requests), ``total_tokens``,
+    ``latency_ms``, and where the trace holds them ``num_prefill_reqs``, ``num_decode_reqs``, ``schedule_ms``,
+    ``kv_cache_usage`` (share), ``num_waiting_reqs``, ``num_running_reqs``, ``context_tokens`` (in the KV
+    cache before the step), ``prefill_pairs`` (query-key pairs of the prefill chunks), ``timestamp`` (s, of
+    whatever clock wrote it; of a vLLM log, since the year began), ``step_ms`` (scheduling and model run as
+    the trace tells it), ``prefill_tokens`` (sum of the prefill chunks), ``max_prefill_chunk`` (tokens; 0
+    where nothing is prefilled); last ``source`` (categorical) and ``line`` (1-based). A column that no line
+    holds is absent; NaN marks the rows that lack it. Idle steps are rows."""
     sources: tuple[Source, ...]
+    """The files."""
     bad_lines: BadLines
+    """The lines that could not be used."""
     sha256: str
+    """The file's digest, or for several files the digest of their digests in order."""
     name: str
+    """Default name of a result."""
     warnings: tuple[str, ...] = ()
+    """What a person should know before trusting the trace."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    """``gpu`` and ``llm`` where a side-car tells them."""
 
     @property
     def text(self) -> str:
@@ -188,7 +175,7 @@ def read_trace(paths: Paths, *, max_bad_share: float = 0.05) -> Trace:
         bad.merge(file.bad)
     bad_lines = bad.freeze(num_lines=sum(file.num_looked_at for file in files))
     _check_usable(files, bad_lines, max_bad_share)
-    labels, sidecar_warnings = read_labels(names)
+    labels, sidecar_warnings = _read_labels(names)
     digests = [file.stream.sha256 for file in files]
     return Trace(
         steps=_steps_table(files),
@@ -372,3 +359,54 @@ def _steps_table(files: Sequence[_File]) -> pd.DataFrame:
     columns["source"] = pd.Categorical.from_codes(codes, categories=pd.Index([file.label for file in files]))
     columns["line"] = numbers[:, -1].astype(np.int64)
     return pd.DataFrame(columns)
+
+
+def _read_labels(paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the labels that ``LOG.meta.json`` beside traces tell, and a sentence for each slip of them."""
+    contents, warnings = _sidecars(paths)
+    labels: dict[str, str] = {}
+    for label, keys in _KEYS.items():
+        texts = [[content.get(key) for key in keys] for content in contents]
+        told = {text for each in texts for text in [t for t in each if isinstance(t, str) and t][:1]}
+        if len(told) > 1:
+            warnings.append(
+                f"the side-cars disagree on the {label} ({', '.join(sorted(told))}): none is used"
+            )
+        elif told:
+            labels[label] = told.pop()
+    return labels, warnings
+
+
+def read_scheduler(paths: Sequence[str]) -> dict[str, int]:
+    """Read the settings in :data:`SCHEDULER` that side-cars of some traces tell and no two contradict."""
+    contents, _ = _sidecars(paths)
+    found = {}
+    for name in SCHEDULER:
+        told = {value for content in contents if type(value := content.get(name)) is int and value > 0}
+        if len(told) == 1:
+            found[name] = told.pop()
+    return found
+
+
+def _sidecars(paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the side-cars' objects, and a warning for each that cannot be read."""
+    contents: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    for sidecar in dict.fromkeys(_sidecar(path) for path in paths):
+        if sidecar is None:
+            continue
+        try:
+            content = json.loads(sidecar.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError):
+            warnings.append(f"the side-car {sidecar.name} is unreadable and left out")
+            continue
+        contents += [content] if isinstance(content, dict) else []
+    return contents, warnings
+
+
+def _sidecar(path: str) -> Path | None:
+    trace = Path(path)
+    unpacked = trace.with_suffix("") if trace.suffix.lower() in {".gz", ".zst"} else trace
+    logs = [log for log in (trace, unpacked, unpacked.with_suffix("")) if log.name]
+    beside = [log.with_name(f"{log.name}.meta.json") for log in logs]
+    return next((file for file in beside if path != STDIN and file.is_file()), None)

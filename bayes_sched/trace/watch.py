@@ -24,29 +24,20 @@ _MARK_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class LiveFigures:
-    """What a server does at a moment; None where its log does not tell, or nothing happened in the window.
-
-    Rates and quantiles of the model-run time are those of the window; running and waiting requests and the
-    share of the KV cache in use are those at the last batch.
-    """
+    """What a server does at a moment; None where its log does not tell, or nothing happened in the window."""
 
     num_steps: int
     steps_per_s: float
     tokens_per_s: float
-    p50_ms: float | None
+    p50_ms: float | None  # of the model run, in the window
     p99_ms: float | None
-    running: int | None
+    running: int | None  # requests at the last batch
     waiting: int | None
-    kv_cache: float | None
+    kv_cache: float | None  # share in use
 
 
 class LiveWindow:
-    """The steps of the last seconds.
-
-    Where the log tells the time, a step belongs to the moment at which it ran, so that what had been written
-    before the watching began counts where it belongs; otherwise to the moment at which it was read. A clock
-    that is not Unix time is set by the first look: its last step counts as just run.
-    """
+    """The steps of the last seconds: by when they ran where the log tells it, else when they were read."""
 
     def __init__(self, window_s: float) -> None:
         self.window_s = window_s
@@ -71,7 +62,7 @@ class LiveWindow:
         if stamp is None:
             return now_s
         if not YEAR_2001_S <= stamp <= YEAR_2100_S:
-            if self._offset_s is None:
+            if self._offset_s is None:  # the last step of the first look counts as just run
                 self._offset_s = now_s - latest.get("timestamp", stamp)
             stamp += self._offset_s
         return min(stamp, now_s)
@@ -95,46 +86,30 @@ class LiveWindow:
             tokens_per_s=tokens / span_s,
             p50_ms=p50_ms,
             p99_ms=p99_ms,
-            running=self._count("num_running_reqs"),
-            waiting=self._count("num_waiting_reqs"),
+            running=None if (running := self._last.get("num_running_reqs")) is None else int(running),
+            waiting=None if (waiting := self._last.get("num_waiting_reqs")) is None else int(waiting),
             kv_cache=self._last.get("kv_cache_usage"),
         )
-
-    def _count(self, name: str) -> int | None:
-        value = self._last.get(name)
-        return None if value is None else int(value)
 
 
 @dataclass(slots=True)
 class NewSteps:
     """What a look at the log brought."""
 
-    rows: list[dict[str, float]] = field(default_factory=list)
-    """The steps that are not idle, by column of a steps table, without those that the line does not hold."""
-    events: list[str] = field(default_factory=list)
-    """What became of the file: rotated, truncated, gone, there again."""
+    rows: list[dict[str, float]] = field(default_factory=list)  # not idle, with the columns the line holds
+    events: list[str] = field(default_factory=list)  # what became of the file, such as truncated or gone
 
 
 class LogFollower:
-    """Reads what was appended to a log since the last look.
-
-    A last line without its end waits for it. The file behind the name may be replaced (what the old one still
-    holds is read first), truncated, rewritten or removed, and need not exist yet.
-    """
+    """Reads what was appended to a log since the last look; it may be replaced or not yet exist."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.num_steps = 0
-        self.num_idle = 0
-        """Steps among them without a scheduled token."""
-        self.bad: Counter[str] = Counter()
-        """Lines that could not be used, by reason."""
-        self.num_bytes = 0
-        self.is_there = False
-        """The file existed at the last look."""
+        self.num_steps = self.num_idle = self.num_bytes = 0
+        self.bad: Counter[str] = Counter()  # lines that could not be used, by reason
+        self.is_there = False  # at the last look
         self._file: BinaryIO | None = None
-        self._rest = b""
-        self._mark = b""
+        self._rest = self._mark = b""
         self._skips_line = False
         self._has_looked = False
 

@@ -18,8 +18,7 @@ from bayes_sched.planning.settings import ANY_STEP, CASES, DECODES, Optimum
 from bayes_sched.planning.simulator import KEYS
 from bayes_sched.reports.plots import style
 from bayes_sched.sla.request import NAMES, RequestSLA
-from bayes_sched.sla.sla import RiskMaps
-from bayes_sched.sla.steps import StepSLA
+from bayes_sched.sla.steps import RiskMaps, StepSLA
 
 LEVELS = (0.0, 0.01, 0.5, 0.9, 0.99, 0.999, 1.0)
 """Probabilities that the colours of the map tell apart."""

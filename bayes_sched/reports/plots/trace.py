@@ -16,9 +16,8 @@ from bayes_sched.arrays import Floats
 from bayes_sched.format import number
 from bayes_sched.reports.plots import style
 from bayes_sched.steps import MAX_POINTS
-from bayes_sched.trace.analysis import QUANTILES, REGIMES, TraceAnalysis
+from bayes_sched.trace.analysis import QUANTILES, REGIMES, TraceAnalysis, axis_of
 from bayes_sched.trace.findings import KV_CACHE_FULL, QUEUE_BUILD_UP, SCHEDULE_RISE
-from bayes_sched.trace.time_series import axis_of
 
 LEVELS = ("num_waiting_reqs", "num_running_reqs", "kv_cache_usage")
 """Columns of `queue_and_cache`; one of them is enough."""
