@@ -530,6 +530,7 @@ exit status: 0 done (fits: all converged); 2 bad input or usage; 3 a fit has not
                 _add_benchmark_sampling,
                 _check_benchmark,
                 inner=True,
+                epilog="example:\n  bayes-sched study benchmark sampling trace.jsonl --rows 1000\n",
             ),
             _command(
                 "fits",
@@ -538,6 +539,7 @@ exit status: 0 done (fits: all converged); 2 bad input or usage; 3 a fit has not
                 _add_benchmark_fits,
                 _check_benchmark,
                 inner=True,
+                epilog="example:\n  bayes-sched study benchmark fits 'traces/*.jsonl.gz' --seeds 1,2,3\n",
             ),
         ),
     ),
