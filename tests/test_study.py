@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from bayes_sched.errors import InputError
-from bayes_sched.studies.runs import SETTINGS, Findings, StudyFolder, complete, noted, read_runs
+from bayes_sched.studies.folder import SETTINGS, StudyFolder
+from bayes_sched.studies.runs import Findings, complete, noted, read_runs
 
 
 def study_folder(folder: Path, **settings: Any) -> StudyFolder:

@@ -27,7 +27,7 @@ from bayes_sched.studies.comparison import (
     one_step_each,
     reliability_table,
 )
-from bayes_sched.studies.runs import StudyFolder
+from bayes_sched.studies.folder import StudyFolder
 from bayes_sched.studies.sbc import SimulatedFits
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")

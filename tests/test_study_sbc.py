@@ -15,7 +15,8 @@ from bayes_sched.model.protocol import all_parameters, load_model
 from bayes_sched.reports.plots.studies import simulated_ranks
 from bayes_sched.reports.studies import write_study
 from bayes_sched.sampling.nuts import SamplerSettings
-from bayes_sched.studies.runs import StudyFolder, complete
+from bayes_sched.studies.folder import StudyFolder
+from bayes_sched.studies.runs import complete
 from bayes_sched.studies.sbc import (
     NUM_RANKED_DRAWS,
     CalibrationStudy,

@@ -22,7 +22,7 @@ from bayes_sched.model.protocol import all_parameters, load_model, load_model_fi
 from bayes_sched.reports.plots.studies import promise_calibration
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.steps import steps_arrays
-from bayes_sched.studies.runs import StudyFolder
+from bayes_sched.studies.folder import StudyFolder
 from bayes_sched.studies.sbc import SimulatedFits
 from bayes_sched.studies.sla_servers import (
     ServerStudy,

@@ -34,11 +34,12 @@ from bayes_sched.reports.write import write_report
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.studies.comparison import PairStudy
 from bayes_sched.studies.competitors import competitors_by_name
+from bayes_sched.studies.folder import StudyFolder
 from bayes_sched.studies.forecasts import ForecastCache
 from bayes_sched.studies.pooling import FewSteps, PoolStudy, Target
 from bayes_sched.studies.prediction import StudySettings, validate
 from bayes_sched.studies.predictor import try_out
-from bayes_sched.studies.runs import Findings, StudyFolder, TableStudy, complete
+from bayes_sched.studies.runs import Findings, TableStudy, complete
 from bayes_sched.studies.sbc import CalibrationStudy, SimulatedFits
 from bayes_sched.studies.simulator import check_simulator
 from bayes_sched.studies.sla_servers import ServerStudy

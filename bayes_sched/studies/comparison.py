@@ -21,7 +21,8 @@ from bayes_sched.comparison.members import paired_posteriors
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY
 from bayes_sched.posterior.prediction import band_levels
-from bayes_sched.studies.runs import Findings, StudyFolder, noted
+from bayes_sched.studies.folder import StudyFolder
+from bayes_sched.studies.runs import Findings, noted
 from bayes_sched.studies.sbc import MOST_SEED, SimulatedFits, rank_among, uniformity
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.8, 1.25

@@ -31,7 +31,8 @@ from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.prediction import Evaluator
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.sampling.sample import Sampler
-from bayes_sched.studies.runs import Findings, StudyFolder
+from bayes_sched.studies.folder import StudyFolder
+from bayes_sched.studies.runs import Findings
 from bayes_sched.studies.sbc import MOST_SEED
 
 _MAX_DRAWS = 200

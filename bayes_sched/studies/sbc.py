@@ -31,7 +31,8 @@ from bayes_sched.model.protocol import LatencyModel, all_parameters
 from bayes_sched.posterior.diagnostics import Convergence, convergence
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.sampling.sample import Sampler, Samples
-from bayes_sched.studies.runs import Findings, StudyFolder, noted
+from bayes_sched.studies.folder import StudyFolder
+from bayes_sched.studies.runs import Findings, noted
 from bayes_sched.trace.cleaning import choose_rows
 
 NUM_RANKED_DRAWS = 99

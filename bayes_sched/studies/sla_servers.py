@@ -28,7 +28,8 @@ from bayes_sched.sla.limits import StepLine, quantile_draws
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
 from bayes_sched.sla.steps import step_sla
 from bayes_sched.steps import region_of, steps_arrays
-from bayes_sched.studies.runs import Findings, StudyFolder, noted
+from bayes_sched.studies.folder import StudyFolder
+from bayes_sched.studies.runs import Findings, noted
 from bayes_sched.studies.sbc import MOST_SEED, SimulatedFits
 from bayes_sched.trace.cleaning import clean_steps
 

@@ -23,7 +23,8 @@ from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.sla.limits import StepLine, evidence, quantile_draws
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective
 from bayes_sched.steps import regime, steps_arrays
-from bayes_sched.studies.runs import Findings, StudyFolder, noted
+from bayes_sched.studies.folder import StudyFolder
+from bayes_sched.studies.runs import Findings, noted
 from bayes_sched.studies.splits import BLOCK, NO_LIMITS_MS, SPLITS, Server, cut
 
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
