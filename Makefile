@@ -19,7 +19,7 @@ demo:  ## fit the example trace; the report is in results/demo
 
 test:  ## run all tests but the slow ones, on every core
 	@sh scripts/_venv.sh dev
-	$(RUN) -m pytest -n auto --dist worksteal -m "not slow and not vllm"
+	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not vllm"
 
 test-fast:  ## run those of one room: make test-fast ROOM=sampling
 	@sh scripts/_venv.sh dev

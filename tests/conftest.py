@@ -54,6 +54,19 @@ def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let figures be drawn, but not rendered: that is tested, and takes time, where reports are."""
+
+    def save(_: object, folder: Path, name: str) -> tuple[Path, Path]:
+        paths = folder / f"{name}.png", folder / f"{name}.svg"
+        for path in paths:
+            path.write_bytes(b"not rendered")
+        return paths
+
+    monkeypatch.setattr("bayes_sched.reports.write.save_figure", save)
+
+
+@pytest.fixture
 def stubbed_sampling(in_an_empty_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let fits take no time, in an empty folder."""
     from bayes_sched.sampling import sample as sampling

@@ -17,7 +17,7 @@ from tests.running import fails, printed_json, subcommand
 
 main = subcommand("analyze")
 
-pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "blank_figures")
 
 
 def records(count: int = 60) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from tests.running import fails, printed_json, subcommand
 
 main = subcommand("compare")
 
-pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "blank_figures")
 
 
 @pytest.fixture(scope="module")

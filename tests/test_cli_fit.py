@@ -26,7 +26,7 @@ SAMPLE = "bayes_sched.sampling.sample.sample"
 WRITE_REPORT = "bayes_sched.cli.fit.write_report"
 EXAMPLE = ROOT / "examples" / "vllm_cpu_12m_sweep.jsonl.gz"
 
-pytestmark = pytest.mark.usefixtures("stubbed_sampling")
+pytestmark = pytest.mark.usefixtures("stubbed_sampling", "blank_figures")
 
 
 def test_too_many_bad_lines_are_refused_and_the_option_accepts_them(

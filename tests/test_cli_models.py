@@ -15,6 +15,8 @@ from tests.conftest import recorded_record
 from tests.running import fails, full, interrupt, printed_json, subcommand
 from tests.stub_sampling import unmixed_sample
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 main = subcommand("models")
 TWO = ["--models", "saturation,saturation:constant", "--draws", "300"]
 

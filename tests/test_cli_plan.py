@@ -10,6 +10,8 @@ import pytest
 from tests.running import fails, printed_json, subcommand
 from tests.synthetic_fit import server, synthetic_fit
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 main = subcommand("plan")
 OPTIMIZE = ["optimize", "results/good", "--draws", "60"]
 CAPACITY = ["capacity", "results/good", "--max-num-seqs", "32", "--token-budget", "512", "--draws", "20"]

@@ -21,7 +21,7 @@ main, fit = subcommand("pool"), subcommand("fit")
 QUICK = ["--draws", "300", "--no-report"]
 ALL = ["results/day", "results/night", "results/other"]
 
-pytestmark = pytest.mark.usefixtures("stubbed_sampling", "stubbed_population")
+pytestmark = pytest.mark.usefixtures("stubbed_sampling", "stubbed_population", "blank_figures")
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 from tests.running import fails, printed_json, subcommand
 from tests.synthetic_fit import server, synthetic_fit
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 main = subcommand("sla")
 REQUEST = ["--prompt-tokens", "900", "--output-tokens", "20", "--decodes", "7", "--token-budget", "512"]
 

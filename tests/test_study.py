@@ -13,6 +13,8 @@ from bayes_sched.errors import InputError
 from bayes_sched.studies.folder import SETTINGS, StudyFolder
 from bayes_sched.studies.runs import Findings, complete, noted, read_runs
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def study_folder(folder: Path, **settings: Any) -> StudyFolder:
     same = {"seed": 1, "noise": None, **settings}

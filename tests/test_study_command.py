@@ -32,7 +32,7 @@ from tests.conftest import ROOT, documented_record
 from tests.running import full, interrupt
 from tests.simulated_server import simulated_server, write_server
 
-pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "blank_figures")
 
 validate = partial(run_script, "validate.py")
 check = partial(run_script, "check_simulator.py")

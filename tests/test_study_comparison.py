@@ -30,7 +30,7 @@ from bayes_sched.studies.comparison import (
 from bayes_sched.studies.folder import StudyFolder
 from bayes_sched.studies.sbc import SimulatedFits
 
-pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "blank_figures")
 
 TIMED = ["seconds"]
 

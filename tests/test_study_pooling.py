@@ -24,6 +24,8 @@ from tests.conftest import documented_record
 from tests.stub_population import stub_pool, stub_population, three_fits
 from tests.synthetic_fit import simulated_steps, synthetic_fit, synthetic_metadata
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 main = partial(run_script, "validate_pool.py")
 
 

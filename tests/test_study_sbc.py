@@ -27,6 +27,8 @@ from bayes_sched.studies.sbc import (
 )
 from tests.synthetic_fit import synthetic_fit
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def ranks_of_beta(a: float, b: float, *, size: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Ranks whose relative size follows a beta distribution: (1, 1) is uniform."""

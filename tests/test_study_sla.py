@@ -45,6 +45,8 @@ from bayes_sched.studies.sla_traces import (
 from bayes_sched.studies.splits import Server
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 type Judged = tuple[pd.DataFrame, TracePromises]
 
 TIMED = ["seconds", "cpu_seconds"]
