@@ -62,13 +62,22 @@ def document(found: FitSummary) -> Document:
 
 
 @pytest.fixture(scope="module")
-def drawn(document: Document) -> dict[str, Figure]:
-    return {figure.name: figure.draw() for figure in document.figures}
+def drawn() -> dict[str, Figure]:
+    """The figures by name, as they were written."""
+    return {}
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory, document: Document) -> ReportPaths:
-    return write_report(document, tmp_path_factory.mktemp("report"))
+def written(
+    tmp_path_factory: pytest.TempPathFactory, document: Document, drawn: dict[str, Figure]
+) -> ReportPaths:
+    def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+        drawn[name] = figure
+        return save_figure(figure, folder, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bayes_sched.reports.write.save_figure", save)
+        return write_report(document, tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +312,7 @@ def test_what_has_no_report_is_a_type_error() -> None:
 # --- figures
 
 
+@pytest.mark.usefixtures("written")
 def test_every_figure_says_what_it_shows_and_how_to_read_it(
     document: Document, drawn: dict[str, Figure]
 ) -> None:
@@ -317,6 +327,7 @@ def test_every_figure_says_what_it_shows_and_how_to_read_it(
                 assert ax.get_xlabel()
 
 
+@pytest.mark.usefixtures("written")
 @pytest.mark.parametrize(
     ("name", "units"),
     [
@@ -422,6 +433,7 @@ def test_ranks_of_chains_that_agree_are_even_and_of_a_stray_chain_are_not() -> N
     assert np.abs(rank_deviation(stray)[3]).max() > 0.5
 
 
+@pytest.mark.usefixtures("written")
 def test_rank_plots_cover_parameters_and_sampled_coordinates(drawn: dict[str, Figure]) -> None:
     titles = [ax.get_title("left") for ax in drawn["ranks"].axes if ax.get_visible()]
     assert {r"$\tau_S$", "throughput"} <= set(titles)
