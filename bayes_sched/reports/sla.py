@@ -90,14 +90,19 @@ def _(result: SLA, *, command: str = "") -> Document:
 
 
 def _leads(steps: StepSLA | None, request: RequestSLA | None) -> list[Text]:
-    leads = []
+    """Return what is promised: a paragraph an answer on a page, one a sentence of it on a terminal."""
+    answers = []
     if steps is not None:
         floor = [steps.floor_text] if steps.is_below_floor else []
-        said = [f"{sentence(steps.objective.text)}.", *floor, *(limit.text for limit in steps.limits)]
-        leads.append(Text(" ".join(said), "lead"))
+        answers.append(
+            [f"{sentence(steps.objective.text)}.", *floor, *(limit.text for limit in steps.limits)]
+        )
     if request is not None:
-        leads.append(Text(" ".join([request.request_text, *(time.text for time in request.times)]), "lead"))
-    return leads
+        answers.append([request.request_text, *(time.text for time in request.times)])
+    return [
+        *(Text(" ".join(said), "lead", on="page") for said in answers),
+        *(Text(text, on="terminal") for said in answers for text in said),
+    ]
 
 
 def _steps(steps: StepSLA, maps: RiskMaps | None) -> Section:

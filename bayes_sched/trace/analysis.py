@@ -91,7 +91,7 @@ class TraceAnalysis:
     sources: tuple[Source, ...]
     bad_lines: BadLines
     warnings: tuple[str, ...]
-    """These five are those of the :class:`~bayes_sched.Trace`."""
+    """These five are those of the :class:`~bayes_sched.trace.reader.Trace`."""
     limits: Limits
     """From where on something is a finding."""
     num_steps: int
