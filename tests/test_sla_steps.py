@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from bayes_sched import report
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.reports.terminal import terminal
 from bayes_sched.sla.limits import (
     EXTRAPOLATION_FACTOR,
     FEW,
@@ -269,3 +271,11 @@ def test_what_the_trace_contradicts_is_not_promised() -> None:
         assert words in refused.text
     assert quick_sla(stairs, slo_ms=SLO_MS, decodes=7, token_budget=most // 2).is_promised
     assert bool(refused.frontier["is_contradicted"].any())
+
+
+def test_an_answer_alone_has_a_report_without_figures(sla: StepSLA) -> None:
+    document = report(sla)
+    assert document.numbers["steps"] == sla.to_dict()
+    assert not document.figures
+    assert known(sla.decode_only.promised).number > 0
+    assert sla.decode_only.text in terminal(document).replace("\n", " ")

@@ -57,9 +57,8 @@ def _(result: SLA, *, command: str = "") -> Document:
     metadata, steps, request = result.fit.metadata, result.steps, result.request
     frames: dict[str, pd.DataFrame] = {}
     sections: list[Item] = []
-    if steps is not None and result.maps is not None:
-        frames |= {"frontier": steps.frontier, **result.maps.frames}
     if steps is not None:
+        frames |= {"frontier": steps.frontier, **(result.maps.frames if result.maps else {})}
         sections.append(_steps(steps, result.maps))
     if request is not None:
         frames |= {"request_times": request.table, "request_steps": request.step_table}
@@ -87,6 +86,15 @@ def _(result: SLA, *, command: str = "") -> Document:
         json_name=JSON_NAME,
         frames=frames,
     )
+
+
+@report.register(StepSLA)
+@report.register(RequestSLA)
+def _(result: StepSLA | RequestSLA, *, command: str = "") -> Document:
+    """Report an answer alone, without the figures, which need the fit: :meth:`SLA.of`."""
+    steps = result if isinstance(result, StepSLA) else None
+    request = result if isinstance(result, RequestSLA) else None
+    return report(SLA(fit=result.fit, steps=steps, request=request, maps=None, survival={}), command=command)
 
 
 def _leads(steps: StepSLA | None, request: RequestSLA | None) -> list[Text]:
