@@ -148,7 +148,6 @@ _SIZES = {"batch_size": "requests", "total_tokens": "tokens"}
 _NUM_BINS = 6
 _NUM_LAGS = 20
 _FAR = 3.0
-_NORMAL_FAR = 0.0027
 _ALIKE = 0.1
 
 

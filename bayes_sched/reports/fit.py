@@ -524,7 +524,7 @@ def _origin(result: FitSummary) -> tuple[Item, ...]:
     return (
         Section(
             "Traces",
-            (traces_table(metadata.traces), Text(f"SHA-256 of all: `{metadata.trace_sha256}`", on="page")),
+            (_traces_table(metadata.traces), Text(f"SHA-256 of all: `{metadata.trace_sha256}`", on="page")),
         ),
         Section(
             "Steps",
@@ -532,7 +532,7 @@ def _origin(result: FitSummary) -> tuple[Item, ...]:
                 Text(counted, on="page"),
                 *((Text(left, on="terminal"),) if rows.cleaned < rows.read else ()),
                 *((removed,) if len(rules) else ()),
-                *bad_lines_items(metadata.bad_lines),
+                *_bad_lines(metadata.bad_lines),
             ),
         ),
         Section("Priors", (*((Text(_PRIORS.format(prior), on="page"),) if prior else ()), priors)),
@@ -547,14 +547,14 @@ def _origin(result: FitSummary) -> tuple[Item, ...]:
     )
 
 
-def traces_table(traces: Any) -> Table:
+def _traces_table(traces: Any) -> Table:
     """Return the traces: ``path``, ``format``, ``num_lines``, ``num_steps`` and ``sha256`` of each."""
     rows = [(t.path.rpartition("/")[2], t.format, t.num_lines, t.num_steps, t.sha256) for t in traces]
     titles = ["file", "format", "lines", "steps", "SHA-256"]
     return Table(pd.DataFrame(rows, columns=titles).astype(object), on="page")
 
 
-def bad_lines_items(counts: Mapping[str, int]) -> tuple[Item, ...]:
+def _bad_lines(counts: Mapping[str, int]) -> tuple[Item, ...]:
     """Return on a page how many lines could not be used, by reason."""
     if not counts:
         return (Text("Every line of the traces could be used.", on="page"),)

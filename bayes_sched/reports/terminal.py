@@ -6,12 +6,8 @@ import re
 import textwrap
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from bayes_sched.reports.document import Details, Document, Figure, Item, Section, Table, Text
-
-if TYPE_CHECKING:
-    from bayes_sched.trace.reader import BadLines
 
 WIDTH = 100
 """Columns that every line fits into, as long as the names and units of a model are of common length."""
@@ -61,30 +57,6 @@ def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]], is_text: Seque
         return f"  {'  '.join(padded)}".rstrip()
 
     return "\n".join(map(line, [titles, ["-" * width for width in widths], *rows]))
-
-
-def bad_lines_text(bad_lines: BadLines) -> str:
-    """Return how many lines could not be used, by reason, and the first few; empty if all could."""
-    if not bad_lines.num_bad:
-        return ""
-    head = f"{bad_lines.num_bad:,} of {bad_lines.num_lines:,} lines could not be used; the first:"
-    rows = [[f"{count:,}", reason] for reason, count in bad_lines.counts.items()]
-    counts = text_table(["lines", "reason"], rows, right={"lines"})
-    return "\n".join([head, *(f"  {cut(str(line), WIDTH - 2)}" for line in bad_lines.first), "", counts])
-
-
-def text_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: set[str]) -> str:
-    """Return an aligned table.
-
-    Parameters
-    ----------
-    titles : sequence of str
-    rows : sequence of sequence of str
-        Cells; an empty row is an empty line.
-    right : set of str
-        Titles of the columns that are aligned to the right.
-    """
-    return aligned(titles, rows, [title not in right for title in titles])
 
 
 def cut(text: str, width: int) -> str:
