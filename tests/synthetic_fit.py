@@ -121,14 +121,16 @@ def server(*, spread: float = 0.05, **factors: float) -> FittedModel:
 
 
 def synthetic_cells() -> xr.Dataset:
-    """Cells of decode steps and of prefill steps, B from 1 to 64, S to 4,096."""
-    batch_size = np.array([1, 2, 4, 8, 16, 32, 64, 1, 4, 16, 64])
-    total_tokens = np.array([1, 2, 4, 8, 16, 32, 64, 4096, 4096, 4096, 4096])
+    """Cells of every power of two, B from 1 to 64 and S from B to 4,096."""
+    powers = 2 ** np.arange(13)
+    batch_size, total_tokens = (axis.ravel() for axis in np.meshgrid(powers[:7], powers, indexing="ij"))
+    possible = total_tokens >= batch_size
+    batch_size, total_tokens = batch_size[possible], total_tokens[possible]
     middle = 5.0 + 0.01 * total_tokens
     columns = {
         "batch_size": batch_size,
         "total_tokens": total_tokens,
-        "count": np.full(11, 90),
+        "count": np.full(len(batch_size), 90),
         "q05_ms": 0.9 * middle,
         "median_ms": middle,
         "q95_ms": 1.2 * middle,

@@ -196,9 +196,9 @@ def plan_next_step(
 
 def _axes(region: Region, max_batch_size: int | None, max_tokens: int | None) -> tuple[Floats, Floats]:
     """Return the numbers of requests and of tokens of a table of budgets."""
-    seen_b, seen_s = np.exp(region.corners.max(axis=0))
-    last_b = round(float(seen_b)) if max_batch_size is None else max_batch_size
-    last_s = round(float(seen_s)) if max_tokens is None else max_tokens
+    seen_b, seen_s = region.largest
+    last_b = round(seen_b) if max_batch_size is None else max_batch_size
+    last_s = round(seen_s) if max_tokens is None else max_tokens
     if last_b < 1 or last_s < last_b:
         raise InputError(
             f"budgets of up to {last_b:,} requests and {last_s:,} tokens: give at least one of each, and a "

@@ -6,6 +6,7 @@ so that the least limit they keep is a running maximum over the grid of (B, S), 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,6 @@ from bayes_sched.model.equation import PARAMETERS, inverse_saturation
 from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import band_levels, check_probability, thin
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.region import TOLERANCE
 from bayes_sched.sla.limits import FEW, Evidence, StepLine, evidence
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, check_columns, refusals
 from bayes_sched.steps import steps_arrays, steps_grid
@@ -220,7 +220,7 @@ def optimize_steps(
 def _axes(fit: FittedModel, *, extrapolate: bool) -> tuple[Floats, Floats]:
     """Return the numbers of requests and of tokens to try."""
     factor = _EXTRAPOLATION_FACTOR if extrapolate else 1.0
-    last_b, last_s = np.floor(factor * np.exp(fit.region.corners.max(axis=0) + TOLERANCE))
+    last_b, last_s = (math.floor(factor * end) for end in fit.region.reach)
     b = _axis(last_b, _EXACT_REQUESTS, _NUM_REQUESTS)
     return b, np.union1d(b, _axis(last_s, _EXACT_TOKENS, _NUM_TOKENS))
 

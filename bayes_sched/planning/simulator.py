@@ -13,7 +13,7 @@ from bayes_sched.arrays import Floats
 from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
 from bayes_sched.planning.workload import AnyWorkload, PoissonWorkload, Workload
 from bayes_sched.posterior.prediction import band_levels
-from bayes_sched.region import TOLERANCE, Region
+from bayes_sched.region import Region
 from bayes_sched.sla.request import NAMES
 from bayes_sched.sla.risk import ROUNDING, Objective
 
@@ -245,7 +245,7 @@ def _outside_shares(time_at: Floats, times: StepTimes, region: Region) -> tuple[
     """Return the shares of the time outside of a region, and beyond its largest steps."""
     b, s = np.meshgrid(times.nodes_b.astype(float), times.nodes_s.astype(float), indexing="ij")
     outside = ~region.contains(b, np.maximum(b, s))
-    largest_b, largest_s = np.exp(region.corners.max(axis=0) + TOLERANCE)
+    largest_b, largest_s = region.reach
     beyond = (b > largest_b) | (s > largest_s)
     total = max(float(time_at.sum()), 1e-300)
     return float(time_at[outside].sum() / total), float(time_at[beyond].sum() / total)

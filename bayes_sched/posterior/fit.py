@@ -29,7 +29,11 @@ from bayes_sched.trace.reader import Trace
 MIN_STEPS = 20
 """Fewer steps than this say less than the priors do."""
 
+MAX_OBSERVED = 100_000
+"""Steps of its trace that a fit keeps: a megabyte or two, and enough to test every limit on them."""
+
 _CELL = ["batch_size", "total_tokens"]
+_TOLD = ("num_prefill_reqs", "context_tokens", "prefill_pairs", "kv_cache_usage")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -145,6 +149,7 @@ def fit(
         data = samples.data.copy()
         data["typical"] = xr.DataTree(TypicalLoad.of(usable).to_dataset())
         data["cells"] = xr.DataTree(summarise_cells(thinned.steps))
+        data["observed"] = xr.DataTree(observed_steps(usable))
         gate = convergence(data, tune=settings.tune)
         metadata = replace(
             metadata,
@@ -210,6 +215,13 @@ def summarise_cells(steps: pd.DataFrame) -> xr.Dataset:
     for name, level in {"q05_ms": 0.05, "median_ms": 0.5, "q95_ms": 0.95}.items():
         table[name] = groups.quantile(level).to_numpy()
     return xr.Dataset({str(name): ("cell", table[name].to_numpy()) for name in table})
+
+
+def observed_steps(steps: pd.DataFrame) -> xr.Dataset:
+    """Return the steps that a fit keeps, to be held against them: of a long trace the rare ones first."""
+    kept = thin_steps(steps, MAX_OBSERVED).steps
+    whole = kept[[*_CELL, "latency_ms", *(name for name in _TOLD if name in kept)]].dropna(axis="columns")
+    return xr.Dataset({str(name): ("step", column.to_numpy()) for name, column in whole.items()})
 
 
 def _check_enough(steps: pd.DataFrame) -> None:

@@ -29,8 +29,8 @@ from bayes_sched.posterior.prediction import (
 from bayes_sched.posterior.provenance import FitDescription, FitMetadata
 from bayes_sched.posterior.store import model_of, read_fit, write_fit
 from bayes_sched.posterior.typical_load import TypicalLoad, complete
-from bayes_sched.region import Region
-from bayes_sched.steps import Steps, as_steps, region_of
+from bayes_sched.region import Region, region_of
+from bayes_sched.steps import SIZES, Steps, as_steps
 
 DEFAULT_PROBABILITY = 0.9
 """Probability of every interval and band, unless told otherwise: 5 % on either side."""
@@ -58,7 +58,8 @@ class FittedModel:
     ----------
     data : DataTree
         Groups ``posterior`` (chain, draw), ``prior`` (draw) and ``cells`` (cell), for the convergence gate
-        ``sample_stats`` and ``coordinates`` (chain, draw), and for models of more than B and S ``typical``.
+        ``sample_stats`` and ``coordinates`` (chain, draw), ``observed`` (step), and for models of more than
+        B and S ``typical``.
     model : LatencyModel
     metadata : FitMetadata
     load_warnings : tuple of str
@@ -98,6 +99,16 @@ class FittedModel:
     def cells(self) -> xr.Dataset:
         """Steps used by (B, S), dims (cell,), with ``count``, ``q05_ms``, ``median_ms`` and ``q95_ms``."""
         return self.data["cells"].to_dataset()
+
+    @cached_property
+    def observed(self) -> pd.DataFrame:
+        """The trace's cleaned steps, not thinned: B, S, ``latency_ms`` and what else it tells of a step.
+
+        Without rows where the file does not keep them, as older ones do not.
+        """
+        if "observed" not in self.data.children:
+            return pd.DataFrame(columns=[*SIZES, "latency_ms"], dtype=float)
+        return self.data["observed"].to_dataset().to_dataframe().reset_index(drop=True)
 
     @property
     def typical(self) -> TypicalLoad:
@@ -149,11 +160,13 @@ class FittedModel:
     @cached_property
     def region(self) -> Region:
         """The (B, S) region that the trace covers."""
-        return region_of(self.cells["batch_size"].to_numpy(), self.cells["total_tokens"].to_numpy())
+        if not self.observed.empty:
+            return region_of(*(self.observed[name].to_numpy() for name in SIZES))
+        return region_of(*(self.cells[name].to_numpy() for name in (*SIZES, "count")))
 
     def in_region(self, steps: Steps) -> xr.DataArray:
         """Return whether the trace covers each step: bool, dims of the steps."""
-        cells = Cells.of(as_steps(steps), columns=("batch_size", "total_tokens"))
+        cells = Cells.of(as_steps(steps), columns=SIZES)
         inside = self.region.contains(cells.table["batch_size"], cells.table["total_tokens"])
         is_seen = inside[cells.cell_of_step].reshape(cells.template.shape)
         return cells.template.copy(data=is_seen & cells.template.to_numpy()).rename("in_region")

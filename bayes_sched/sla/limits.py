@@ -7,7 +7,6 @@ steps that differ in one whole number, with a running maximum of the quantile of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from scipy import special
 from bayes_sched.arrays import Bools, Floats, Ints
 from bayes_sched.format import chance, chances, sureness
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.region import TOLERANCE, Region
+from bayes_sched.region import Region
 from bayes_sched.sla.risk import Objective, flat_draws, step_risk
 from bayes_sched.steps import steps_arrays
 
@@ -195,11 +194,10 @@ class StepLine:
 
     def span(self, region: Region, *, extrapolate: bool = False) -> Span | None:
         """Return the first and the last number to search, None where the trace holds none."""
-        # A convex region meets a line in one piece, so everything between the two has been seen.
-        largest = math.exp(float(region.corners[:, 0 if self.requests is None else 1].max()) + TOLERANCE)
+        largest = region.reach[0 if self.requests is None else 1]
         if extrapolate:
-            return self.first, max(self.first, math.floor(EXTRAPOLATION_FACTOR * largest))
-        numbers = np.arange(self.first, math.ceil(largest) + 1)
+            return self.first, max(self.first, EXTRAPOLATION_FACTOR * largest)
+        numbers = np.arange(self.first, largest + 1)
         if not len(numbers):
             return None
         steps = steps_on([self], numbers[None, :])

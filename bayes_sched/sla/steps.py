@@ -5,7 +5,6 @@ Here, too, steps and requests are joined to what is promised of a server at once
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,6 @@ from bayes_sched.errors import InputError
 from bayes_sched.format import number, records
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.region import TOLERANCE
 from bayes_sched.sla.limits import Span, StepLimit, StepLine, StepSearch, evidence, tried_numbers
 from bayes_sched.sla.request import RequestSLA
 from bayes_sched.sla.risk import (
@@ -212,7 +210,7 @@ def _check_counts(batch_size: int | None, decodes: int | None, token_budget: int
 
 def _frontier_spans(search: StepSearch) -> dict[StepLine, Span]:
     """Return the lines of the frontier, each with the first and the last number of tokens to search."""
-    highest = float(np.exp(search.fit.region.corners[:, 0].max())) * (2.0 if search.extrapolate else 1.0)
+    highest = search.fit.region.largest[0] * (2.0 if search.extrapolate else 1.0)
     sizes = np.unique(np.rint(np.geomspace(1.0, max(1.0, highest), NUM_BATCH_SIZES)).astype(int))
     spans = {line: search.span(line) for line in (StepLine(int(b)) for b in sizes)}
     return {line: span for line, span in spans.items() if span is not None}
@@ -290,8 +288,7 @@ class RiskMaps:
             np.linspace(1.0, float(surface[name].max()), _NUM_FINE) for name in ("batch_size", "total_tokens")
         )
         fine = steps_grid(batch_size=sizes, total_tokens=np.union1d(sizes, tokens))
-        largest = math.floor(math.exp(float(fit.region.corners[:, 0].max()) + TOLERANCE))
-        numbers = tried_numbers(1, max(largest, sla.decode_only.last or 1))
+        numbers = tried_numbers(1, max(fit.region.reach[0], sla.decode_only.last or 1))
         decodes = step_risk(fit, steps_arrays(numbers, numbers), sla.objective, probability=sla.probability)
         return cls(
             surface,
@@ -314,10 +311,7 @@ def risk_map(
     fit: FittedModel, objective: Objective, *, probability: float = DEFAULT_PROBABILITY, num: int = 40
 ) -> xr.Dataset:
     """Return :func:`step_risk` over an even grid of the trace's range, NaN where no step is ``possible``."""
-    highest = np.exp(fit.region.corners.max(axis=0) + TOLERANCE)
-    batch_size, tokens = (
-        np.unique(np.rint(np.linspace(1.0, max(1, math.floor(end)), num))) for end in highest
-    )
+    batch_size, tokens = (np.unique(np.rint(np.linspace(1.0, end, num))) for end in fit.region.reach)
     # The tokens hold the batch sizes as well, for decode-only steps.
     grid = steps_grid(batch_size=batch_size, total_tokens=np.union1d(batch_size, tokens))
     risk = step_risk(fit, grid, objective, probability=probability)
