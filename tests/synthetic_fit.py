@@ -143,11 +143,15 @@ def simulated_steps(num_steps: int, *, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     batch_size = np.exp(rng.uniform(0.0, np.log(64.0), num_steps)).astype(int)
     total_tokens = np.minimum(batch_size * np.exp(rng.uniform(0.0, 4.0, num_steps)), 4096).astype(int)
-    steps = pd.DataFrame({"batch_size": batch_size, "total_tokens": total_tokens})
+    return served(pd.DataFrame({"batch_size": batch_size, "total_tokens": total_tokens}), rng)
+
+
+def served(steps: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """The steps with latencies of the server `TRUTH`."""
     model = load_model_file("saturation").model
     draws = xr.Dataset(TRUTH)
     table = xr.Dataset({name: ("step", steps[name]) for name in steps})
     mean = model.latency(draws, table)
     scale = model.scale(draws, mean, table)
-    steps["latency_ms"] = mean.to_numpy() + scale.to_numpy() * rng.standard_t(TRUTH["nu"], num_steps)
-    return steps
+    noise = rng.standard_t(TRUTH["nu"], len(steps))
+    return steps.assign(latency_ms=mean.to_numpy() + scale.to_numpy() * noise)

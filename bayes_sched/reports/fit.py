@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.checks.calibration import MAX_MISCOVERAGE
+from bayes_sched.checks.local import CONTRADICTED, WIDE
 from bayes_sched.checks.summary import FitSummary
 from bayes_sched.format import NONE, count, listed, number, percent, records, span
 from bayes_sched.posterior.diagnostics import PARTLY, WEAKLY
@@ -38,6 +39,7 @@ from bayes_sched.reports.document import (
 from bayes_sched.reports.plots.checks import (
     combination_pairs,
     effect_factors,
+    local_check,
     posterior_predictive_check,
     prior_posterior,
     ranks,
@@ -61,6 +63,17 @@ _LEVELS = (
     "The levels of the departures from the equation are shown where they fail; all are in "
     "tables/convergence.csv."
 )
+_LOCAL = (
+    "A bin is contradicted where, with 99% confidence, its median is off by more than 3%, fewer than 85% of "
+    "its steps lie in their 90% band, or more than 2% above their 99% limit. What rests on such a bin is "
+    "given as the trace has it, or said to be undecided."
+)
+_SEEN = (
+    Column("verdict", "verdict"),
+    Column("seen_steps", "such steps in the trace"),
+    Column("seen_ms", "their median (ms)"),
+    Column(("seen_lower_ms", "seen_upper_ms"), "their middle (ms)", span),
+)
 _PRIORS = (
     "From {}: what data identify of a server is as likely as these servers make it, and the rest, given "
     "that, as documented. The table shows what that allowed each parameter, and last the combinations; the "
@@ -78,6 +91,7 @@ def _(result: FitSummary, *, command: str = "") -> Document:
         "typical_steps": result.table,
         "costs": result.costs,
         "coverage": result.coverage,
+        "local": result.local.table,
         "latency_grid": result.grid,
         **({} if result.effects.empty else {"effects": result.effects}),
     }
@@ -142,12 +156,7 @@ def notes_of(result: FitSummary) -> tuple[str, ...]:
         f"the {row['step']} (B = {row['batch_size']:,}, S = {row['total_tokens']:,}) is an extrapolation"
         for row in records(result.table[result.table["extrapolation"]])
     ]
-    found += [
-        f"of the {row['num_steps']:,} {row['steps']} steps {percent(row['coverage'])} lie in their 90% band: "
-        f"it is too {'narrow' if row['coverage'] < 0.9 else 'wide'} for them"
-        for row in records(result.calibration.miscovered)
-    ]
-    return tuple(found)
+    return (*found, *((result.local.text,) if result.local.contradicted else ()))
 
 
 def _measured(result: FitSummary) -> str:
@@ -170,8 +179,9 @@ def _trust(result: FitSummary) -> str:
     if abs(share - probability) > MAX_MISCOVERAGE:
         side = "narrow" if share < probability else "wide"
         return f"The fit converged, but its bands are too {side}: {held}; take them as approximate."
-    if len(result.calibration.miscovered):
-        return f"The fit converged and its bands hold on the whole, but not for every kind of step: {held}."
+    if wrong := result.local.contradicted:
+        bins = f"{len(wrong)} of {len(result.local.bins)} kinds of steps"
+        return f"The fit converged and its bands hold on the whole, but its trace contradicts {bins}: {held}."
     return f"The fit converged and its bands hold: {held}."
 
 
@@ -185,10 +195,9 @@ def _step_sentences(table: pd.DataFrame, probability: float) -> list[str]:
             text += f"; one of {largest['batch_size']:,}, the most seen, {_band(largest, probability)}"
         sentences.append(f"{text}.")
     if (row := rows.get(FULL_PREFILL)) is not None:
-        sentences.append(
-            f"A full prefill step ({row['total_tokens']:,} tokens, {_requests(row)}) takes "
-            f"{_band(row, probability)}, and 1 in 100 takes longer than {number(row['q99_ms'])} ms."
-        )
+        text = f"A full prefill step ({row['total_tokens']:,} tokens, {_requests(row)}) takes "
+        late = f", and 1 in 100 takes longer than {number(row['q99_ms'])} ms"
+        sentences.append(f"{text}{_band(row, probability)}{'' if row['verdict'] == CONTRADICTED else late}.")
     if not sentences:
         row = records(table)[0]
         sentences.append(
@@ -198,8 +207,16 @@ def _step_sentences(table: pd.DataFrame, probability: float) -> list[str]:
 
 
 def _band(row: Mapping[str, Any], probability: float, *, words: str = ":") -> str:
+    """Write the band of a step, or the trace's own where the trace contradicts it."""
+    if row["verdict"] == CONTRADICTED:
+        seen = f"{percent(probability)} of its {row['seen_steps']:,} such steps"
+        interval = span(row["seen_lower_ms"], row["seen_upper_ms"])
+        says = f"the model, which says {number(row['median_ms'])} ms"
+        return f"{number(row['seen_ms'])} ms in the trace ({seen}: {interval} ms), which CONTRADICTS {says}"
     interval = span(row["lower_ms"], row["upper_ms"])
-    return f"{number(row['median_ms'])} ms ({percent(probability)}{words} {interval} ms)"
+    own = f", closer than that in the trace, {span(row['seen_lower_ms'], row['seen_upper_ms'])} ms"
+    own = own if row["verdict"] == WIDE else ""
+    return f"{number(row['median_ms'])} ms ({percent(probability)}{words} {interval} ms{own})"
 
 
 def _requests(row: Mapping[str, Any]) -> str:
@@ -212,14 +229,18 @@ def _cost_sentences(costs: pd.DataFrame, probability: float) -> list[str]:
         PER_REQUEST: (1.0, "one more decoding request adds"),
         PER_TOKEN: (100.0, "100 more prefill tokens add"),
     }
+    wrong = [name for name in told if name in rows and rows[name]["is_contradicted"]]
     parts = [
         f"{words} {number(factor * rows[name]['median'])} ms "
         f"({span(factor * rows[name]['lower'], factor * rows[name]['upper'])})"
         for name, (factor, words) in told.items()
-        if name in rows
+        if name in rows and name not in wrong
     ]
     brackets = f"{percent(probability)} credible intervals in brackets"
-    return [f"On average, {' and '.join(parts)}; {brackets}."] if parts else []
+    said = [f"On average, {' and '.join(parts)}; {brackets}."] if parts else []
+    if wrong:
+        said.append(f"What {' or '.join(wrong)} adds is undecided: the trace contradicts the model there.")
+    return said
 
 
 def _open(parameters: pd.DataFrame) -> str:
@@ -250,7 +271,9 @@ def _costs(result: FitSummary) -> Section:
             Column("q99_ms", "99th percentile (ms)"),
             Column(("mean_lower_ms", "mean_upper_ms"), f"mean, {share} credible (ms)", span),
             Column("extrapolation", "extrapolation"),
+            *_SEEN,
         ),
+        failed=[verdict == CONTRADICTED for verdict in result.table["verdict"]],
         on="page",
     )
     costs = Table(
@@ -261,7 +284,9 @@ def _costs(result: FitSummary) -> Section:
             Column("median", "median"),
             Column(("lower", "upper"), f"{share} interval", span),
             Column("unit", "unit"),
+            Column("is_contradicted", "trace contradicts it"),
         ),
+        failed=[bool(flag) for flag in result.costs["is_contradicted"]],
         on="page",
     )
     return Section(
@@ -292,7 +317,15 @@ def _figures(result: FitSummary) -> tuple[Item, ...]:
     )
     return (
         Section("Latency bands", (*drawn("latency_by_tokens", "latency_by_batch", "latency_contours"),)),
-        Section("Does the model fit?", (*drawn("posterior_predictive_check", "residuals"), *effects)),
+        Section(
+            "Does the model fit?",
+            (
+                Text(f"{result.local.text} {_LOCAL}", on="page"),
+                *_local(result),
+                *drawn("local_check", "posterior_predictive_check", "residuals"),
+                *effects,
+            ),
+        ),
         *richer,
         Section(
             "Parameters",
@@ -338,6 +371,14 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
             "in the lower panel. Dots are steps of the trace; hatched parts are extrapolation. A step "
             f"cannot hold fewer tokens than requests.{load}",
             partial(latency_contours, result),
+        ),
+        Figure(
+            "local_check",
+            "Where the fit is right",
+            f"Each mark is a bin of steps that are alike. Grey: the fitted median and {share} band of the "
+            f"typical step in it. Coloured: the median of its steps, and where {share} of them lie; red "
+            "where the trace contradicts the fit, pale where too few steps tell.",
+            partial(local_check, result),
         ),
         Figure(
             "posterior_predictive_check",
@@ -398,6 +439,49 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
         ),
     )
     return {figure.name: figure for figure in figures}
+
+
+def _local(result: FitSummary) -> tuple[Item, ...]:
+    """Return the check of each bin; on a terminal of those that the trace contradicts."""
+    table, share = result.local.table, percent(result.probability)
+    if table.empty:
+        return ()
+    columns = (
+        Column("kind", "steps"),
+        Column(("first_requests", "last_requests"), "requests", _range),
+        Column(("first_tokens", "last_tokens"), "tokens", _range),
+        Column("num_steps", "number"),
+        Column("observed_ms", "observed (ms)"),
+        Column("fitted_ms", "fitted (ms)"),
+        Column("error", "error", _signed),
+        Column(("error_lower", "error_upper"), "99% interval", _signed_span, short=""),
+        Column("coverage", f"in {share} band", _percents),
+        Column(("coverage_lower", "coverage_upper"), "99% interval", _percents, short=""),
+        Column("late", "above 99% limit", _percents, short=">99%"),
+        Column(("late_lower", "late_upper"), "99% interval", _percents, short=""),
+        Column("verdict", "verdict", short=""),
+    )
+    wrong = table["verdict"] == CONTRADICTED
+    lead = f"The trace contradicts the fit in {wrong.sum()} of {len(table)} kinds of steps:"
+    shown = (Text(lead, on="terminal"), Table(table[wrong], columns, on="terminal", max_rows=12))
+    page = Table(table, columns, failed=wrong.tolist(), on="page")
+    return (page, *(shown if wrong.any() else ()))
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+
+def _signed(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:+.1f}%"
+
+
+def _signed_span(lower: float | None, upper: float | None) -> str:
+    return NONE if lower is None or upper is None else f"{_signed(lower)} to {_signed(upper)}"
+
+
+def _percents(*shares: float) -> str:
+    return " to ".join(percent(share, 1) for share in shares)
 
 
 def _parameters(result: FitSummary, *, combinations: bool) -> Table:
