@@ -127,7 +127,7 @@ def test_the_summary_gives_the_traces_own_answer_where_the_model_is_contradicted
     assert f"of its {largest['seen_steps']} such steps" in text
     assert f"which CONTRADICTS the model, which says {number(float(largest['median_ms']))} ms" in text
     assert steps["latency_ms"].min() < largest["seen_ms"] < steps["latency_ms"].max()
-    assert "its trace contradicts" in text
+    assert "But its trace contradicts it in" in text
 
 
 def test_a_cost_between_contradicted_steps_is_undecided(found: FitSummary) -> None:

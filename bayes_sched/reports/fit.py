@@ -176,13 +176,12 @@ def _trust(result: FitSummary) -> str:
     if not result.converged:
         problem = result.problems[0] if result.problems else "see the convergence table"
         return f"The fit has NOT CONVERGED: {problem}. Do not act on the numbers below until it has; {held}."
+    wrong, kinds = result.local.contradicted, len(result.local.bins)
+    but = f" But its trace contradicts it in {len(wrong)} of {kinds} kinds of steps." if wrong else ""
     if abs(share - probability) > MAX_MISCOVERAGE:
         side = "narrow" if share < probability else "wide"
-        return f"The fit converged, but its bands are too {side}: {held}; take them as approximate."
-    if wrong := result.local.contradicted:
-        bins = f"{len(wrong)} of {len(result.local.bins)} kinds of steps"
-        return f"The fit converged and its bands hold on the whole, but its trace contradicts {bins}: {held}."
-    return f"The fit converged and its bands hold: {held}."
+        return f"The fit converged, but its bands are too {side}: {held}; take them as approximate.{but}"
+    return f"The fit converged and its bands hold{' on the whole' if but else ''}: {held}.{but}"
 
 
 def _step_sentences(table: pd.DataFrame, probability: float) -> list[str]:
