@@ -54,7 +54,7 @@ def test_bins_that_the_trace_contradicts_are_found_and_no_others(factor: float) 
         assert of.is_contradicted == is_wrong, of.text
         if is_wrong:
             assert of.error == pytest.approx(factor - 1.0, abs=0.03)
-            assert of.error_lower < of.error < of.error_upper
+            assert known(of.error_lower) < of.error < known(of.error_upper)
 
 
 def test_a_noise_that_is_too_small_or_too_large_is_found() -> None:

@@ -72,8 +72,8 @@ class Bin:
     fitted_ms: float
     fitted_upper_ms: float
     error: float
-    error_lower: float
-    error_upper: float
+    error_lower: float | None
+    error_upper: float | None  # None where the steps are too few for an end
     coverage: float
     coverage_lower: float
     coverage_upper: float
@@ -86,6 +86,11 @@ class Bin:
     def is_contradicted(self) -> bool:
         """Whether the trace contradicts the fit here."""
         return self.verdict == CONTRADICTED
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether that is because the trace is slower than the fit."""
+        return self.is_contradicted and (self.error > MAX_ERROR or self.late_lower > MAX_LATE)
 
     @property
     def name(self) -> str:
@@ -175,6 +180,12 @@ class LocalCheck:
         table = self.table.reindex(self.places(steps["batch_size"], steps["total_tokens"]))
         told = table[["verdict", *_SEEN]].rename(columns=_SEEN).set_index(steps.index)
         return steps.join(told.astype({"seen_steps": "Int64"}))
+
+    def factors(self, batch_size: ArrayLike, total_tokens: ArrayLike) -> Floats:
+        """Return what makes the fitted medians those of the trace where it contradicts the fit, else 1."""
+        found = np.array([*(1.0 + of.error if of.is_contradicted else 1.0 for of in self.bins), 1.0])
+        factors: Floats = found[self.places(batch_size, total_tokens)]
+        return factors
 
     def is_contradicted(self, batch_size: ArrayLike, total_tokens: ArrayLike) -> Any:
         """Return for each step whether the trace contradicts the fit there, bools of the arrays' shape."""
@@ -296,8 +307,8 @@ def _bin(kind: str, steps: pd.DataFrame, fitted: Floats, probability: float) -> 
         fitted_ms=float(typical[1]),
         fitted_upper_ms=float(typical[2]),
         error=float(np.median(error)),
-        error_lower=float(off.low),
-        error_upper=float(off.high),
+        error_lower=None if np.isnan(off.low) else float(off.low),
+        error_upper=None if np.isnan(off.high) else float(off.high),
         coverage=float(inside.mean()),
         coverage_lower=float(in_band.low),
         coverage_upper=float(in_band.high),

@@ -103,7 +103,7 @@ def _(step: NextStep, *, command: str = "") -> Document:
         f"{'keeps' if budget.is_kept else 'does NOT keep'} {step.slo_ms:g} ms."
     )
     speed = f"An answer takes {step.microseconds:.2f} us (StepBudgets.next_step)."
-    sections = (Text(told), Text(speed), _verdict(is_promised=step.is_promised))
+    sections = (Text(told), *map(Text, step.notes), Text(speed), _verdict(is_promised=step.is_promised))
     return Document(title="The next step", name="The next step", sections=sections, numbers=step.to_dict())
 
 

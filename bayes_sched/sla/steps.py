@@ -17,7 +17,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.format import number, records
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.sla.limits import Span, StepLimit, StepLine, StepSearch, evidence, tried_numbers
+from bayes_sched.sla.limits import Span, StepLimit, StepLine, StepSearch, tried_numbers
 from bayes_sched.sla.request import RequestSLA
 from bayes_sched.sla.risk import (
     DEFAULT_CONFIDENCE,
@@ -40,6 +40,7 @@ _RISK = ("probability", "lower", "upper", "confidence", "extrapolation")
 COLUMNS = (
     *("batch_size", "first_tokens", "last_tokens", "total_tokens", "limited_by", *_RISK),
     *("near_steps", "near_late", "is_contradicted"),
+    *("seen_tokens", "seen_steps", "seen_late"),
     *("point_tokens", "point_breach", "point_breach_lower", "point_breach_upper"),
 )
 
@@ -63,8 +64,9 @@ class StepSLA:
     be promised). ``last_tokens`` is where the search ended, ``limited_by`` ``slo``, ``data`` or ``range``;
     ``probability``, ``lower``, ``upper``, ``confidence`` and ``extrapolation`` are those of
     :func:`~bayes_sched.sla.risk.step_risk` there; ``near_steps``, ``near_late`` and ``is_contradicted`` what
-    the trace says; ``point_tokens`` is what a single fitted curve allows, and ``point_breach``, with its
-    interval, the probability that a step there takes too long."""
+    the trace says of them; ``seen_tokens`` is what the trace by itself does not speak against, ``seen_late``
+    of ``seen_steps`` near it being late; ``point_tokens`` is what a single fitted curve allows, and
+    ``point_breach``, with its interval, the probability that a step there takes too long."""
     floor_ms: float
     """The least limit that any step searched could keep at this quantile and confidence, ms. Searched are the
     decode-only steps, and for other numbers of requests those with the fewest tokens."""
@@ -222,8 +224,11 @@ def _frontier(search: StepSearch, searched: Mapping[StepLine, Span]) -> pd.DataF
     lines, spans = list(searched), list(searched.values())
     best, point = search.promised(lines, spans), search.point_allowed(lines, spans)
     near = [
-        None if b is None else evidence(search.fit, line, b, search.objective)
+        None if b is None else search.observed.near(line.requests, b)
         for line, b in zip(lines, best, strict=True)
+    ]
+    seen = [
+        search.observed.largest(line.requests, first) for line, (first, _) in zip(lines, spans, strict=True)
     ]
     table = pd.DataFrame(
         {
@@ -235,6 +240,9 @@ def _frontier(search: StepSearch, searched: Mapping[StepLine, Span]) -> pd.DataF
             "near_steps": pd.Series([e and e.num_steps for e in near], dtype="Int64"),
             "near_late": pd.Series([e and e.late_share for e in near], dtype="Float64"),
             "is_contradicted": pd.Series([e and e.is_contradicted for e in near], dtype="boolean"),
+            "seen_tokens": pd.Series([e and e.number for e in seen], dtype="Int64"),
+            "seen_steps": pd.Series([e and e.num_steps for e in seen], dtype="Int64"),
+            "seen_late": pd.Series([e and e.late_share for e in seen], dtype="Float64"),
             "point_tokens": pd.array(point, dtype="Int64"),
         }
     )
