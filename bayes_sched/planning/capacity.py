@@ -18,6 +18,7 @@ from bayes_sched.planning.workload import AnyWorkload
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.posterior.provenance import FitDescription
+from bayes_sched.region import Region
 from bayes_sched.sla.request import NAMES
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, ROUNDING, objectives_of, refusals
 
@@ -255,25 +256,17 @@ def plan_capacity(
         best = _smallest(will_do, max_replicas) if may_more_do else None
     simulations = tuple(tried[number] for number in sorted(tried))
     shown = simulations[-1] if best is None else tried[best]
-    reasons = [*refusals(fit, accept_unconverged=accept_unconverged)]
-    if shown.beyond > TRUSTED_BEYOND and not extrapolate:
-        reasons.append(
-            f"{100 * shown.beyond:.0f}% of the simulated time lies in steps of more requests or tokens "
-            "than any of the trace: nothing is promised there unless that is asked for; limit the number of "
-            f"sequences or the token budget. {fit.region.text}"
-        )
-    elif shown.extrapolated > TRUSTED_OUTSIDE and not extrapolate:
-        reasons.append(
-            f"{100 * shown.extrapolated:.0f}% of the simulated time lies in steps that the trace does not "
-            "cover: nothing is promised there unless that is asked for; record a trace under such a load."
-        )
     own = None
     if shown.contradicted > _WORTH_SAYING:
         own = run(
             shown.replicas, name="simulating with the trace's own medians", times=times.corrected(local)
         )
-        if (own.confidence >= confidence - ROUNDING) != (best is not None):
-            reasons.append("Undecided: the trace's own steps give another answer than the model.")
+    reasons = [
+        *refusals(fit, accept_unconverged=accept_unconverged),
+        *([] if extrapolate else _outside(shown, fit.region)),
+    ]
+    if own is not None and (own.confidence >= confidence - ROUNDING) != (best is not None):
+        reasons.append("Undecided: the trace's own steps give another answer than the model.")
     return CapacityPlan(
         fit=fit.description,
         workload=workload,
@@ -292,6 +285,22 @@ def plan_capacity(
         request_times=_request_times(shown, probability),
         refusals=tuple(reasons),
     )
+
+
+def _outside(shown: ServerSimulation, region: Region) -> list[str]:
+    """Return why nothing is promised where too much of the time is in steps that the trace does not hold."""
+    if shown.beyond > TRUSTED_BEYOND:
+        share, where = shown.beyond, "of more requests or tokens than any of the trace"
+        way = "limit the number of sequences or the token budget"
+    elif shown.extrapolated > TRUSTED_OUTSIDE:
+        share, where = shown.extrapolated, "that the trace does not cover"
+        way = "record a trace under such a load"
+    else:
+        return []
+    return [
+        f"{100 * share:.0f}% of the simulated time lies in steps {where}: nothing is promised there unless that is "
+        f"asked for; {way}. {region.text}"
+    ]
 
 
 def _smallest(will_do: Callable[[int], bool], most: int) -> int | None:

@@ -197,7 +197,7 @@ class RequestSLA:
     times: tuple[RequestTime, ...]
     """What was asked for, or can be said: ``ttft``, and with output tokens ``tpot`` and ``e2e``."""
     own: tuple[RequestTime, ...]
-    """The same with the trace's own medians of steps where it contradicts the model; empty where it does not."""
+    """The same with the trace's own medians where it contradicts the model; empty where it does not."""
     step_table: pd.DataFrame
     """``phase``, ``batch_size``, ``total_tokens``, ``count``, ``extrapolation``, and the trace's own answer:
     :meth:`~bayes_sched.checks.local.LocalCheck.beside`."""
