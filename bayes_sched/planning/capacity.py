@@ -298,8 +298,8 @@ def _outside(shown: ServerSimulation, region: Region) -> list[str]:
     else:
         return []
     return [
-        f"{100 * share:.0f}% of the simulated time lies in steps {where}: nothing is promised there unless that is "
-        f"asked for; {way}. {region.text}"
+        f"{100 * share:.0f}% of the simulated time lies in steps {where}: nothing is promised there unless "
+        f"that is asked for; {way}. {region.text}"
     ]
 
 
