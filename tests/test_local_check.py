@@ -121,7 +121,7 @@ def found() -> FitSummary:
 
 def test_the_summary_gives_the_traces_own_answer_where_the_model_is_contradicted(found: FitSummary) -> None:
     text = " ".join(sentences_of(found))
-    largest = found.table.set_index("step").loc["largest decode step"]
+    (largest,) = found.table[found.table["step"] == "largest decode step"].to_dict("records")
     steps = large(0.75)[IS_LARGE]
     assert largest["seen_ms"] < 0.8 * largest["median_ms"]
     assert f"of its {largest['seen_steps']} such steps" in text

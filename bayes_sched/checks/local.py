@@ -44,6 +44,7 @@ _SEEN = {
     "observed_upper_ms": "seen_upper_ms",
 }
 _MAX_DRAWS, _MAX_ROWS = 200, 1000  # a coverage is then known to 2 %, and the answer takes a second
+_LIKE = 1.05 * ALIKE  # so that each covered step has a bin: a region knows its factor to 2 %
 _WIDEST = 2.0  # largest number of a bin over its smallest
 _BY_REQUESTS = 100  # steps with prefill are parted by requests, too, where so many are left in each part
 _MIN_FULL_SHARE = 0.05  # so many of the steps with prefill have the most tokens where there is a budget
@@ -95,7 +96,8 @@ class Bin:
     @property
     def name(self) -> str:
         """Which steps these are."""
-        requests = f"{_range(self.first_requests, self.last_requests)} requests"
+        requests = f"{_range(self.first_requests, self.last_requests)} request"
+        requests += "" if self.last_requests == 1 else "s"
         if self.kind == DECODE:
             return f"decode-only steps of {requests}"
         return f"steps of {_range(self.first_tokens, self.last_tokens)} tokens and {requests}"
@@ -148,7 +150,7 @@ class LocalCheck:
     def places(self, batch_size: ArrayLike, total_tokens: ArrayLike) -> Ints:
         """Return the number of the bin of each step's like, -1 where none is; arrays that broadcast."""
         b, s = np.broadcast_arrays(np.asarray(batch_size, float), np.asarray(total_tokens, float))
-        found, nearest = np.full(b.shape, -1, dtype=np.int64), np.full(b.shape, ALIKE)
+        found, nearest = np.full(b.shape, -1, dtype=np.int64), np.full(b.shape, _LIKE)
         for place, of in enumerate(self.bins):
             away = np.maximum.reduce(
                 [

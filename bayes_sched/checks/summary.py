@@ -63,7 +63,7 @@ class FitSummary:
         answer, :meth:`LocalCheck.beside`.
     costs : DataFrame
         What one more request or token adds to the mean latency: ``cost``, ``at`` (where, in words), ``unit``,
-        ``lower``, ``median``, ``upper``; ``is_contradicted``: the trace contradicts the fit at either end.
+        ``lower``, ``median``, ``upper``; ``is_contradicted``, ``extrapolation``: so is the fit at either end.
     coverage : DataFrame
         Share of the observed steps inside predictive bands, as in :class:`Calibration`.
     parameters : DataFrame
@@ -192,6 +192,7 @@ def summarize(
     costs = cost_table(fit, typical, probability=probability)
     ends = [costs[[f"{end}_requests", f"{end}_tokens"]].to_numpy().T for end in ("first", "last")]
     costs["is_contradicted"] = np.any([local.is_contradicted(*end) for end in ends], axis=0)
+    costs["extrapolation"] = ~np.all([fit.region.contains(*end) for end in ends], axis=0)
     return FitSummary(
         fit=fit.description,
         probability=probability,

@@ -165,8 +165,7 @@ class NextStep:
         """Return plain values, ready for JSON."""
         asked = {"slo_ms": self.slo_ms, "decodes": self.decodes, "waiting_tokens": self.waiting_tokens}
         answer = {"is_promised": self.is_promised, "microseconds": round(self.microseconds, 2)}
-        answer["notes"] = list(self.notes)
-        return asked | self.budget._asdict() | answer
+        return asked | self.budget._asdict() | answer | {"notes": list(self.notes)}
 
 
 def plan_next_step(

@@ -228,7 +228,8 @@ def _cost_sentences(costs: pd.DataFrame, probability: float) -> list[str]:
         PER_REQUEST: (1.0, "one more decoding request adds"),
         PER_TOKEN: (100.0, "100 more prefill tokens add"),
     }
-    wrong = [name for name in told if name in rows and rows[name]["is_contradicted"]]
+    contradicted = {name for name in rows if rows[name]["is_contradicted"]}
+    wrong = [name for name in told if name in contradicted | {n for n in rows if rows[n]["extrapolation"]}]
     parts = [
         f"{words} {number(factor * rows[name]['median'])} ms "
         f"({span(factor * rows[name]['lower'], factor * rows[name]['upper'])})"
@@ -238,7 +239,8 @@ def _cost_sentences(costs: pd.DataFrame, probability: float) -> list[str]:
     brackets = f"{percent(probability)} credible intervals in brackets"
     said = [f"On average, {' and '.join(parts)}; {brackets}."] if parts else []
     if wrong:
-        said.append(f"What {' or '.join(wrong)} adds is undecided: the trace contradicts the model there.")
+        why = "the trace contradicts the model" if contradicted else "the trace holds no such steps"
+        said.append(f"What {' or '.join(wrong)} adds is undecided: {why} there.")
     return said
 
 
@@ -284,6 +286,7 @@ def _costs(result: FitSummary) -> Section:
             Column(("lower", "upper"), f"{share} interval", span),
             Column("unit", "unit"),
             Column("is_contradicted", "trace contradicts it"),
+            Column("extrapolation", "extrapolation"),
         ),
         failed=[bool(flag) for flag in result.costs["is_contradicted"]],
         on="page",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy.stats import beta, binom
 
 from bayes_sched.arrays import Floats
@@ -137,10 +136,9 @@ class Observed:
         rows = self.cells[is_on].groupby("total_tokens")[["count", "late"]].sum()
         return rows.index.to_numpy(float), rows["count"].to_numpy(float), rows["late"].to_numpy(float)
 
-    def _p_value(self, counted: ArrayLike, num_late: ArrayLike) -> Floats:
+    def _p_value(self, counted: Floats | float, num_late: Floats | float) -> Floats:
         """Return how probably as many are late where the objective is just kept."""
-        p_value: Floats = binom.sf(np.asarray(num_late) - 1, counted, 1.0 - self.objective.quantile)
-        return p_value
+        return np.asarray(binom.sf(np.asarray(num_late) - 1.0, counted, 1.0 - self.objective.quantile))
 
     def _evidence(self, number: float, counted: float, num_late: float) -> Evidence:
         is_known = self.is_exact and num_late < counted

@@ -1,0 +1,46 @@
+"""A verdict that the steps of the traces contradict is withdrawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sched.comparison.compare import Comparison, compare
+from bayes_sched.posterior.fitted import FittedModel
+from tests.comparison_fits import server, with_groups
+from tests.synthetic_fit import served
+
+
+def watched(fit: FittedModel, factor: float) -> FittedModel:
+    """The fit of a server that keeps its trace, whose steps take `factor` times what `TRUTH` says."""
+    cells = fit.cells.to_dataframe()[["batch_size", "total_tokens"]]
+    steps = served(cells.loc[cells.index.repeat(100)].reset_index(drop=True), np.random.default_rng(1))
+    steps["latency_ms"] *= factor
+    return with_groups(fit, observed=xr.Dataset({str(k): ("step", v) for k, v in steps.items()}))
+
+
+def compared(factor: float) -> Comparison:
+    """Two servers of which the first is fitted as 1.3 times slower, and takes `factor` times as long."""
+    slow = watched(server(1.3, name="first", gpu="X100"), factor)
+    return compare([slow, watched(server(name="second", gpu="Y50"), 1.0)])
+
+
+def covered(comparison: Comparison) -> pd.DataFrame:
+    return comparison.table[~comparison.table["extrapolation"]]
+
+
+def test_a_verdict_that_the_traces_turn_round_is_undecided() -> None:
+    """The steps of the server that is fitted as slower are the faster ones."""
+    table = covered(compared(0.8))
+    assert (table["ratio_median"] > 1.2).all()
+    assert (table["own_ratio"] < 0.9).all()
+    assert set(table["verdict"]) == {"undecided"}
+    assert table["p_faster"].isna().all()
+
+
+def test_a_verdict_that_the_traces_bear_out_stays() -> None:
+    table = covered(compared(1.3))
+    assert set(table["verdict"]) == {"slower"}
+    assert (table["p_faster"] < 0.05).all()
+    np.testing.assert_array_equal(table["own_ratio"], table["ratio_median"])
