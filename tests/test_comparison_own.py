@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from bayes_sched.comparison.compare import Comparison, compare
+from bayes_sched.posterior.fit import observed_steps
 from bayes_sched.posterior.fitted import FittedModel
 from tests.comparison_fits import server, with_groups
 from tests.synthetic_fit import served
@@ -17,7 +17,7 @@ def watched(fit: FittedModel, factor: float) -> FittedModel:
     cells = fit.cells.to_dataframe()[["batch_size", "total_tokens"]]
     steps = served(cells.loc[cells.index.repeat(100)].reset_index(drop=True), np.random.default_rng(1))
     steps["latency_ms"] *= factor
-    return with_groups(fit, observed=xr.Dataset({str(k): ("step", v) for k, v in steps.items()}))
+    return with_groups(fit, observed=observed_steps(steps))
 
 
 def compared(factor: float) -> Comparison:
