@@ -102,8 +102,8 @@ class TypicalLoad:
 class SeenLoads:
     """The steps of a trace with some of their loads: which others are like at least `LEAST` of them.
 
-    Requests and tokens are alike within the factor `ALIKE`, and so are loads a request, above the trace's mean;
-    far below it, where they cost next to nothing, they are alike anyway.
+    Requests and tokens are alike within the factor `ALIKE`, and so are loads a request above the trace's
+    mean; far below it, where they cost next to nothing, they are alike anyway.
     """
 
     def __init__(self, steps: pd.DataFrame, names: tuple[str, ...]) -> None:
