@@ -128,6 +128,7 @@ class Sampler:
         with self.pymc_model:
             pm.set_data(values, coords=coords)
         self.coordinates.adapt(with_positive_latencies(steps))
+        self.density.rebind()
         self.steps = steps
 
     def _data(self) -> dict[str, Any]:
