@@ -11,11 +11,12 @@ import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+import pytensor.scalar as ps
 from llvmlite import ir
 from numpy.typing import NDArray
 from pytensor.graph import Constant
@@ -203,6 +204,10 @@ class _Emitter:
         op = node.op
         if isinstance(op, PASSED):
             return self.value(node.inputs[0], index)
+        if isinstance(op, Elemwise) and isinstance(op.scalar_op, ps.TrueDiv) and kind == F64:
+            above, below = node.inputs
+            found = self.math.to(self.value(above, self._own(above, index)), F64)
+            return reduce(self.math.mul, self._reciprocals(below, self._own(below, index)), found)
         if isinstance(op, Elemwise):
             values = [self.value(v, self._own(v, index)) for v in node.inputs]
             return self.math.apply(op.scalar_op, kind, values)
@@ -222,6 +227,19 @@ class _Emitter:
         if isinstance(op, AdvancedSubtensor):
             return self._looked_up(node, index)
         raise UnsupportedError(f"the operation {op}")
+
+    def _reciprocals(self, variable: Any, index: Sequence[_Index | None]) -> list[Any]:
+        """Return the reciprocals of the factors of a variable, each divided once."""
+        op = variable.owner.op.scalar_op if variable.owner and isinstance(variable.owner.op, Elemwise) else None
+        single = self.plan.is_single(variable)
+        if variable not in self.arrays and isinstance(op, ps.Mul | ps.Sqr) and not single:
+            inputs = variable.owner.inputs * (2 if isinstance(op, ps.Sqr) else 1)
+            return [r for v in inputs for r in self._reciprocals(v, self._own(v, index))]
+        known, key = (self.singles, (variable, "reciprocal")) if single else (self.memo, (variable, tuple(index), "reciprocal"))
+        if key not in known:
+            value = self.math.to(self.value(variable, index), F64)
+            known[key] = self.math.div(self.math.number(1.0, value), value)
+        return [known[key]]
 
     def _own(self, variable: Any, index: Sequence[_Index | None]) -> list[_Index | None]:
         axes = self.plan.axes(variable)
@@ -302,6 +320,8 @@ class _Emitter:
             for variable in self.plan.inlined(root):  # numbers are computed before the loop
                 if self.plan.is_single(variable):
                     self.single(variable)
+                    if variable.type.dtype == "float64":
+                        self._reciprocals(variable, (None,) * variable.type.ndim)
         op = loop.roots[0].owner.op
         if isinstance(op, IncSubtensor | AdvancedIncSubtensor | Join | MakeVector):
             self._assemble(loop.roots[0])

@@ -124,7 +124,8 @@ class Sampler:
 
         For models made by :func:`~bayes_sched.model.likelihood.student_t_model` that have no effects.
         """
-        values, coords = step_data(self.model, steps)
+        by_cell = "cell_of_step" in self.pymc_model.named_vars
+        values, coords = step_data(self.model, steps, by_cell=by_cell)
         with self.pymc_model:
             pm.set_data(values, coords=coords)
         self.coordinates.adapt(with_positive_latencies(steps))
