@@ -58,7 +58,9 @@ class Arithmetic:
         if not lanes or lanes_of(value):
             return value
         wide = ir.VectorType(value.type, lanes)
-        first = self.builder.insert_element(ir.Constant(wide, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+        first = self.builder.insert_element(
+            ir.Constant(wide, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
+        )
         mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
         return self.builder.shuffle_vector(first, ir.Constant(wide, ir.Undefined), mask)
 
@@ -119,7 +121,9 @@ class Arithmetic:
         kind, lanes = values[0].type, lanes_of(*values)
         full = f"llvm.{name}.v{lanes}f64" if lanes else f"llvm.{name}.f64"
         module = self.builder.module
-        function = module.globals.get(full) or ir.Function(module, ir.FunctionType(kind, [kind] * len(values)), full)
+        function = module.globals.get(full) or ir.Function(
+            module, ir.FunctionType(kind, [kind] * len(values)), full
+        )
         return self.builder.call(function, values)
 
     def is_nan(self, a: Any) -> Any:
@@ -132,13 +136,17 @@ class Arithmetic:
         """Return the sum of coefficients times powers of x, the lowest first."""
         *lower, top = coefficients
         start = self.number(top, x)
-        return reduce(lambda total, c: self.add(self.mul(total, x), self.number(c, x)), reversed(lower), start)
+        return reduce(
+            lambda total, c: self.add(self.mul(total, x), self.number(c, x)), reversed(lower), start
+        )
 
     def _reduced(self, x: Any) -> tuple[Any, Any]:
         """Return the integer n nearest to x / ln 2, and exp(x - n ln 2) - 1."""
         shifted = self.add(self.mul(x, self.number(1.0 / math.log(2.0), x)), self.number(_ROUND, x))
         n = self.sub(shifted, self.number(_ROUND, x))
-        r = self.sub(self.sub(x, self.mul(n, self.number(_LN2_HIGH, x))), self.mul(n, self.number(_LN2_LOW, x)))
+        r = self.sub(
+            self.sub(x, self.mul(n, self.number(_LN2_HIGH, x))), self.mul(n, self.number(_LN2_LOW, x))
+        )
         series = self.polynomial(r, [1.0 / math.factorial(k) for k in range(1, 14)])
         exponent = self.builder.sub(self.bits(shifted, I64), self.bits(self.number(_ROUND, x), I64))
         return exponent, self.mul(r, series)
@@ -177,7 +185,9 @@ class Arithmetic:
         bits = self.bits(self.select(tiny, self.mul(x, self.number(2.0**54, x)), x), I64)
         above = b.sub(bits, self.number(_SQRT_HALF_BITS, x, I64))
         exponent = b.ashr(above, self.number(52, x, I64))
-        mantissa = self.bits(b.sub(bits, b.shl(exponent, self.number(52, x, I64))), F64)  # sqrt(1/2) to sqrt(2)
+        mantissa = self.bits(
+            b.sub(bits, b.shl(exponent, self.number(52, x, I64))), F64
+        )  # sqrt(1/2) to sqrt(2)
         rounded = self.bits(b.add(exponent, self.bits(self.number(_ROUND, x), I64)), F64)
         k = self.sub(rounded, self.number(_ROUND, x))
         k = self.sub(k, self.select(tiny, self.number(54.0, x), self.number(0.0, x)))
@@ -190,7 +200,9 @@ class Arithmetic:
         value = self.sub(self.mul(k, self.number(_LN2_HIGH, x)), self.sub(self.sub(half_square, low), f))
         value = self.select(self.compare("==", x, self.number(math.inf, x)), x, value)
         value = self.select(self.compare("==", x, self.number(0.0, x)), self.number(-math.inf, x), value)
-        return self.select(self.builder.fcmp_unordered("<", x, self.number(0.0, x)), self.number(math.nan, x), value)
+        return self.select(
+            self.builder.fcmp_unordered("<", x, self.number(0.0, x)), self.number(math.nan, x), value
+        )
 
     def log1p(self, x: Any) -> Any:
         """Return log(1 + x), with the rounding of 1 + x made good."""
@@ -275,30 +287,41 @@ class Arithmetic:
             if kind != I1:
                 raise UnsupportedError(f"{op} of integers")
             truths = self.aligned(*(self.to(value, I1) for value in values))
-            return self.builder.not_(truths[0]) if name == "Invert" else reduce(getattr(self.builder, _LOGICAL[name]), truths)
+            return (
+                self.builder.not_(truths[0])
+                if name == "Invert"
+                else reduce(getattr(self.builder, _LOGICAL[name]), truths)
+            )
         if name in ("IsNan", "IsInf"):
             x = self.to(values[0], F64)
             infinite = self.number(math.inf, x)
-            return self.is_nan(x) if name == "IsNan" else self.compare("==", self.intrinsic("fabs", x), infinite)
+            return (
+                self.is_nan(x) if name == "IsNan" else self.compare("==", self.intrinsic("fabs", x), infinite)
+            )
         if kind == I64:
             if name == "Neg":
                 return self.builder.neg(self.to(values[0], I64))
             if name not in _OF_INTEGERS:
                 raise UnsupportedError(f"{op} of integers")
             operation = getattr(self.builder, _OF_INTEGERS[name])
-            return reduce(lambda a, b: operation(*self.aligned(a, b)), (self.to(value, I64) for value in values))
+            return reduce(
+                lambda a, b: operation(*self.aligned(a, b)), (self.to(value, I64) for value in values)
+            )
         reals = [self.to(value, F64) for value in values]
         if name in _OF_REALS:
             return _OF_REALS[name](self, *reals)
         if name in _FOLDED:
             return reduce(getattr(self, _FOLDED[name]), reals)
-        return self.called((getattr(op, "nfunc_spec", None) or (str(op),))[0].removeprefix("scipy.special."), *reals)
+        return self.called(
+            (getattr(op, "nfunc_spec", None) or (str(op),))[0].removeprefix("scipy.special."), *reals
+        )
 
     def _composite(self, op: ps.Composite, values: Sequence[Any]) -> Any:
         known = dict(zip(op.fgraph.inputs, values, strict=True))
         for node in op.fgraph.toposort():
             inputs = [
-                known[v] if v in known else ir.Constant(kind_of(v.type.dtype), v.data.item()) for v in node.inputs
+                known[v] if v in known else ir.Constant(kind_of(v.type.dtype), v.data.item())
+                for v in node.inputs
             ]
             known[node.outputs[0]] = self.apply(node.op, kind_of(node.outputs[0].type.dtype), inputs)
         return known[op.fgraph.outputs[0]]
@@ -356,7 +379,11 @@ def _scipy_address(name: str, arity: int) -> int:
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     label.restype, label.argtypes = ctypes.c_char_p, [ctypes.py_object]
     for found, capsule in cython_special.__pyx_capi__.items():
-        if found == name or (found.startswith("__pyx_fuse_") and found.endswith(name) and found[12:].lstrip("0123456789") == name):
+        if found == name or (
+            found.startswith("__pyx_fuse_")
+            and found.endswith(name)
+            and found[12:].lstrip("0123456789") == name
+        ):
             if label(capsule).decode() == wanted:
                 return int(pointer(capsule, label(capsule)))
     raise UnsupportedError(f"the function {name} of {arity} real numbers")

@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -20,14 +20,25 @@ import pytensor.scalar as ps
 from llvmlite import ir
 from numpy.typing import NDArray
 from pytensor.graph import Constant
-from pytensor.tensor.basic import Alloc, Join, MakeVector
+from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import Shape_i
 from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedSubtensor, IncSubtensor, Subtensor
 
 from bayes_sched.arrays import Floats
 from bayes_sched.compiler.arithmetic import F64, I1, I64, LANES, Arithmetic, UnsupportedError, kind_of
-from bayes_sched.compiler.plan import PASSED, Axes, Axis, Loop, Plan, indices, is_store, reduced, simplified
+from bayes_sched.compiler.plan import (
+    PASSED,
+    SCATTERS,
+    Axes,
+    Axis,
+    Loop,
+    Plan,
+    indices,
+    is_store,
+    reduced,
+    simplified,
+)
 
 _NOT_FINITE = 4
 _IDENTITY = {"Add": 0.0, "Mul": 1.0, "Maximum": -np.inf, "Minimum": np.inf}
@@ -156,7 +167,15 @@ class _Emitter:
             return self.builder.load(address)
         if array.axes[-1] is not None and index[-1] is wide and wide.step == 1:
             return self._wide_load(address, array.kind)
-        raise UnsupportedError("lanes that are not next to each other")
+        found = ir.Constant(ir.VectorType(array.kind, LANES), ir.Undefined)
+        axis = array.axes[list(index).index(wide)]
+        for lane in range(LANES):  # behind the last element there may be none: it is taken again
+            place = self.builder.add(wide.value, ir.Constant(I64, lane * wide.step))
+            last = self.builder.sub(self.size(axis), ir.Constant(I64, 1))
+            place = self.builder.select(self.builder.icmp_signed("<", place, last), place, last)
+            one = self.load(array, [_Index(place) if i is wide else i for i in index])
+            found = self.builder.insert_element(found, one, ir.Constant(ir.IntType(32), lane))
+        return found
 
     def _wide_load(self, address: Any, kind: ir.Type) -> Any:
         wide = ir.VectorType(kind, LANES).as_pointer()
@@ -230,12 +249,20 @@ class _Emitter:
 
     def _reciprocals(self, variable: Any, index: Sequence[_Index | None]) -> list[Any]:
         """Return the reciprocals of the factors of a variable, each divided once."""
-        op = variable.owner.op.scalar_op if variable.owner and isinstance(variable.owner.op, Elemwise) else None
+        op = (
+            variable.owner.op.scalar_op
+            if variable.owner and isinstance(variable.owner.op, Elemwise)
+            else None
+        )
         single = self.plan.is_single(variable)
         if variable not in self.arrays and isinstance(op, ps.Mul | ps.Sqr) and not single:
             inputs = variable.owner.inputs * (2 if isinstance(op, ps.Sqr) else 1)
             return [r for v in inputs for r in self._reciprocals(v, self._own(v, index))]
-        known, key = (self.singles, (variable, "reciprocal")) if single else (self.memo, (variable, tuple(index), "reciprocal"))
+        known, key = (
+            (self.singles, (variable, "reciprocal"))
+            if single
+            else (self.memo, (variable, tuple(index), "reciprocal"))
+        )
         if key not in known:
             value = self.math.to(self.value(variable, index), F64)
             known[key] = self.math.div(self.math.number(1.0, value), value)
@@ -323,7 +350,7 @@ class _Emitter:
                     if variable.type.dtype == "float64":
                         self._reciprocals(variable, (None,) * variable.type.ndim)
         op = loop.roots[0].owner.op
-        if isinstance(op, IncSubtensor | AdvancedIncSubtensor | Join | MakeVector):
+        if isinstance(op, SCATTERS):
             self._assemble(loop.roots[0])
             return
         for root in loop.roots:
@@ -360,14 +387,18 @@ class _Emitter:
         count = self.size(axes[0])
         with self._loop(count, LANES) as i:
             lanes = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
-            inside = self.builder.icmp_signed("<", self.builder.add(self.math.spread(i, LANES), lanes), self.math.spread(count, LANES))
+            inside = self.builder.icmp_signed(
+                "<", self.builder.add(self.math.spread(i, LANES), lanes), self.math.spread(count, LANES)
+            )
             for root in loop.roots:
                 self._keep(root, [*index, _Index(i, LANES)], totals, inside)
         for root, total in totals.items():
             found = self.builder.load(total)
             one = self.builder.extract_element(found, ir.Constant(ir.IntType(32), 0))
             for lane in range(1, LANES):
-                one = self._combined(root, one, self.builder.extract_element(found, ir.Constant(ir.IntType(32), lane)))
+                one = self._combined(
+                    root, one, self.builder.extract_element(found, ir.Constant(ir.IntType(32), lane))
+                )
             self._accumulate(root, one, index)
 
     def _keep(self, root: Any, index: list[_Index | None], totals: Mapping[Any, Any], inside: Any) -> None:
@@ -434,13 +465,6 @@ class _Emitter:
         """Compute an array from parts, or from another array of which elements are changed."""
         node = root.owner
         self.memo = {}
-        if isinstance(node.op, MakeVector):
-            for i, part in enumerate(node.inputs):
-                self._store(self.math.to(self.single(part), F64), self.arrays[root], [_Index(ir.Constant(I64, i))])
-            return
-        if isinstance(node.op, Join):
-            self._join(root)
-            return
         base = node.inputs[0]
         if self._reuses(root):
             self.arrays[root] = self.arrays[base]
@@ -479,8 +503,9 @@ class _Emitter:
             if isinstance(part, slice):
                 if part == slice(None) or axis is None:
                     found.append(axis)
-                elif isinstance(axis.size, int):
-                    found.append(Axis(len(range(*part.indices(axis.size)))))
+                elif isinstance(axis.size, int) or (part.stop or -1) > 0:
+                    length = axis.size if isinstance(axis.size, int) else part.stop
+                    found.append(Axis(len(range(*part.indices(length)))))
                 else:
                     raise UnsupportedError("a stretch of unknown length")
         return tuple(found)
@@ -497,20 +522,6 @@ class _Emitter:
             with self._loop(self.size(axes[0])) as i, self._rows(axes[1:]) as rest:
                 yield [_Index(i), *rest]
 
-    def _join(self, root: Any) -> None:
-        """Put arrays one behind the other along the first axis."""
-        node = root.owner
-        if node.op.axis != 0:
-            raise UnsupportedError("arrays joined along another axis than the first")
-        start: Any = ir.Constant(I64, 0)
-        for part in node.inputs:
-            axes = self.plan.axes(part)
-            with self._rows(axes) as index:
-                first = index[0].value if index[0] else ir.Constant(I64, 0)
-                place = [_Index(self.builder.add(start, first)), *index[1:]]
-                self._store(self.math.to(self._fresh(part, index), F64), self.arrays[root], place)
-            start = self.builder.add(start, self.size(axes[0]))
-
     def _finish(self, value: Any, gradient: Any) -> None:
         """Write the results, give memory back, and tell whether all are finite."""
         b = self.builder
@@ -521,9 +532,10 @@ class _Emitter:
         zero = ir.Constant(F64, 0.0)
         b.store(b.fmul(result, zero), finite)
         self.memo = {}
-        with self._rows(self.plan.axes(gradient) or (None,)) as index:
-            found = self.load(self.arrays[gradient], index)
-            b.store(found, b.gep(self.function.args[2], [index[0].value]))
+        with self._rows(self.plan.axes(gradient)) as index:
+            found = self.math.to(self.value(gradient, index), F64)
+            place = [index[0].value] if index[0] else [ir.Constant(I64, 0)]
+            b.store(found, b.gep(self.function.args[2], place))
             b.store(b.fadd(b.load(finite), b.fmul(found, zero)), finite)
         if self.arena is not None:
             free = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [F64.as_pointer()]), "free")
@@ -545,8 +557,8 @@ def _emit_copy(module: ir.Module) -> None:
     builder.ret(ir.Constant(I64, 0))
 
 
-@cache
 def _machine() -> llvm.TargetMachine:
+    """Return this computer as a target; what is compiled for it owns it."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
@@ -578,7 +590,9 @@ class CompiledFunction:
         value, gradient = simplified([value, gradient])
         plan = Plan([value, gradient])
         self.data = tuple(data)
-        constants = {v for node in plan.nodes for v in node.inputs if isinstance(v, Constant) and not plan.is_single(v)}
+        constants = {
+            v for node in plan.nodes for v in node.inputs if isinstance(v, Constant) and not plan.is_single(v)
+        }
         self._constants = {v: np.asarray(v.data) for v in sorted(constants, key=str)}
         self.emitter = _Emitter(plan, value, gradient, point, (*self.data, *self._constants))
         _emit_copy(self.emitter.module)
@@ -591,7 +605,9 @@ class CompiledFunction:
         self.address = self._engine.get_function_address("log_density")
         self.copy_address = self._engine.get_function_address("copy")
         pointer = ctypes.c_void_p
-        self.call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_uint64, pointer, pointer, pointer, pointer)(self.address)
+        self.call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_uint64, pointer, pointer, pointer, pointer)(
+            self.address
+        )
 
     def bind(self, values: Mapping[Any, Any]) -> BoundFunction:
         """Return the function of some data, by variable."""

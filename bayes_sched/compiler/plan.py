@@ -19,7 +19,7 @@ from pytensor.graph import Constant, FunctionGraph, rewrite_graph
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.graph.traversal import io_toposort
 from pytensor.raise_op import CheckAndRaise
-from pytensor.tensor.basic import Alloc, Join, MakeVector, ScalarFromTensor, TensorFromScalar
+from pytensor.tensor.basic import Alloc, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import Shape_i, SpecifyShape
@@ -36,10 +36,10 @@ from bayes_sched.compiler.arithmetic import UnsupportedError
 PASSED = (CheckAndRaise, SpecifyShape, ScalarFromTensor, TensorFromScalar)
 """Operations whose result is their first input."""
 SCATTERS = (AdvancedIncSubtensor, IncSubtensor)
-_ROOTS = (CAReduce, *SCATTERS, Join, MakeVector)
+_ROOTS = (CAReduce, *SCATTERS)
 _CHEAP = (ps.Add, ps.Sub, ps.Mul, ps.Neg, ps.Sqr, ps.Cast, ps.Second, ps.Switch, ps.LogicalComparison, ps.Abs)
 _REWRITES = ("canonicalize", "stabilize", "specialize", "uncanonicalize", "fast_run")
-_NOT_REWRITTEN = ("fusion", "inplace", "BlasOpt", "scan_make_inplace", "local_careduce_fusion", "cxx_only")
+_NOT_REWRITTEN = ("fusion", "inplace", "BlasOpt", "local_careduce_fusion", "symbolic_op_recognition")
 
 
 class Axis:
@@ -186,7 +186,7 @@ class Plan:
                     axis.join(found)
             value = self.axes(node.inputs[0])
             _join(value, own[len(own) - len(value) :])
-        elif not isinstance(op, (Join, MakeVector, Shape_i)):
+        elif not isinstance(op, Shape_i):
             raise UnsupportedError(f"the operation {op}")
         if isinstance(op, (AdvancedSubtensor, AdvancedIncSubtensor)) and op.idx_list != (0,):
             raise UnsupportedError(f"{op}: a look-up by more than one index")
@@ -209,7 +209,7 @@ class Plan:
                 yield node.outputs[0]
             if isinstance(node.op, AdvancedSubtensor) and node.inputs[0].owner is not None:
                 yield node.inputs[0]
-            if isinstance(node.op, (AdvancedIncSubtensor, Join)):
+            if isinstance(node.op, AdvancedIncSubtensor):
                 yield from (v for v in node.inputs if v.owner is not None and not self.is_single(v))
         yield from (v for v in self.outputs if not self.is_single(v))
 
@@ -268,10 +268,10 @@ class Plan:
             axes = self.loop_axes(root)
             stage[root] = 0
             for other, aligned in self.needed(root):
-                shared = aligned and is_store(other) and not isinstance(node.op, _ROOTS[1:])
+                shared = aligned and is_store(other) and not isinstance(node.op, SCATTERS)
                 waits = not (shared and self.loop_axes(other) == axes)
                 stage[root] = max(stage[root], stage[other] + waits)
-            alone = isinstance(node.op, _ROOTS[1:])
+            alone = isinstance(node.op, SCATTERS)
             key = (root,) if alone else (stage[root], axes)
             found.setdefault(key, Loop(stage[root], axes)).roots.append(root)
         return sorted(found.values(), key=lambda loop: loop.stage)

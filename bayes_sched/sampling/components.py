@@ -16,7 +16,7 @@ The model is not changed: that of a component contains its density, so the prior
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +45,15 @@ class Density:
     Every free variable of the model is a positive scalar, which PyMC samples as its logarithm, or an effect's
     vector of log factors, which it samples as it is: to these values the coordinates are a bijection. One
     function serves this density and every component of it, because what selects one is data. What the compiler
-    does not know PyTensor compiles, which takes long; then :attr:`unsupported` says what that was.
+    does not know PyTensor compiles, which takes long; :attr:`unsupported` names it, and `tell` hears of it.
     """
 
-    def __init__(self, model: pm.Model, coordinates: Coordinates) -> None:
+    def __init__(
+        self,
+        model: pm.Model,
+        coordinates: Coordinates,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.names = coordinates.names
         self.dim = len(self.names)
         self.num_evaluations = 0
@@ -69,6 +74,7 @@ class Density:
             self.rebind()
         except UnsupportedError as error:
             self.unsupported = str(error)
+            tell(f"compiling by PyTensor, which takes minutes ({error} is not known to the quick compiler)")
             with np.errstate(all="ignore"):
                 function = pytensor.function(
                     [self.point], [self.graph, pt.grad(self.graph, self.point)], mode="NUMBA"
