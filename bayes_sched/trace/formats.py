@@ -17,7 +17,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, NamedTuple
+from math import sumprod
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, DecodeError, Meta, Struct, UnsetType
@@ -44,6 +45,7 @@ YEAR_2001_S, YEAR_2100_S = 978_307_200.0, 4_102_444_800.0
 NOT_A_STEP = "JSON without the fields of a scheduler step"
 NOT_TEXT = "not UTF-8 text"
 NOT_JSON = "not valid JSON"
+OFF_TOTAL = "chunk sizes do not sum to total_scheduled_tokens (which is used)"
 NUL_BYTE = "holds a NUL byte"
 PLAIN_TEXT = "neither JSON nor a vLLM iteration line"
 BROKEN_ITERATION = "incomplete vLLM iteration line"
@@ -77,7 +79,7 @@ class LineError(ValueError):
         self.is_step = is_step  # recognisably meant to be one
 
 
-class Step(NamedTuple):
+class Step(Struct, frozen=True, gc=False):
     """One step as read: its format, its numbers in the order of `FIELDS` (NaN: not in the line), a remark."""
 
     format: str
@@ -245,13 +247,43 @@ def shorten(text: str, width: int = 60) -> str:
 
 def interpret(record: Record) -> Step:
     """Read a step out of a decoded line; `LineError` where its fields contradict each other."""
-    if record.num_prefill_reqs is not UNSET and record.num_decode_reqs is not UNSET:
-        return _documented(record, record.num_prefill_reqs, record.num_decode_reqs)
-    assert record.chunk_sizes is not UNSET
-    return _recorded(record, record.chunk_sizes)
+    num_prefill, num_decode, chunks = record.num_prefill_reqs, record.num_decode_reqs, record.chunk_sizes
+    if num_prefill is not UNSET and num_decode is not UNSET:
+        kind, load = DOCUMENTED, _documented(record, num_prefill, num_decode)
+    else:
+        assert chunks is not UNSET
+        kind, load = RECORDED, _recorded(record, chunks)
+        num_decode = chunks.count(1)
+        num_prefill = len(chunks) - num_decode
+    context_tokens, pairs, prefill_tokens, largest, remark = load
+    schedule_ms, usage = record.schedule_duration_ms, record.kv_cache_usage
+    waiting, running = record.num_waiting_reqs, record.num_running_reqs
+    timestamp, step_ms = record.timestamp, record.total_step_duration_ms
+    row = (
+        num_prefill + num_decode,
+        record.total_scheduled_tokens,
+        record.model_run_duration_ms,
+        num_prefill,
+        num_decode,
+        _NAN if schedule_ms is None else schedule_ms,
+        _NAN if usage is None else usage,
+        _NAN if waiting is None else waiting,
+        _NAN if running is None else running,
+        context_tokens,
+        pairs,
+        _NAN if timestamp is None else timestamp,
+        _NAN if step_ms is None else step_ms,
+        prefill_tokens,
+        largest,
+    )
+    return Step(kind, row, remark)
 
 
-def _documented(record: Record, num_prefill: int, num_decode: int) -> Step:
+type _Load = tuple[float, float, float, float, str]
+"""Tokens in the KV cache, query-key pairs, prefill tokens, the largest prefill chunk; a remark."""
+
+
+def _documented(record: Record, num_prefill: int, num_decode: int) -> _Load:
     prefill, decode = record.prefill_chunk_sizes, record.decode_chunk_sizes
     prefill_context, decode_context = record.prefill_context_lens, record.decode_context_lens
     if prefill is not None and len(prefill) != num_prefill:
@@ -262,42 +294,35 @@ def _documented(record: Record, num_prefill: int, num_decode: int) -> Step:
         raise _contradiction("prefill_context_lens", prefill_context, "num_prefill_reqs", num_prefill)
     if decode_context is not None and len(decode_context) != num_decode:
         raise _contradiction("decode_context_lens", decode_context, "num_decode_reqs", num_decode)
-    total_tokens, remark = record.total_scheduled_tokens, ""
-    context_tokens = pairs = prefill_tokens = largest = _NAN
+    context_tokens = pairs = _NAN
     if prefill_context is not None and decode_context is not None:
         context_tokens = sum(prefill_context) + sum(decode_context)
-    if prefill is not None:
-        prefill_tokens = sum(prefill)
-        if decode is not None and prefill_tokens + sum(decode) != total_tokens:
-            # B and S stand in fields of their own: the step is usable, what the chunks tell is not.
-            remark = "chunk sizes do not sum to total_scheduled_tokens (which is used)"
-            prefill_tokens = _NAN
-        else:
-            largest = max(prefill, default=0)
-            pairs = _NAN if prefill_context is None else _query_key_pairs(prefill, prefill_context)
-    counts = (num_prefill + num_decode, total_tokens, record.model_run_duration_ms, num_prefill, num_decode)
-    return Step(DOCUMENTED, (*counts, *_rest(record, context_tokens, pairs), prefill_tokens, largest), remark)
+    if prefill is None:
+        return context_tokens, pairs, _NAN, _NAN, ""
+    prefill_tokens = sum(prefill)
+    if decode is not None and prefill_tokens + sum(decode) != record.total_scheduled_tokens:
+        # B and S stand in fields of their own: the step is usable, what the chunks tell is not.
+        return context_tokens, pairs, _NAN, _NAN, OFF_TOTAL
+    if prefill_context is not None:
+        pairs = _query_key_pairs(prefill, prefill_context) if prefill else 0
+    return context_tokens, pairs, prefill_tokens, max(prefill, default=0), ""
 
 
-def _recorded(record: Record, chunks: list[int]) -> Step:
+def _recorded(record: Record, chunks: list[int]) -> _Load:
     computed, total_tokens = record.all_computed_tokens, record.total_scheduled_tokens
     if sum(chunks) != total_tokens:
         detail = f"sum {sum(chunks)}, total {total_tokens}"
         raise LineError("chunk_sizes contradicts total_scheduled_tokens", detail=detail)
     if computed is not None and len(computed) != len(chunks):
         raise _contradiction("all_computed_tokens", computed, "chunk_sizes", len(chunks))
-    num_decode = chunks.count(1)
-    num_prefill = len(chunks) - num_decode
-    context_tokens = pairs = _NAN
+    context_tokens = _NAN if computed is None else sum(computed)
+    if (num_decode := chunks.count(1)) == len(chunks):
+        return context_tokens, _NAN if computed is None else 0, 0, 0, ""
+    pairs = _NAN
     if computed is not None:
-        context_tokens, pairs = sum(computed), 0
-        if num_prefill:
-            prefill = [(c, k) for c, k in zip(chunks, computed, strict=True) if c != 1]
-            pairs = _query_key_pairs(*zip(*prefill, strict=True))
-    largest = max(chunks) if num_prefill else 0
-    counts = (len(chunks), total_tokens, record.model_run_duration_ms, num_prefill, num_decode)
-    prefill_tokens = total_tokens - num_decode
-    return Step(RECORDED, (*counts, *_rest(record, context_tokens, pairs), prefill_tokens, largest))
+        prefill = [(c, k) for c, k in zip(chunks, computed, strict=True) if c != 1]
+        pairs = _query_key_pairs(*zip(*prefill, strict=True))
+    return context_tokens, pairs, total_tokens - num_decode, max(chunks), ""
 
 
 def _contradiction(name: str, sizes: list[int], count_name: str, count: int) -> LineError:
@@ -305,26 +330,9 @@ def _contradiction(name: str, sizes: list[int], count_name: str, count: int) -> 
     return LineError(f"{name} contradicts {count_name}", detail=detail)
 
 
-def _query_key_pairs(chunks: Sequence[int], contexts: Sequence[int]) -> int:
+def _query_key_pairs(chunks: Sequence[int], contexts: Sequence[int]) -> float:
     """Query-key pairs of prefill chunks: c k + c (c + 1) / 2 for c tokens after k computed ones."""
-    return sum(c * k + c * (c + 1) // 2 for c, k in zip(chunks, contexts, strict=True))
-
-
-def _rest(record: Record, context_tokens: float, pairs: float) -> tuple[float, ...]:
-    """Return the middle of a row: ``schedule_ms`` to ``step_ms``."""
-    schedule_ms, usage = record.schedule_duration_ms, record.kv_cache_usage
-    waiting, running = record.num_waiting_reqs, record.num_running_reqs
-    timestamp, step_ms = record.timestamp, record.total_step_duration_ms
-    return (
-        _NAN if schedule_ms is None else schedule_ms,
-        _NAN if usage is None else usage,
-        _NAN if waiting is None else waiting,
-        _NAN if running is None else running,
-        context_tokens,
-        pairs,
-        _NAN if timestamp is None else timestamp,
-        _NAN if step_ms is None else step_ms,
-    )
+    return sumprod(chunks, contexts) + (sumprod(chunks, chunks) + sum(chunks)) // 2
 
 
 def _iteration(line: bytes) -> Step:

@@ -264,11 +264,10 @@ class _File:
                 self._refuse(error, is_ended=is_ended)
                 continue
             if step is not None:
-                kind, row, remark = step
-                self.formats[kind] += 1
-                if remark:
-                    self.remarks[remark] += 1
-                self._numbers += _pack(*row, self.num_lines)
+                self.formats[step.format] += 1
+                if step.remark:
+                    self.remarks[step.remark] += 1
+                self._numbers += _pack(*step.row, self.num_lines)
         self.num_looked_at += self.num_steps
         if self.formats[VLLM_LOG]:
             self.num_looked_at -= sum(self._noise.counts.values())
