@@ -134,6 +134,24 @@ def test_log_noise_is_no_damage_and_the_meaning_of_the_time_is_told(write_lines:
     )
 
 
+def test_reading_tells_the_share_of_all_files_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_bytes(GOOD * 1000)
+    told: list[tuple[str, float | None]] = []
+    read_trace(tmp_path / "*.jsonl", progress=lambda *stage: told.append(stage))
+    shares = [share for _, share in told]
+    assert shares == sorted(set(shares))
+    assert shares[-1] == 1
+    assert 0.4 < shares[len(shares) // 2 - 1] <= 0.5, "the first of two files is half of all"
+    assert {stage for stage, _ in told} == {"reading the trace"}
+    told.clear()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(GOOD)))
+    read_trace("-", progress=lambda *stage: told.append(stage))
+    assert told == [("reading the trace", None)]
+
+
 NUM_STEPS = {
     "h100_qwq-32b-fp8_chunk512": 9529,
     "a6000x2_llama-3.1-8b_chunk256": 9918,
