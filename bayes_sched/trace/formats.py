@@ -180,7 +180,8 @@ def decode_lines(block: bytes) -> list[Record] | None:
     num_lines = block.count(b"\n")
     # To the decoder an end of line is any other space. This one stands between objects alone, and as there
     # are as many objects as lines, no line holds two of them.
-    if block.count(b"}\n{") != num_lines - 1 or not block.isascii() or len(block) > MAX_LINE_BYTES:
+    is_plain = block.count(b"}\n{") == num_lines - 1 and block.endswith(b"}\n") and block.isascii()
+    if not is_plain or len(block) > MAX_LINE_BYTES:
         return None
     try:
         records: list[Record] = _decoder(block[: block.find(b"\n")]).decode_lines(block)
