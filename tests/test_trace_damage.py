@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,8 @@ def test_many_lines_at_once_and_one_by_one_make_the_same_trace_of_a_damaged_file
     monkeypatch.setattr(formats, "decode_lines", lambda block: None)
     one_by_one = read_trace(path, max_bad_share=1)
     pd.testing.assert_frame_equal(at_once.steps, one_by_one.steps)
-    assert replace(at_once, steps=None) == replace(one_by_one, steps=None)
+    for name in ("sources", "bad_lines", "sha256", "name", "warnings"):
+        assert getattr(at_once, name) == getattr(one_by_one, name)
     assert at_once.bad_lines.num_bad > 30
     assert at_once.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -157,8 +157,8 @@ def read_trace(paths: Paths, *, max_bad_share: float = 0.05, progress: Progress 
     max_bad_share : float
         Share of bad lines, in [0, 1], above which the trace is refused. Torn last lines do not count here.
     progress : callable, optional
-        Called at each percent with a stage in words and the share of the files' bytes that is read; once, with
-        None, where that is not known, as of standard input.
+        Called at each percent with a stage in words and the share of the files' bytes that is read; once,
+        with None, where that is not known, as of standard input.
 
     Returns
     -------
@@ -178,10 +178,11 @@ def read_trace(paths: Paths, *, max_bad_share: float = 0.05, progress: Progress 
     told: float | None = -1.0
     for file in files:
         for _ in file.read(steps):
-            num_read = sum(file.stream.num_bytes for file in files)
-            share = min(1.0, round(num_read / num_bytes, 2)) if num_bytes else None
-            if progress is not None and share != told:
-                progress("reading the trace", told := share)
+            if progress is not None:
+                num_read = sum(file.stream.num_bytes for file in files)
+                share = min(1.0, round(num_read / num_bytes, 2)) if num_bytes else None
+                if share != told:
+                    progress("reading the trace", told := share)
         bad.merge(file.bad)
     bad_lines = bad.freeze(num_lines=sum(file.num_looked_at for file in files))
     _check_usable(files, bad_lines, max_bad_share)
