@@ -18,7 +18,9 @@ def load_fit(options: argparse.Namespace) -> FittedModel:
 def say_cautions(fit: FittedModel, call: Call) -> None:
     """Say what is to be known of a fit before its answers are acted on."""
     unconverged = () if fit.converged else ("the fit has not converged", *fit.metadata.problems)
-    for warning in dict.fromkeys((*fit.warnings, *unconverged)):
+    unheld = "the fit keeps no steps of its trace, so that answers cannot be held against them: fit it again"
+    warnings = (*fit.warnings, *unconverged, *((unheld,) if fit.observed.empty else ()))
+    for warning in dict.fromkeys(warnings):
         call.say(f"warning: {warning}")
 
 
