@@ -125,6 +125,20 @@ class FittedModel:
             return Contexts.typical(load, columns)
         return Contexts.of(self.observed, columns) or Contexts.typical(self.typical, columns)
 
+    @property
+    def context_text(self) -> str:
+        """For what context answers over (B, S) alone are, a sentence; empty where B and S say it all."""
+        if self.contexts is None:
+            return ""
+        if self.context_tokens is not None:
+            return f"Each decoding request is taken to have {self.context_tokens:,.0f} tokens of context."
+        if Contexts.of(self.observed, self.model.columns) is None:
+            return self.typical.text(self.model.columns)
+        return (
+            "Where only requests and tokens are given, the rest of a step (context, prefill chunks) is as varied "
+            "as in the steps of the trace nearest to it."
+        )
+
     def with_context(self, tokens: float) -> FittedModel:
         """Return this fit, whose decoding requests all have so many tokens of context where nobody says."""
         return replace(self, context_tokens=tokens)

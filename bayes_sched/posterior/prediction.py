@@ -19,7 +19,7 @@ from scipy import special
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.model.protocol import LatencyModel
-from bayes_sched.posterior.contexts import NUM_STRATA, Contexts
+from bayes_sched.posterior.contexts import Contexts
 from bayes_sched.steps import POSSIBLE, SIZES, Steps, as_steps
 
 MAX_CHUNK_VALUES = 2**16
@@ -72,7 +72,9 @@ _COARSE = 16
 _MAX_ITERATIONS = 200
 _NEWTON_TOLERANCE = 1e-3  # of the scale; the error after such a step is about its square
 _BRACKET_TOLERANCE = 1e-12
-_HALVINGS = 12  # of the span of a few components' quantiles: 1/4,000 of it is left
+
+_NUM_SHIFTS = 17  # places between which a distribution function is interpolated, from draw to draw
+_LEAST_WIDTH = 0.04  # square of the relative width of a draw
 
 
 class StudentTMixture:
@@ -257,12 +259,21 @@ class Evaluator:
     def cdf(self, steps: Steps, threshold: xr.DataArray) -> xr.DataArray:
         """Return P(latency <= threshold) of each draw, over contexts where steps lack columns."""
         cells = self._cells(steps, threshold)
-        nu = self._nu[:, None]
-        values = [
-            np.mean([component_cdf(*self._moments(part, k), nu, _threshold(part)) for k in self._strata(part)], 0)
-            for part in _parts(cells, len(nu))
-        ]
+        values = [self._cdf_draws(part, _threshold(part)) for part in _parts(cells, len(self._nu))]
         return cells.spread(np.concatenate(values, -1).reshape(*self._shape, -1), leading=self._leading)
+
+    def _cdf_draws(self, part: xr.Dataset, x: Floats) -> Floats:
+        if not self._lacks(part):
+            return component_cdf(*self._moments(part), self._nu[:, None], x)
+        shape = self._shape_over_contexts(part)
+        v = (x - shape.mean) / shape.width
+        nodes = np.linspace(v.min(axis=0), v.max(axis=0), _NUM_SHIFTS)
+        below = [
+            self.mixture.cdf(shape.location, shape.scale, np.maximum(at, -shape.centre) + shape.centre)
+            for at in nodes
+        ]
+        found = [np.interp(v[:, i], nodes[:, i], np.array(below)[:, i]) for i in range(v.shape[1])]
+        return np.where(x < 0.0, 0.0, np.stack(found, axis=-1))
 
     def over_draws(
         self,
@@ -295,14 +306,33 @@ class Evaluator:
         Of its noise; where steps lack columns, of noise and contexts together.
         """
         cells = self._cells(steps, None)
-        nu = self._nu[:, None]
-        found = []
-        for part in _parts(cells, len(nu)):
-            moments = [self._moments(part, k) for k in self._strata(part)]
-            mean, scale = (np.stack(values) for values in zip(*moments, strict=True))
-            found.append(np.stack([_joint_quantile(mean, scale, nu, q) for q in levels]))
+        found = [self._quantiles_of_draws(part, levels) for part in _parts(cells, len(self._nu))]
         values = np.concatenate(found, -1).reshape(len(levels), *self._shape, -1)
         return cells.spread(values, leading={"quantile": levels, **self._leading})
+
+    def _quantiles_of_draws(self, part: xr.Dataset, levels: Floats) -> Floats:
+        if self._lacks(part):
+            shape = self._shape_over_contexts(part)
+            whole = np.stack([self.mixture.quantile(shape.location, shape.scale, q) for q in levels])
+            found = shape.mean + shape.width * (whole - shape.centre)[:, None]
+        else:
+            moments = self._moments(part)
+            found = np.stack([component_quantile(*moments, self._nu[:, None], q) for q in levels])
+        return np.maximum(found, 0.0)
+
+    def _shape_over_contexts(self, part: xr.Dataset) -> _Shape:
+        """Return how latencies spread around each draw's mean over the contexts that steps lack.
+
+        What contexts do to a latency is about the same for all draws, and so is the distribution around the
+        mean, which all draws together give; a draw's is as much wider as its noise is, in quadrature.
+        """
+        mean, scale = self._moments(part, None)
+        each, each_scale = self._moments(part)
+        centre = mean.mean(axis=0)
+        noise = scale**2
+        spread = (each - mean).var(axis=0) + noise.mean(axis=0)
+        width = np.sqrt(np.maximum(1.0 + (noise - noise.mean(axis=0)) / spread, _LEAST_WIDTH))
+        return _Shape(mean, width, each - mean + centre, each_scale, centre)
 
     def sample(self, steps: Steps, *, seed: int) -> xr.DataArray:
         """Draw one latency for each draw and step, independent between steps, at least 0."""
@@ -330,27 +360,30 @@ class Evaluator:
                 f"{THRESHOLD} and the steps differ in the length or the labels of their dims ({error})"
             ) from error
 
-    def _strata(self, part: xr.Dataset) -> list[float]:
-        """Return the levels of contexts that stand for all: one where the steps lack nothing."""
-        number = NUM_STRATA if set(self.model.columns) - set(part) else 1
-        return [(k + 0.5) / number for k in range(number)]
+    def _lacks(self, part: xr.Dataset) -> bool:
+        return bool(set(self.model.columns) - set(part))
 
-    def _moments(self, part: xr.Dataset, level: float | str | None = "each") -> tuple[Floats, Floats]:
+    def _moments(self, part: xr.Dataset, level: str | None = "each") -> tuple[Floats, Floats]:
         """Return location and scale, dims (draw, cell), of some cells.
 
-        What they lack is, for each draw, what another step of the trace has; or what those have at a `level`
-        from the least context to the most; or the mean (None).
+        What they lack is, for each draw, what another step of the trace has, or the mean of those (None).
         """
-        if self._contexts is not None and set(self.model.columns) - set(part):
-            if level is None:
-                part = self._contexts.mean(part)
-            elif isinstance(level, str):
-                part = self._contexts.at(part, self._levels)
-            else:
-                part = self._contexts.at(part, np.array([level])).isel(sample=0)
+        if self._contexts is not None and self._lacks(part):
+            part = self._contexts.mean(part) if level is None else self._contexts.at(part, self._levels)
         mean = self.model.latency(self._draws, part)
         mean, scale = xr.broadcast(mean, self.model.scale(self._draws, mean, part))
         return tuple(x.transpose("sample", "cell").to_numpy() for x in (mean, scale))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Latencies over contexts: of each draw mean and width, dims (draw, cell), of all around one centre."""
+
+    mean: Floats
+    width: Floats  # relative to that of all draws together
+    location: Floats
+    scale: Floats
+    centre: Floats  # dims (cell,)
 
 
 def _parts(cells: Cells, num_draws: int) -> Iterator[xr.Dataset]:
@@ -362,20 +395,6 @@ def _parts(cells: Cells, num_draws: int) -> Iterator[xr.Dataset]:
 
 def _threshold(part: xr.Dataset) -> Floats:
     return part[THRESHOLD].to_numpy() if THRESHOLD in part else np.empty(0)
-
-
-def _joint_quantile(mean: Floats, scale: Floats, nu: Floats, q: float) -> Floats:
-    """Return quantiles of even mixtures of Student-t distributions over the first axis, at least 0 ms.
-
-    Bisection between the smallest and the largest quantile of the components, dims (stratum, draw, cell).
-    """
-    components = component_quantile(mean, scale, nu, q)
-    low, high = components.min(axis=0), components.max(axis=0)
-    for _ in range(_HALVINGS if len(mean) > 1 else 0):
-        middle = 0.5 * (low + high)
-        below = special.stdtr(nu, (middle - mean) / scale).mean(axis=0) < q
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.maximum(0.5 * (low + high), 0.0)
 
 
 def thin(posterior: xr.Dataset, *, max_draws: int | None) -> xr.Dataset:
