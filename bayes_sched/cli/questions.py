@@ -12,7 +12,7 @@ from bayes_sched.posterior.fitted import FittedModel
 
 def load_fit(options: argparse.Namespace) -> FittedModel:
     """Read the fit that is asked."""
-    return FittedModel.load(options.posterior, model=options.model)
+    return FittedModel.load(options.posterior, model=options.model, context_tokens=options.context)
 
 
 def say_cautions(fit: FittedModel, call: Call) -> None:
@@ -20,6 +20,8 @@ def say_cautions(fit: FittedModel, call: Call) -> None:
     unconverged = () if fit.converged else ("the fit has not converged", *fit.metadata.problems)
     for warning in dict.fromkeys((*fit.warnings, *unconverged)):
         call.say(f"warning: {warning}")
+    if fit.context_text:
+        call.say(fit.context_text)
 
 
 def trust(options: argparse.Namespace) -> dict[str, Any]:

@@ -377,7 +377,11 @@ class FittedModel:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, model: str | os.PathLike[str] | ModelFile | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        model: str | os.PathLike[str] | ModelFile | None = None,
+        context_tokens: float | None = None,
     ) -> FittedModel:
         """Read a fit written by :meth:`save`. Nothing in the file is executed.
 
@@ -387,6 +391,8 @@ class FittedModel:
             Such as ``results/h100/posterior.nc``.
         model : str, path-like or ModelFile, optional
             The model's file, needed where it is not one of the project's own: it is run.
+        context_tokens : float, optional
+            As of :meth:`with_context`.
 
         Raises
         ------
@@ -397,7 +403,13 @@ class FittedModel:
         try:
             metadata = FitMetadata.from_attrs({str(key): value for key, value in data.attrs.items()})
             fitted_with, warnings = model_of(metadata, model=model)
-            return cls(data=data, model=fitted_with, metadata=metadata, load_warnings=warnings)
+            return cls(
+                data=data,
+                model=fitted_with,
+                metadata=metadata,
+                load_warnings=warnings,
+                context_tokens=context_tokens,
+            )
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
