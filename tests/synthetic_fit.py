@@ -12,6 +12,7 @@ import xarray as xr
 
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import all_parameters, load_model_file
+from bayes_sched.posterior.fit import observed_steps
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.provenance import (
     CleaningRecord,
@@ -138,6 +139,16 @@ def synthetic_cells() -> xr.Dataset:
     return xr.Dataset({name: ("cell", values) for name, values in columns.items()})
 
 
+def with_trace(fit: FittedModel, factor: float = 1.0, *, count: int = 100) -> FittedModel:
+    """The fit with a trace: so many steps of each of its cells, that take `factor` times what it says."""
+    cells = fit.cells.to_dataframe()[["batch_size", "total_tokens"]]
+    steps = cells.loc[cells.index.repeat(count)].reset_index(drop=True)
+    steps = served(steps, np.random.default_rng(1), fit.posterior.median(("chain", "draw")))
+    tree = fit.data.copy()
+    tree["observed"] = xr.DataTree(observed_steps(steps.assign(latency_ms=factor * steps["latency_ms"])))
+    return replace(fit, data=tree)
+
+
 def simulated_steps(num_steps: int, *, seed: int) -> pd.DataFrame:
     """Steps of the synthetic region with latencies of the server `TRUTH`."""
     rng = np.random.default_rng(seed)
@@ -146,12 +157,14 @@ def simulated_steps(num_steps: int, *, seed: int) -> pd.DataFrame:
     return served(pd.DataFrame({"batch_size": batch_size, "total_tokens": total_tokens}), rng)
 
 
-def served(steps: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """The steps with latencies of the server `TRUTH`."""
+def served(
+    steps: pd.DataFrame, rng: np.random.Generator, parameters: xr.Dataset | None = None
+) -> pd.DataFrame:
+    """The steps with latencies of a server, by default `TRUTH`."""
     model = load_model_file("saturation").model
-    draws = xr.Dataset(TRUTH)
+    draws = xr.Dataset(TRUTH) if parameters is None else parameters
     table = xr.Dataset({name: ("step", steps[name]) for name in steps})
     mean = model.latency(draws, table)
     scale = model.scale(draws, mean, table)
-    noise = rng.standard_t(TRUTH["nu"], len(steps))
+    noise = rng.standard_t(float(draws["nu"]), len(steps))
     return steps.assign(latency_ms=mean.to_numpy() + scale.to_numpy() * noise)

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from bayes_sched.comparison.compare import Comparison, compare
-from bayes_sched.posterior.fitted import FittedModel
-from tests.comparison_fits import server, with_groups
-from tests.synthetic_fit import served
-
-
-def watched(fit: FittedModel, factor: float) -> FittedModel:
-    """The fit of a server that keeps its trace, whose steps take `factor` times what `TRUTH` says."""
-    cells = fit.cells.to_dataframe()[["batch_size", "total_tokens"]]
-    steps = served(cells.loc[cells.index.repeat(100)].reset_index(drop=True), np.random.default_rng(1))
-    steps["latency_ms"] *= factor
-    return with_groups(fit, observed=xr.Dataset({str(k): ("step", v) for k, v in steps.items()}))
+from tests.comparison_fits import server
+from tests.synthetic_fit import with_trace
 
 
 def compared(factor: float) -> Comparison:
     """Two servers of which the first is fitted as 1.3 times slower, and takes `factor` times as long."""
-    slow = watched(server(1.3, name="first", gpu="X100"), factor)
-    return compare([slow, watched(server(name="second", gpu="Y50"), 1.0)])
+    slow = with_trace(server(1.3, name="first", gpu="X100"), factor / 1.3)
+    return compare([slow, with_trace(server(name="second", gpu="Y50"))])
 
 
 def covered(comparison: Comparison) -> pd.DataFrame:

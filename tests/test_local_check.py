@@ -13,6 +13,7 @@ from bayes_sched.checks.local import CONTRADICTED, DECODE, FEW, FULL, WIDE, Loca
 from bayes_sched.checks.summary import FitSummary, summarize
 from bayes_sched.format import number
 from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.region import region_of
 from bayes_sched.reports.document import report
 from bayes_sched.reports.fit import sentences_of
 from bayes_sched.reports.terminal import terminal
@@ -98,6 +99,12 @@ def test_a_step_is_looked_up_by_its_like(wrong: LocalCheck) -> None:
     assert wrong.at(4000, 4000) is None
     assert wrong.holds_at(4000, 4000) is None
     assert wrong.is_contradicted([[2], [40]], [[2, 40], [40, 40]])[:, 1].tolist() == [False, True]
+
+
+def test_every_covered_step_has_a_bin() -> None:
+    region = region_of(STEPS["batch_size"].to_numpy(), STEPS["total_tokens"].to_numpy())
+    steps = region.random_steps(np.random.default_rng(3), 3000)
+    assert (check_locally(FIT, STEPS).places(*steps.T) >= 0).all()
 
 
 def test_few_steps_can_contradict_and_cannot_bear_out() -> None:

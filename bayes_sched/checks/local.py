@@ -112,7 +112,8 @@ class Bin:
     def text(self) -> str:
         """How the fit differs from that."""
         return (
-            f"{self.name}: fitted {number(self.fitted_ms)} ms, observed {number(self.observed_ms)}; "
+            f"{self.name}: fitted {number(self.fitted_ms)} ms, observed {number(self.observed_ms)} "
+            f"({100 * self.error:+.1f}%); "
             f"{percent(self.coverage)} of {self.num_steps:,} in their band"
         )
 

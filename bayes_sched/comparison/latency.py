@@ -178,9 +178,7 @@ def latency_maps(
     joined = joined.assign_coords(first=("pair", firsts), second=("pair", seconds))
     first, second = (servers.own_factors(steps).sel(gpu=joined[end]) for end in ("first", "second"))
     factors = (first / second).reset_coords(drop=True)
-    found, is_withdrawn = own_verdicts(
-        *(joined[f"ratio_{end}"] for end in ("lower", "upper")), factors, rope=rope
-    )
+    found, is_withdrawn = own_verdicts(joined["ratio_lower"], joined["ratio_upper"], factors, rope=rope)
     return maps.merge(
         joined.assign(
             verdict=found,

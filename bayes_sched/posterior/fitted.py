@@ -28,7 +28,7 @@ from bayes_sched.posterior.prediction import (
 )
 from bayes_sched.posterior.provenance import FitDescription, FitMetadata
 from bayes_sched.posterior.store import model_of, read_fit, write_fit
-from bayes_sched.posterior.typical_load import TypicalLoad, complete
+from bayes_sched.posterior.typical_load import LOADS, SeenLoads, TypicalLoad, complete
 from bayes_sched.region import Region, region_of
 from bayes_sched.steps import SIZES, Steps, as_steps
 
@@ -200,11 +200,24 @@ class FittedModel:
         return region_of(*(self.cells[name].to_numpy() for name in (*SIZES, "count")))
 
     def in_region(self, steps: Steps) -> xr.DataArray:
-        """Return whether the trace covers each step: bool, dims of the steps."""
-        cells = Cells.of(as_steps(steps), columns=SIZES)
+        """Return whether the trace covers each step: bool, dims of the steps.
+
+        Steps like it were seen: :class:`~bayes_sched.region.Region`, and where they hold what else the model
+        asks of a step, such as context, with about as much of that for each request.
+        """
+        columns = (*SIZES, *(name for name in self._seen_loads.names if name in steps))
+        cells = Cells.of(as_steps(steps, columns=columns), columns=columns)
         inside = self.region.contains(cells.table["batch_size"], cells.table["total_tokens"])
+        if len(columns) == len(SIZES) + len(self._seen_loads.names) > len(SIZES):
+            inside = inside & self._seen_loads.contain(cells.table)
         is_seen = inside[cells.cell_of_step].reshape(cells.template.shape)
         return cells.template.copy(data=is_seen & cells.template.to_numpy()).rename("in_region")
+
+    @cached_property
+    def _seen_loads(self) -> SeenLoads:
+        """The steps of the trace with what the model asks of them besides B and S, where the fit keeps it."""
+        names = tuple(name for name in LOADS if name in self.model.columns and name in self.observed)
+        return SeenLoads(self.observed, names)
 
     def extrapolation(self, steps: Steps) -> xr.DataArray:
         """Return whether the prediction for each step is an extrapolation: bool, dims of the steps."""

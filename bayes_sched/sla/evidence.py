@@ -12,6 +12,7 @@ from scipy.stats import beta, binom
 from bayes_sched.arrays import Floats
 from bayes_sched.format import chance
 from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.region import ALIKE
 from bayes_sched.sla.risk import Objective
 from bayes_sched.steps import SIZES
 
@@ -117,12 +118,15 @@ class Observed:
         return self._evidence(seen[last], counted[last], num_late[last])
 
     def bears_out(self, requests: int | None, number: int, *, above: int) -> bool:
-        """Return whether the trace alone would promise all steps of a line from `above` up to a number."""
-        found = self.near(requests, number)
-        while found.is_sure and number * NEAR > above:
-            number = int(number * NEAR)
-            found = self.near(requests, number)
-        return found.is_sure
+        """Return whether the trace alone would promise all steps of a line from `above` up to a number.
+
+        As what a trace covers, each half octave is one kind of step, and needs enough steps of its own.
+        """
+        seen, *values = self._on(requests)
+        num = max(1, math.ceil(math.log(number / max(above, 1)) / math.log(ALIKE)))
+        ends = number / ALIKE ** np.arange(num)
+        counted, num_late = (_within(seen, of, ends, 1.0 / ALIKE) for of in values)
+        return all(self._evidence(*window).is_sure for window in zip(ends, counted, num_late, strict=True))
 
     @property
     def num_needed(self) -> int:
@@ -160,10 +164,10 @@ def _num_windows(ends: Floats) -> float:
     return 1.0 + math.log(max(ends.max() / ends.min(), 1.0)) / -math.log(NEAR) if len(ends) else 1.0
 
 
-def _within(seen: Floats, values: Floats, ends: Floats) -> Floats:
+def _within(seen: Floats, values: Floats, ends: Floats, near: float = NEAR) -> Floats:
     """Return the sums of the values of the numbers near each end, up to it."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     found: Floats = (
-        total[np.searchsorted(seen, ends, side="right")] - total[np.searchsorted(seen, NEAR * ends)]
+        total[np.searchsorted(seen, ends, side="right")] - total[np.searchsorted(seen, near * ends)]
     )
     return found
