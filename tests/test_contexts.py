@@ -71,7 +71,7 @@ def test_bands_hold_the_steps_that_are_to_come_and_at_one_typical_context_they_d
     fit: FittedModel,
 ) -> None:
     future = varied_steps(1)
-    drawn = fit.sample_latency(future, seed=3).stack(sample=("chain", "draw")).to_numpy()
+    drawn = fit.sample_latency(future, seed=3).transpose("step", ...).to_numpy().reshape(NUM, -1)
     latency = drawn[np.arange(NUM), np.arange(NUM) % drawn.shape[1]]
     sizes = steps_arrays(future["batch_size"], future["total_tokens"])
 

@@ -595,6 +595,10 @@ def test_the_report_of_a_plain_fit_advises_the_richer_model() -> None:
 def test_what_is_over_requests_and_tokens_alone_takes_a_model_of_more(richer: FittedModel) -> None:
     assert not step_sla(richer, slo_ms=1e4).frontier.empty
     assert optimize_steps(richer, slo_ms=1e4) is not None
-    assert StepBudgets.of_fit(richer, max_batch_size=4, max_tokens=64).next_step(slo_ms=1e4, decodes=2).total_tokens
+    assert (
+        StepBudgets.of_fit(richer, max_batch_size=4, max_tokens=64)
+        .next_step(slo_ms=1e4, decodes=2)
+        .total_tokens
+    )
     with pytest.raises(InputError, match=r"context_tokens, .*"):
         compile_predictor(richer)

@@ -1,9 +1,9 @@
 """What the requests of a step bring with them, where only B and S are given: what the trace shows there.
 
 A model may ask more of a step than B and S: the context of its requests, the query-key pairs of its prefill.
-Of a step to come nobody knows them. They are integrated over: each posterior draw meets what another one of the
-trace's own steps near (B, S) had, of the same kind (decode only or with prefill), so that the mixture over draws
-is the mixture over parameters and contexts. At one typical context a band is too narrow by all that contexts
+Of a step to come nobody knows them. They are integrated over: each posterior draw meets what another one of
+the trace's own steps near (B, S) had, of the same kind (decode only or with prefill), so that the mixture
+over draws is the mixture over parameters and contexts. At one typical context a band is too narrow by all that contexts
 differ in. What a step has is told by request and by chunk, so that it fits a step of somewhat other sizes.
 """
 
@@ -28,7 +28,7 @@ _FURTHER = ("num_prefill_reqs", "context_tokens", "prefill_pairs", "kv_cache_usa
 
 
 class Contexts:
-    """What requests bring with them, row by row of a trace: `loads` as of :func:`_loads`, for a model's columns."""
+    """What requests bring with them, for the columns of a model: `loads` are rows as of :func:`_loads`."""
 
     def __init__(self, loads: pd.DataFrame, columns: Sequence[str]) -> None:
         self._rows, self.columns = loads, tuple(name for name in columns if name not in SIZES)
@@ -151,6 +151,6 @@ def _columns(table: xr.Dataset, loads: xr.Dataset, columns: Sequence[str]) -> xr
 
 
 def _prefills(table: xr.Dataset, loads: xr.Dataset) -> xr.DataArray:
-    """Return the prefill chunks of a step: as those near it have, of as many requests and tokens as there are."""
+    """Return the prefill chunks of a step: as many as those near it have, and requests allow."""
     few = loads["num_prefill_reqs"].clip(min=1.0)
     return xr.where(table["total_tokens"] > table["batch_size"], np.minimum(few, table["batch_size"]), 0.0)

@@ -135,8 +135,8 @@ class FittedModel:
         if Contexts.of(self.observed, self.model.columns) is None:
             return self.typical.text(self.model.columns)
         return (
-            "Where only requests and tokens are given, the rest of a step (context, prefill chunks) is as varied "
-            "as in the steps of the trace nearest to it."
+            "Where only requests and tokens are given, the rest of a step (context, prefill chunks) is as "
+            "varied as in the steps of the trace nearest to it."
         )
 
     def with_context(self, tokens: float) -> FittedModel:

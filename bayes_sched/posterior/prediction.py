@@ -251,7 +251,7 @@ class Evaluator:
         return cells.spread(np.concatenate(values, -1).reshape(*self._shape, -1), leading=self._leading)
 
     def mean(self, steps: Steps) -> xr.DataArray:
-        """Return the mean latency of each draw, over contexts where steps lack columns: (chain, draw, ...)."""
+        """Return the mean latency of each draw, over contexts where steps lack columns."""
         cells = self._cells(steps, None)
         values = [self._moments(part, None)[0] for part in _parts(cells, len(self._nu))]
         return cells.spread(np.concatenate(values, -1).reshape(*self._shape, -1), leading=self._leading)

@@ -12,8 +12,8 @@ import xarray as xr
 from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import Evaluator, PerDraw, band_levels, check_probability
-from bayes_sched.steps import SIZES, Steps
+from bayes_sched.posterior.prediction import PerDraw, band_levels, check_probability
+from bayes_sched.steps import Steps
 
 DEFAULT_QUANTILE = 0.99
 """Share of the steps, or of the requests, that must keep a limit, unless told otherwise."""
