@@ -3,8 +3,9 @@
 A model may ask more of a step than B and S: the context of its requests, the query-key pairs of its prefill.
 Of a step to come nobody knows them. They are integrated over: each posterior draw meets what another one of
 the trace's own steps near (B, S) had, of the same kind (decode only or with prefill), so that the mixture
-over draws is the mixture over parameters and contexts. At one typical context a band is too narrow by all that contexts
-differ in. What a step has is told by request and by chunk, so that it fits a step of somewhat other sizes.
+over draws is the mixture over parameters and contexts. At one typical context a band is too narrow by all
+that contexts differ in. What a step has is told by request and by chunk, so that it fits a step of somewhat
+other sizes.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _loads(steps: pd.DataFrame) -> pd.DataFrame:
     prefills = (
         steps["num_prefill_reqs"] if "num_prefill_reqs" in steps else (tokens > batch_size).astype(float)
     )
-    prefills = np.minimum(prefills, batch_size)
+    prefills = prefills.clip(upper=batch_size)
     cached = pd.Series(0.0, index=steps.index)
     if "prefill_pairs" in steps:
         chunk = (tokens - batch_size + prefills) / prefills.clip(lower=1.0)
@@ -153,4 +154,4 @@ def _columns(table: xr.Dataset, loads: xr.Dataset, columns: Sequence[str]) -> xr
 def _prefills(table: xr.Dataset, loads: xr.Dataset) -> xr.DataArray:
     """Return the prefill chunks of a step: as many as those near it have, and requests allow."""
     few = loads["num_prefill_reqs"].clip(min=1.0)
-    return xr.where(table["total_tokens"] > table["batch_size"], np.minimum(few, table["batch_size"]), 0.0)
+    return np.minimum(few, table["batch_size"]).where(table["total_tokens"] > table["batch_size"], 0.0)

@@ -372,7 +372,8 @@ class Evaluator:
             part = self._contexts.mean(part) if level is None else self._contexts.at(part, self._levels)
         mean = self.model.latency(self._draws, part)
         mean, scale = xr.broadcast(mean, self.model.scale(self._draws, mean, part))
-        return tuple(x.transpose("sample", "cell").to_numpy() for x in (mean, scale))
+        dims = ("sample", "cell")
+        return mean.transpose(*dims).to_numpy(), scale.transpose(*dims).to_numpy()
 
 
 @dataclass(frozen=True)
