@@ -154,4 +154,5 @@ def _columns(table: xr.Dataset, loads: xr.Dataset, columns: Sequence[str]) -> xr
 def _prefills(table: xr.Dataset, loads: xr.Dataset) -> xr.DataArray:
     """Return the prefill chunks of a step: as many as those near it have, and requests allow."""
     few = loads["num_prefill_reqs"].clip(min=1.0)
-    return np.minimum(few, table["batch_size"]).where(table["total_tokens"] > table["batch_size"], 0.0)
+    prefills: xr.DataArray = few.where(few < table["batch_size"], table["batch_size"])
+    return prefills.where(table["total_tokens"] > table["batch_size"], 0.0)
