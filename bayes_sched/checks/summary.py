@@ -186,7 +186,7 @@ def summarize(
     steps = _complete(fit, steps)
     typical = typical_steps(steps)
     grid = _grid(steps)
-    points = fit.completed(steps_arrays(grid["batch_size"], grid["total_tokens"]))
+    points = steps_arrays(grid["batch_size"], grid["total_tokens"])
     gate, calibration = fit.convergence, calibrate(fit, steps)
     local = check_locally(fit, steps, probability=probability)
     costs = cost_table(fit, typical, probability=probability)
@@ -210,7 +210,7 @@ def summarize(
         },
         effects=effect_table(fit, steps, probability=probability),
         discrepancy=estimate_discrepancy(fit, steps),
-        typical_load=fit.typical.text(fit.model.columns),
+        typical_load=fit.context_text,
         grid=local.beside(grid.join(band_table(fit, points, probability=probability))),
         largest=(int(fit.cells["batch_size"].max()), int(fit.cells["total_tokens"].max())),
         calibration=calibration,

@@ -95,7 +95,7 @@ class FitViews:
                 for b in typical_batch_sizes(steps)
             },
             by_batch=_bands(fit, requests, requests, probability),
-            surface=fit.quantile(fit.completed(coarse), list(CONTOURED)).where(coarse["possible"]),
+            surface=fit.quantile(coarse, list(CONTOURED)).where(coarse["possible"]),
             veil=fine.assign(extrapolation=fit.extrapolation(fine)),
             residuals=residual_table(fit, steps),
             prior_latency=xr.DataArray(
@@ -155,7 +155,7 @@ def typical_batch_sizes(steps: pd.DataFrame) -> list[int]:
 def _bands(
     fit: FittedModel, batch_size: float | Floats, total_tokens: Floats, probability: float
 ) -> xr.Dataset:
-    steps = fit.completed(steps_arrays(batch_size, total_tokens))
+    steps = steps_arrays(batch_size, total_tokens)
     mean = fit.mean_band(steps, probability=probability)
     return fit.predictive_band(steps, probability=probability).assign(
         batch_size=steps["batch_size"],

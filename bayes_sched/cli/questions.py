@@ -12,7 +12,7 @@ from bayes_sched.posterior.fitted import FittedModel
 
 def load_fit(options: argparse.Namespace) -> FittedModel:
     """Read the fit that is asked."""
-    return FittedModel.load(options.posterior, model=options.model)
+    return FittedModel.load(options.posterior, model=options.model, context_tokens=options.context)
 
 
 def say_cautions(fit: FittedModel, call: Call) -> None:
@@ -22,6 +22,8 @@ def say_cautions(fit: FittedModel, call: Call) -> None:
     warnings = (*fit.warnings, *unconverged, *((unheld,) if fit.observed.empty else ()))
     for warning in dict.fromkeys(warnings):
         call.say(f"warning: {warning}")
+    if fit.context_text:
+        call.say(fit.context_text)
 
 
 def trust(options: argparse.Namespace) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def pool_summary(
         members=_members(pool),
         steps=_steps(pool, probability),
         curves=_curves(pool, probability),
-        typical_load=next(iter(pool.alone.values())).typical.text(pool.unseen.model.columns),
+        typical_load=next(iter(pool.alone.values())).context_text,
         seconds=None if seconds is None else round(seconds, 1),
         warnings=warnings_of(pool, spread),
     )
@@ -144,7 +144,7 @@ def _steps(pool: Pool, probability: float) -> pd.DataFrame:
         columns=["step", "batch_size", "total_tokens"],
     )
     first = next(iter(pool.alone.values()))
-    points = first.completed(steps_arrays(names["batch_size"], names["total_tokens"]))
+    points = steps_arrays(names["batch_size"], names["total_tokens"])
     tables = [
         names.assign(trace=name).join(band_table(fit, points, probability=probability).reset_index(drop=True))
         for name, fit in pool.members.items()
@@ -158,7 +158,7 @@ def _curves(pool: Pool, probability: float) -> pd.DataFrame:
     tables = []
     for requests in CURVES:
         tokens = np.unique(np.rint(np.geomspace(requests, max(most, 2.0 * requests), _NUM_POINTS)))
-        steps = first.completed(steps_arrays(float(requests), tokens))
+        steps = steps_arrays(float(requests), tokens)
         for name, fit in pool.members.items():
             band = fit.mean_band(steps, probability=probability)
             ends = {f"{key}_ms": band[key].to_numpy() for key in ("lower", "median", "upper")}

@@ -73,7 +73,7 @@ def step_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
         [(t.name, t.batch_size, t.total_tokens) for t in typical],
         columns=["step", "batch_size", "total_tokens"],
     )
-    points = fit.completed(steps_arrays(names["batch_size"], names["total_tokens"]))
+    points = steps_arrays(names["batch_size"], names["total_tokens"])
     return names.join(band_table(fit, points, probability=probability).reset_index(drop=True))
 
 
