@@ -31,6 +31,7 @@ from bayes_sched.sampling.exploration import (
 )
 from bayes_sched.sampling.mixture import GaussianMixture, fit_mixture
 from bayes_sched.sampling.nuts import SAMPLE_STATS, ComponentSampler, Progress, SamplerSettings, portion
+from bayes_sched.sampling.whitened import LevelCoordinates, explore_levels
 
 _PRIOR_DRAWS = 4000
 _VISITS = (500, 2000)  # draws a chain of NUTS in two rounds, where importance sampling finds a bad mixture
@@ -147,7 +148,10 @@ class Sampler:
         if run.settings.sampler == "nutpie":
             with self.clock("compile"):
                 self.nuts.compile(Components(explored.mixture))
-        found = (self._by_bridge if self.is_wide else self._by_importance)(explored, run)
+        if isinstance(self.coordinates, LevelCoordinates) and explored.num_modes == 1:
+            found = self._by_laplace(explored, run)
+        else:
+            found = (self._by_bridge if self.is_wide else self._by_importance)(explored, run)
         coordinates, stats = interleave(found.draws, found.counts)
         info = {
             "num_modes": explored.num_modes,
@@ -165,6 +169,8 @@ class Sampler:
         medians = {name: np.float64(p.mu) for name, p in self.priors.items()}
         tell = run.progress
         with self.clock("pilot"):
+            if isinstance(self.coordinates, LevelCoordinates):
+                return explore_levels(self.density, self.coordinates, self.priors)
             return explore(
                 self.density,
                 start=self.coordinates.from_logs(medians | dict(self.coordinates.start)),
@@ -224,6 +230,12 @@ class Sampler:
                 effective += found
                 num_points += len(points)
         return np.array(masses), effective / num_points
+
+    def _by_laplace(self, explored: Exploration, run: _Run) -> _Sampled:
+        """Sample the whole posterior, whitened by the curvature at its only mode."""
+        draws = self._draw(Components(explored.mixture), np.zeros(1, int), np.array([run.settings.draws]), run)
+        masses = np.ones((run.settings.chains, 1))
+        return _Sampled(draws, allocate(masses, run.settings.draws), masses, 0.0, 0.0)
 
     def _by_bridge(self, explored: Exploration, run: _Run) -> _Sampled:
         """Sample the components that NUTS finds; bridge sampling finds their masses, from a chain's draws."""

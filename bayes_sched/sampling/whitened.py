@@ -1,0 +1,227 @@
+r"""Coordinates of models with factors level by level, whitened by the curvature at the mode.
+
+Data say how long the steps of a level take, or how noisy they are; they hardly say how the equation and the
+level's log factor share in that. With m the log that the data of level j alone ask for, known to within
+:math:`e`, and E what its factor multiplies, the sampled coordinate of a level is u,
+
+.. math::  r = \frac{s^2}{s^2 + e^2} \bigl(m - \log E(\theta)\bigr) + w u, \qquad w^{-2} = s^{-2} + e^{-2},
+
+the standardised departure from what data and population say together (data-based centring; Papaspiliopoulos,
+Roberts and Sköld, 2007, Statistical Science 22). The equation's parameters, which keep their logarithms, are
+tied to the levels by the population alone: their ridges are as wide as s, not as narrow as noise, and no
+funnel opens at small s.
+
+What is left is nearly one Gaussian: Newton's steps lead to its mode, where the curvature says what m and e are
+and whitens all coordinates together (:func:`laplace`). None of this changes the posterior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+from bayes_sched.arrays import Floats
+from bayes_sched.model.likelihood import Effect
+from bayes_sched.model.priors import Priors
+from bayes_sched.sampling.components import Density
+from bayes_sched.sampling.coordinates import Geometry, Terms, linear_start
+from bayes_sched.sampling.exploration import NEGLIGIBLE, Exploration
+from bayes_sched.sampling.mixture import GaussianMixture
+
+type Multiplied = Callable[[Effect, Mapping[str, Any], Mapping[str, Any]], Any]
+"""(effect, draws of the parameters, columns of steps) -> what the effect's factors multiply."""
+
+_LEAST_INFORMATION = 1e-2  # that data have on a level's log factor, relative to what its population has
+_LEAST_CURVATURE = 0.5  # of the log density, whose coordinates are of the size of 1
+_MAX_ROUNDS, _MAX_ITERATIONS = 12, 200  # of a climb, and of BFGS in each round
+_TOLERANCE = 0.01  # of the gradient in whitened coordinates
+_SETTLED = 0.1  # standard deviations that a last round may move
+_STEP = 1e-3  # of the differences that give the curvature
+
+
+class LevelCoordinates:
+    """The bijection of the module's docstring.
+
+    Parameters of the model keep their logarithms. `multiplied` serves NumPy and PyTensor, `start` gives the
+    terms in which the latency is linear.
+    """
+
+    def __init__(
+        self,
+        steps: pd.DataFrame,
+        priors: Priors,
+        effects: Sequence[Effect],
+        multiplied: Multiplied,
+        *,
+        start: Terms,
+    ) -> None:
+        self._effects, self._multiplied, self._terms = tuple(effects), multiplied, start
+        self._parameters = tuple(priors)
+        self._geometry = Geometry()
+        self.adapt(steps)
+        labels = [f"{e.name}[{e.labels[level]}]" for e in self._effects for level in e.seen(steps)]
+        self.names: tuple[str, ...] = (*(f"log_{name}" for name in priors), *labels)
+        self.scan_mean = np.array([*(p.mu for p in priors.values()), *(0.0 for _ in labels)])
+        self.scan_scale = np.array([*(p.sigma for p in priors.values()), *(0.0 for _ in labels)])
+
+    @property
+    def num_scalars(self) -> int:
+        """Number of leading coordinates, those of the scalar parameters."""
+        return len(self._parameters)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Values of the shared variables in what was compiled, by name."""
+        return self._geometry.values
+
+    def adapt(self, steps: pd.DataFrame) -> None:
+        """Take the geometry from other latencies of the same steps; what was compiled follows."""
+        self.start = linear_start(steps, self._terms)
+        numeric = steps.select_dtypes("number").drop(columns="latency_ms")
+        self._columns: dict[str, dict[str, Floats]] = {}
+        self._slices: dict[str, slice] = {}
+        end = self.num_scalars
+        for effect in self._effects:
+            acts = effect.acts_on(steps)
+            level = effect.level(steps.loc[acts, effect.column])
+            groups = steps.loc[acts, "latency_ms"].groupby(level)
+            medians, count = groups.median(), groups.size().to_numpy(float)
+            deviation = (steps.loc[acts, "latency_ms"] / groups.transform("median") - 1.0).abs().median()
+            spread = max(1.48 * float(deviation), 1e-3)
+            means = numeric[acts].groupby(level).mean()
+            self._columns[effect.name] = {str(name): means[name].to_numpy(float) for name in means}
+            self._slices[effect.name] = slice(end, end := end + len(count))
+            wanted = np.full(len(count), np.log(spread)) if effect.noise else np.log(medians.to_numpy(float))
+            information = count if effect.noise else count / spread**2
+            self._geometry.take({f"{effect.name}_wanted": wanted, f"{effect.name}_information": information})
+
+    def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
+        """Map coordinates (last axis) to log parameters, and log factors of the levels with data."""
+        logs = {name: coordinates[..., i] for i, name in enumerate(self._parameters)}
+        log_jacobian: Any = backend.zeros_like(coordinates[..., 0])
+        given = dict(logs)
+        for effect in self._effects:
+            expected, width = self._expected(effect, given, backend)
+            logs[effect.name] = expected + width * coordinates[..., self._slices[effect.name]]
+            log_jacobian = log_jacobian + backend.log(width).sum(axis=-1)
+        return logs, log_jacobian
+
+    def from_logs(self, logs: Mapping[str, Any]) -> Floats:
+        """Map log parameters and log factors to coordinates (last axis).
+
+        Factors that are not given are those that data and population ask for together.
+        """
+        scalars = np.stack(np.broadcast_arrays(*(logs[name] for name in self._parameters)), axis=-1)
+        found = [scalars]
+        for effect in self._effects:
+            expected, width = self._expected(effect, logs, np)
+            found.append((np.asarray(logs.get(effect.name, expected)) - expected) / width)
+        return np.concatenate(found, axis=-1)
+
+    def centre(self, mode: Floats, curvature: Floats) -> Floats:
+        """Take m and e from the mode, dims (coordinate,), and the curvature there; return the mode anew."""
+        logs, _ = self.to_logs(mode, np)
+        for effect in self._effects:
+            own = self._slices[effect.name]
+            precision, width = self._precision(effect, logs, np), self._expected(effect, logs, np)[1]
+            known = np.diag(curvature)[own] / width**2 - precision
+            information = np.maximum(known, _LEAST_INFORMATION * precision)
+            wanted = self._base(effect, logs, np) + logs[effect.name] * (1.0 + precision / information)
+            self._geometry.take({f"{effect.name}_wanted": wanted, f"{effect.name}_information": information})
+        return self.from_logs(logs)
+
+    def _base(self, effect: Effect, logs: Mapping[str, Any], backend: Any) -> Any:
+        """Return the log of what an effect multiplies, dims (..., level)."""
+        theta = {name: backend.exp(logs[name])[..., None] for name in self._parameters}
+        return backend.log(self._multiplied(effect, theta, self._columns[effect.name]))
+
+    def _precision(self, effect: Effect, logs: Mapping[str, Any], backend: Any) -> Any:
+        """Return the precision of log factors in the population, dims (..., level)."""
+        return backend.exp(-2.0 * logs[effect.scale.name])[..., None]
+
+    def _expected(self, effect: Effect, logs: Mapping[str, Any], backend: Any) -> tuple[Any, Any]:
+        """Return mean and standard deviation of the log factors given the parameters, dims (..., level)."""
+        wanted, information = (
+            self._geometry.at(f"{effect.name}_{what}", backend) for what in ("wanted", "information")
+        )
+        variance = 1.0 / (self._precision(effect, logs, backend) + information)
+        expected = variance * information * (wanted - self._base(effect, logs, backend))
+        return expected, backend.sqrt(variance)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A mode of a density, and the Gaussian that has its curvature."""
+
+    point: Floats
+    covariance: Floats
+    log_evidence: float  # of that Gaussian at the density's height, up to a constant
+
+    def resembles(self, other: Mode) -> bool:
+        """Return whether the other mode is within one standard deviation of this one."""
+        distance = self.point - other.point
+        return bool(distance @ np.linalg.solve(self.covariance, distance) < 1.0)
+
+
+def explore_levels(density: Density, coordinates: LevelCoordinates, priors: Priors) -> Exploration:
+    """Return the Gaussians at the modes of a posterior, of one as a rule, and centre the coordinates there.
+
+    Climbs start at the priors' medians and one standard deviation above and below, but for the parameters
+    that the coordinates know a start for.
+    """
+    before = density.num_evaluations
+    shifted = ({n: np.float64(p.mu + k * p.sigma) for n, p in priors.items()} for k in (0.0, 1.0, -1.0))
+    starts = [coordinates.from_logs(logs | coordinates.start) for logs in shifted]
+    found: list[Mode] = []
+    for mode in sorted((find_mode(density, start) for start in starts), key=lambda mode: -mode.log_evidence):
+        if not any(mode.resembles(other) for other in found):
+            found.append(mode)
+    found = [mode for mode in found if mode.log_evidence > found[0].log_evidence - NEGLIGIBLE]
+    points = [coordinates.to_logs(mode.point, np)[0] for mode in found]
+    coordinates.centre(found[0].point, curvature(density, found[0].point))
+    found = [find_mode(density, coordinates.from_logs(logs)) for logs in points]
+    evidence = np.array([mode.log_evidence for mode in found])
+    weights = np.exp(evidence - logsumexp(evidence))
+    mixture = GaussianMixture(
+        weights, np.array([mode.point for mode in found]), np.array([mode.covariance for mode in found])
+    )
+    return Exploration(mixture, len(found), 0.0, density.num_evaluations - before)
+
+
+def find_mode(density: Density, start: Floats) -> Mode:
+    """Climb from `start` by BFGS, whitened anew by the curvature until it moves no more."""
+    point = start
+    for _ in range(_MAX_ROUNDS):
+        values, vectors = np.linalg.eigh(curvature(density, point))
+        root = vectors / np.sqrt(np.maximum(np.abs(values), _LEAST_CURVATURE))
+        found = _climb(density, point, root)
+        point = point + root @ found.x
+        if np.linalg.norm(found.x) < _SETTLED:
+            break
+    covariance = root @ root.T
+    return Mode(point, covariance, -float(found.fun) + 0.5 * float(np.linalg.slogdet(covariance)[1]))
+
+
+def _climb(density: Density, origin: Floats, root: Floats) -> Any:
+    """Climb by BFGS in the coordinates z of origin + root z."""
+
+    def negative(z: Floats) -> tuple[float, Floats]:
+        value, gradient = density(origin + root @ z)
+        return -value, -root.T @ gradient
+
+    options = {"maxiter": _MAX_ITERATIONS, "gtol": _TOLERANCE}
+    return minimize(negative, np.zeros(density.dim), jac=True, method="BFGS", options=options)
+
+
+def curvature(density: Density, point: Floats) -> Floats:
+    """Return minus the second derivatives of a log density, by differences of its gradient."""
+    steps = _STEP * np.eye(density.dim)
+    rows = [(density(point - step)[1] - density(point + step)[1]) / (2.0 * _STEP) for step in steps]
+    hessian = np.array(rows)
+    return 0.5 * (hessian + hessian.T)

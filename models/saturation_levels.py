@@ -1,0 +1,185 @@
+r"""The saturation equation times partially pooled factors, level by level, with noise by level.
+
+The documented equation is smooth; real latency is a staircase. CUDA graphs are captured for some batch sizes,
+so that decode latency jumps between them, and kernels work in tiles of tokens. Here the equation, with what a
+step with prefill costs more, is right up to a factor for each level: of B where a step only decodes, of S
+where it has prefill (p = 1), which is taken to be where S > B.
+
+.. math::
+
+    \mu = \bigl[T_{sat}(B, S) + p\,(\tau_P + \tau_R B)\bigr]\, e^{r}, \qquad
+    \sigma = \mu\, e^{q} \times \begin{cases} \sigma_{decode} & \text{decode only} \\
+    \sigma_{prefill} & \text{with prefill,} \end{cases} \qquad T \sim \mathrm{StudentT}(\nu, \mu, \sigma)
+
+with :math:`T_{sat}` the documented equation (``saturation``). Each level has a log factor of the latency, r,
+and one of the noise, q, from populations whose spreads are learned:
+
+.. math::  r \sim \mathrm{Normal}(0, s_d) \text{ or } \mathrm{Normal}(0, s_p), \qquad q \sim \mathrm{Normal}(0, s_q).
+
+A level with data learns its factors; one without has its factors drawn from the population: the equation
+extrapolates, and the band says how far levels were seen to depart from it. The equation is tied to the levels
+through their population alone: however many steps a level has, it weighs at most like :math:`s^2 / \sigma^2`.
+
+==============  ===================================================  ==========  ========================
+name            meaning                                              unit        prior: log-normal, 95 % in
+==============  ===================================================  ==========  ========================
+tau_P           fixed latency of a step with prefill                 ms          0.02 - 20 (three decades)
+tau_R           latency per request, with prefill                    ms/request  0.001 - 1
+s_d, s_p        spread of the log factors: decode only, prefill      1           0.01 - 0.5
+sigma_decode    typical noise scale relative to the latency          ms/ms       0.001 - 0.3
+sigma_prefill   the same, of steps with prefill                      ms/ms       0.001 - 0.3
+s_q             spread of the log factors of the noise               1           0.1 - 1
+==============  ===================================================  ==========  ========================
+
+and the eight parameters of ``saturation`` and its nu, with their priors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pymc as pm
+import xarray as xr
+
+from bayes_sched.arrays import Floats
+from bayes_sched.model.equation import Parameter
+from bayes_sched.model.likelihood import Effect, student_t_model
+from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import load_model
+from bayes_sched.sampling.whitened import LevelCoordinates
+
+SATURATION = load_model("saturation")
+STAIRCASE: Any = load_model("saturation_staircase")
+TAU_P, TAU_R = (p for p in STAIRCASE.parameters if p.name in {"tau_P", "tau_R"})
+
+_SPREAD, _NOISE = (0.01, 0.5), (0.001, 0.3)
+S_D = Parameter("s_d", "s_d", "spread of the log factors, decode only", "1", *_SPREAD)
+S_P = Parameter("s_p", "s_p", "spread of the log factors, with prefill", "1", *_SPREAD)
+S_Q = Parameter("s_q", "s_q", "spread of the log factors of the noise", "1", 0.1, 1.0)
+NOISE = (
+    next(p for p in SATURATION.noise_parameters("constant") if p.name == "nu"),
+    Parameter("sigma_decode", r"\sigma_{decode}", "noise relative to the latency, decode only", "ms/ms", *_NOISE),
+    Parameter("sigma_prefill", r"\sigma_{prefill}", "noise relative to the latency, prefill", "ms/ms", *_NOISE),
+    S_Q,
+)
+
+
+def _upper(*ranges: Iterable[int]) -> tuple[float, ...]:
+    return tuple(float(top) for top in chain(*ranges))
+
+
+# CUDA graphs are captured for 1, 2, 4, 8, 16, 24, ... requests.
+REQUESTS = _upper(
+    range(1, 5), range(6, 17, 2), range(20, 57, 4), range(64, 257, 8), range(288, 1025, 32)
+)
+NOISE_REQUESTS = _upper((1, 2, 4), range(8, 129, 8), range(192, 1025, 64))
+TOKENS = STAIRCASE.effects[0].upper
+_EFFECTS = (
+    Effect("decode_factor", "log factors by requests, decode only", S_D, "batch_size", REQUESTS, prefill=False),
+    Effect("prefill_factor", "log factors by tokens, with prefill", S_P, "total_tokens", TOKENS, prefill=True),
+    Effect(
+        "decode_noise",
+        "log factors of the noise by requests, decode only",
+        S_Q,
+        "batch_size",
+        NOISE_REQUESTS,
+        prefill=False,
+        noise=True,
+    ),
+    Effect(
+        "prefill_noise",
+        "log factors of the noise by tokens, with prefill",
+        S_Q,
+        "total_tokens",
+        TOKENS,
+        prefill=True,
+        noise=True,
+    ),
+)
+EFFECTS = tuple(replace(effect, by_size=True) for effect in _EFFECTS)
+
+
+@dataclass(frozen=True)
+class SaturationLevels:
+    """A smooth equation times factors by level; see the module's docstring for the mathematics.
+
+    The first of the `effects` acts on the latency of steps that only decode, the second on that of those with
+    prefill, the third and the fourth on their noise.
+    """
+
+    name: str
+    title: str
+    parameters: tuple[Parameter, ...]
+    columns: tuple[str, ...]
+    effects: tuple[Effect, ...]
+    smooth: Callable[[Any, Any], Any]
+    """(draws, steps) -> the latency of steps without the factors, ms."""
+    linear: Callable[[pd.DataFrame], dict[str, Floats]]
+    """What parameters in which the latency is linear are multiplied by, dims (step,)."""
+    noises: tuple[str, ...] = ("levels",)
+
+    def noise_parameters(self, noise: str) -> tuple[Parameter, ...]:
+        """Return the parameters of a noise option."""
+        return NOISE
+
+    def build(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> pm.Model:
+        """Return the PyMC model: the priors, the factors of levels with data, Student-t observations."""
+        return student_t_model(self, steps, priors, noise=noise)
+
+    def coordinates(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> LevelCoordinates:
+        """Return the coordinates that NUTS samples: logarithms, and what levels are besides their data."""
+        return LevelCoordinates(steps, priors, self.effects, self.multiplied, start=self.linear)
+
+    def latency(self, draws: xr.Dataset, steps: xr.Dataset) -> xr.DataArray:
+        """Return the mean latency in ms."""
+        decode, prefill, _, _ = (effect.at(draws, steps) for effect in self.effects)
+        latency: xr.DataArray = self.smooth(draws, steps) * np.exp(decode + prefill)
+        return latency
+
+    def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
+        """Return the scale of the noise in ms."""
+        _, _, decode, prefill = self.effects
+        noise = decode.at(draws, steps) + prefill.at(draws, steps)
+        has_prefill = prefill.acts_on(steps)
+        typical = has_prefill * draws["sigma_prefill"] + ~has_prefill * draws["sigma_decode"]
+        scale: xr.DataArray = mean * typical * np.exp(noise)
+        return scale
+
+    def multiplied(self, effect: Effect, draws: Any, steps: Any) -> Any:
+        """Return what the factors of an effect multiply at steps that it acts on."""
+        if effect.noise:
+            return draws["sigma_prefill" if effect.prefill else "sigma_decode"]
+        return self.smooth(draws, steps)
+
+    def combinations(self, draws: xr.Dataset) -> xr.Dataset:
+        """Return what the data see of the parameters, whatever single ones they leave open."""
+        return SATURATION.combinations(draws)
+
+
+def _smooth(draws: Any, steps: Any) -> Any:
+    prefill = draws["tau_P"] + draws["tau_R"] * steps["batch_size"]
+    return SATURATION.latency(draws, steps) + prefill * EFFECTS[1].acts_on(steps)
+
+
+def _linear(steps: pd.DataFrame) -> dict[str, Floats]:
+    has_prefill = EFFECTS[1].acts_on(steps)
+    batch_size, tokens = steps["batch_size"], steps["total_tokens"]
+    terms = {"tau_0": 1.0 + 0.0 * tokens, "tau_B": batch_size, "tau_S": tokens}
+    terms |= {"tau_P": 1.0 * has_prefill, "tau_R": batch_size * has_prefill}
+    return {name: term.to_numpy(float) for name, term in terms.items()}
+
+
+MODEL = SaturationLevels(
+    name="saturation_levels",
+    title="saturation equation times factors by level, Student-t noise by level",
+    parameters=(*SATURATION.parameters, TAU_P, TAU_R, S_D, S_P),
+    columns=SATURATION.columns,
+    effects=EFFECTS,
+    smooth=_smooth,
+    linear=_linear,
+)
