@@ -51,6 +51,7 @@ from bayes_sched.model.equation import Parameter
 from bayes_sched.model.likelihood import Effect, student_t_model
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import load_model
+from bayes_sched.sampling.coordinates import SaturationCoordinates,LogCoordinates,linear_start
 from bayes_sched.sampling.whitened import LevelCoordinates
 
 SATURATION = load_model("saturation")
@@ -60,12 +61,15 @@ TAU_P, TAU_R = (p for p in STAIRCASE.parameters if p.name in {"tau_P", "tau_R"})
 _SPREAD, _NOISE = (0.01, 0.5), (0.001, 0.3)
 S_D = Parameter("s_d", "s_d", "spread of the log factors, decode only", "1", *_SPREAD)
 S_P = Parameter("s_p", "s_p", "spread of the log factors, with prefill", "1", *_SPREAD)
-S_Q = Parameter("s_q", "s_q", "spread of the log factors of the noise", "1", 0.1, 1.0)
+S_B = Parameter("s_b", "s_b", "spread of the log factors of single batch sizes, decode only", "1", 0.001, 0.1)
+S_QD = Parameter("s_qd", "s_{qd}", "spread of the log factors of the noise, decode only", "1", 0.1, 1.0)
+S_QP = Parameter("s_qp", "s_{qp}", "spread of the log factors of the noise, with prefill", "1", 0.1, 1.0)
 NOISE = (
     next(p for p in SATURATION.noise_parameters("constant") if p.name == "nu"),
     Parameter("sigma_decode", r"\sigma_{decode}", "noise relative to the latency, decode only", "ms/ms", *_NOISE),
     Parameter("sigma_prefill", r"\sigma_{prefill}", "noise relative to the latency, prefill", "ms/ms", *_NOISE),
-    S_Q,
+    S_QD,
+    S_QP,
 )
 
 
@@ -77,15 +81,17 @@ def _upper(*ranges: Iterable[int]) -> tuple[float, ...]:
 REQUESTS = _upper(
     range(1, 5), range(6, 17, 2), range(20, 57, 4), range(64, 257, 8), range(288, 1025, 32)
 )
+BATCH_SIZES = _upper(range(1, 65), range(66, 129, 2), range(132, 257, 4), range(272, 1025, 16))
 NOISE_REQUESTS = _upper((1, 2, 4), range(8, 129, 8), range(192, 1025, 64))
 TOKENS = STAIRCASE.effects[0].upper
 _EFFECTS = (
     Effect("decode_factor", "log factors by requests, decode only", S_D, "batch_size", REQUESTS, prefill=False),
+    Effect("decode_own_factor", "log factors of single batch sizes, decode only", S_B, "batch_size", BATCH_SIZES, prefill=False),
     Effect("prefill_factor", "log factors by tokens, with prefill", S_P, "total_tokens", TOKENS, prefill=True),
     Effect(
         "decode_noise",
         "log factors of the noise by requests, decode only",
-        S_Q,
+        S_QD,
         "batch_size",
         NOISE_REQUESTS,
         prefill=False,
@@ -94,7 +100,7 @@ _EFFECTS = (
     Effect(
         "prefill_noise",
         "log factors of the noise by tokens, with prefill",
-        S_Q,
+        S_QP,
         "total_tokens",
         TOKENS,
         prefill=True,
@@ -133,17 +139,24 @@ class SaturationLevels:
 
     def coordinates(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> LevelCoordinates:
         """Return the coordinates that NUTS samples: logarithms, and what levels are besides their data."""
-        return LevelCoordinates(steps, priors, self.effects, self.multiplied, start=self.linear)
+        others = tuple(name for name in priors if name not in {p.name for p in SATURATION.parameters})
+        import os
+        if os.environ.get("BASE")=="sat":
+            base = SaturationCoordinates(steps, priors, others, departure=0.05, terms=self.linear)
+        else:
+            base = LogCoordinates(priors)
+            base.start = linear_start(steps, self.linear)
+        return LevelCoordinates(base, self.effects, steps, self.multiplied)
 
     def latency(self, draws: xr.Dataset, steps: xr.Dataset) -> xr.DataArray:
         """Return the mean latency in ms."""
-        decode, prefill, _, _ = (effect.at(draws, steps) for effect in self.effects)
-        latency: xr.DataArray = self.smooth(draws, steps) * np.exp(decode + prefill)
+        factors = sum(effect.at(draws, steps) for effect in self.effects if not effect.noise)
+        latency: xr.DataArray = self.smooth(draws, steps) * np.exp(factors)
         return latency
 
     def scale(self, draws: xr.Dataset, mean: xr.DataArray, steps: xr.Dataset) -> xr.DataArray:
         """Return the scale of the noise in ms."""
-        _, _, decode, prefill = self.effects
+        *_, decode, prefill = self.effects
         noise = decode.at(draws, steps) + prefill.at(draws, steps)
         has_prefill = prefill.acts_on(steps)
         typical = has_prefill * draws["sigma_prefill"] + ~has_prefill * draws["sigma_decode"]
@@ -163,11 +176,11 @@ class SaturationLevels:
 
 def _smooth(draws: Any, steps: Any) -> Any:
     prefill = draws["tau_P"] + draws["tau_R"] * steps["batch_size"]
-    return SATURATION.latency(draws, steps) + prefill * EFFECTS[1].acts_on(steps)
+    return SATURATION.latency(draws, steps) + prefill * EFFECTS[-1].acts_on(steps)
 
 
 def _linear(steps: pd.DataFrame) -> dict[str, Floats]:
-    has_prefill = EFFECTS[1].acts_on(steps)
+    has_prefill = EFFECTS[-1].acts_on(steps)
     batch_size, tokens = steps["batch_size"], steps["total_tokens"]
     terms = {"tau_0": 1.0 + 0.0 * tokens, "tau_B": batch_size, "tau_S": tokens}
     terms |= {"tau_P": 1.0 * has_prefill, "tau_R": batch_size * has_prefill}
@@ -177,7 +190,7 @@ def _linear(steps: pd.DataFrame) -> dict[str, Floats]:
 MODEL = SaturationLevels(
     name="saturation_levels",
     title="saturation equation times factors by level, Student-t noise by level",
-    parameters=(*SATURATION.parameters, TAU_P, TAU_R, S_D, S_P),
+    parameters=(*SATURATION.parameters, TAU_P, TAU_R, S_D, S_B, S_P),
     columns=SATURATION.columns,
     effects=EFFECTS,
     smooth=_smooth,

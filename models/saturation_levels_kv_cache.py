@@ -29,11 +29,11 @@ EFFECTS = tuple(replace(effect, by_size=False) for effect in LEVELS.effects)
 
 def _smooth(draws: Any, steps: Any) -> Any:
     per_request = draws["tau_R"] * steps["batch_size"]
-    return KV_CACHE.latency(draws, steps) + per_request * EFFECTS[1].acts_on(steps)
+    return KV_CACHE.latency(draws, steps) + per_request * EFFECTS[-1].acts_on(steps)
 
 
 def _linear(steps: pd.DataFrame) -> dict[str, Floats]:
-    per_request = steps["batch_size"] * EFFECTS[1].acts_on(steps)
+    per_request = steps["batch_size"] * EFFECTS[-1].acts_on(steps)
     return {**KV_CACHE.terms(steps), "tau_R": per_request.to_numpy(float)}
 
 
@@ -41,7 +41,7 @@ MODEL = replace(
     LEVELS,
     name="saturation_levels_kv_cache",
     title="saturation equation with KV-cache usage times factors by level, Student-t noise by level",
-    parameters=(*KV_CACHE.parameters, *LEVELS.parameters[-3:]),
+    parameters=(*KV_CACHE.parameters, *LEVELS.parameters[-4:]),
     columns=KV_CACHE.columns,
     effects=EFFECTS,
     smooth=_smooth,

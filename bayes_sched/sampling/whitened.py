@@ -26,11 +26,12 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from bayes_sched.arrays import Floats
+from bayes_sched.arrays import Floats, Ints
 from bayes_sched.model.likelihood import Effect
 from bayes_sched.model.priors import Priors
+from bayes_sched.model.protocol import Coordinates
 from bayes_sched.sampling.components import Density
-from bayes_sched.sampling.coordinates import Geometry, Terms, linear_start
+from bayes_sched.sampling.coordinates import Geometry
 from bayes_sched.sampling.exploration import NEGLIGIBLE, Exploration
 from bayes_sched.sampling.mixture import GaussianMixture
 
@@ -54,38 +55,40 @@ class LevelCoordinates:
 
     def __init__(
         self,
-        steps: pd.DataFrame,
-        priors: Priors,
+        base: Coordinates,
         effects: Sequence[Effect],
+        steps: pd.DataFrame,
         multiplied: Multiplied,
-        *,
-        start: Terms,
     ) -> None:
-        self._effects, self._multiplied, self._terms = tuple(effects), multiplied, start
-        self._parameters = tuple(priors)
+        self._base, self._effects, self._multiplied = base, tuple(effects), multiplied
         self._geometry = Geometry()
         self.adapt(steps)
         labels = [f"{e.name}[{e.labels[level]}]" for e in self._effects for level in e.seen(steps)]
-        self.names: tuple[str, ...] = (*(f"log_{name}" for name in priors), *labels)
-        self.scan_mean = np.array([*(p.mu for p in priors.values()), *(0.0 for _ in labels)])
-        self.scan_scale = np.array([*(p.sigma for p in priors.values()), *(0.0 for _ in labels)])
+        self.names: tuple[str, ...] = (*base.names, *labels)
+        self.scan_mean, self.scan_scale = (np.append(x, np.zeros(len(labels))) for x in (base.scan_mean, base.scan_scale))
 
     @property
     def num_scalars(self) -> int:
         """Number of leading coordinates, those of the scalar parameters."""
-        return len(self._parameters)
+        return len(self._base.names)
+
+    @property
+    def start(self) -> Mapping[str, float]:
+        """Logarithms of parameters at which to start looking."""
+        return self._base.start
 
     @property
     def data(self) -> dict[str, Any]:
         """Values of the shared variables in what was compiled, by name."""
-        return self._geometry.values
+        return dict(self._base.data) | self._geometry.values
 
     def adapt(self, steps: pd.DataFrame) -> None:
         """Take the geometry from other latencies of the same steps; what was compiled follows."""
-        self.start = linear_start(steps, self._terms)
+        self._base.adapt(steps)
         numeric = steps.select_dtypes("number").drop(columns="latency_ms")
         self._columns: dict[str, dict[str, Floats]] = {}
         self._slices: dict[str, slice] = {}
+        self._containing: dict[str, dict[str, Ints]] = {}
         end = self.num_scalars
         for effect in self._effects:
             acts = effect.acts_on(steps)
@@ -96,6 +99,11 @@ class LevelCoordinates:
             spread = max(1.48 * float(deviation), 1e-3)
             means = numeric[acts].groupby(level).mean()
             self._columns[effect.name] = {str(name): means[name].to_numpy(float) for name in means}
+            self._containing[effect.name] = {
+                other.name: np.searchsorted(other.seen(steps), other.level(means[effect.column]))
+                for other in self._effects[: self._effects.index(effect)]
+                if (other.column, other.prefill, other.noise) == (effect.column, effect.prefill, effect.noise)
+            }
             self._slices[effect.name] = slice(end, end := end + len(count))
             wanted = np.full(len(count), np.log(spread)) if effect.noise else np.log(medians.to_numpy(float))
             information = count if effect.noise else count / spread**2
@@ -103,11 +111,9 @@ class LevelCoordinates:
 
     def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
         """Map coordinates (last axis) to log parameters, and log factors of the levels with data."""
-        logs = {name: coordinates[..., i] for i, name in enumerate(self._parameters)}
-        log_jacobian: Any = backend.zeros_like(coordinates[..., 0])
-        given = dict(logs)
+        logs, log_jacobian = self._base.to_logs(coordinates, backend)
         for effect in self._effects:
-            expected, width = self._expected(effect, given, backend)
+            expected, width = self._expected(effect, logs, backend)
             logs[effect.name] = expected + width * coordinates[..., self._slices[effect.name]]
             log_jacobian = log_jacobian + backend.log(width).sum(axis=-1)
         return logs, log_jacobian
@@ -117,11 +123,10 @@ class LevelCoordinates:
 
         Factors that are not given are those that data and population ask for together.
         """
-        scalars = np.stack(np.broadcast_arrays(*(logs[name] for name in self._parameters)), axis=-1)
-        found = [scalars]
+        given, found = dict(logs), [self._base.from_logs(logs)]
         for effect in self._effects:
-            expected, width = self._expected(effect, logs, np)
-            found.append((np.asarray(logs.get(effect.name, expected)) - expected) / width)
+            expected, width = self._expected(effect, given, np)
+            found.append((np.asarray(given.setdefault(effect.name, expected)) - expected) / width)
         return np.concatenate(found, axis=-1)
 
     def centre(self, mode: Floats, curvature: Floats) -> Floats:
@@ -132,14 +137,18 @@ class LevelCoordinates:
             precision, width = self._precision(effect, logs, np), self._expected(effect, logs, np)[1]
             known = np.diag(curvature)[own] / width**2 - precision
             information = np.maximum(known, _LEAST_INFORMATION * precision)
-            wanted = self._base(effect, logs, np) + logs[effect.name] * (1.0 + precision / information)
+            wanted = self._log_multiplied(effect, logs, np) + logs[effect.name] * (1.0 + precision / information)
             self._geometry.take({f"{effect.name}_wanted": wanted, f"{effect.name}_information": information})
         return self.from_logs(logs)
 
-    def _base(self, effect: Effect, logs: Mapping[str, Any], backend: Any) -> Any:
+    def _log_multiplied(self, effect: Effect, logs: Mapping[str, Any], backend: Any) -> Any:
         """Return the log of what an effect multiplies, dims (..., level)."""
-        theta = {name: backend.exp(logs[name])[..., None] for name in self._parameters}
-        return backend.log(self._multiplied(effect, theta, self._columns[effect.name]))
+        names = {other.name for other in self._effects}
+        theta = {name: backend.exp(value)[..., None] for name, value in logs.items() if name not in names}
+        base = backend.log(self._multiplied(effect, theta, self._columns[effect.name]))
+        for other, position in self._containing[effect.name].items():
+            base = base + logs[other][..., position]
+        return base
 
     def _precision(self, effect: Effect, logs: Mapping[str, Any], backend: Any) -> Any:
         """Return the precision of log factors in the population, dims (..., level)."""
@@ -151,7 +160,7 @@ class LevelCoordinates:
             self._geometry.at(f"{effect.name}_{what}", backend) for what in ("wanted", "information")
         )
         variance = 1.0 / (self._precision(effect, logs, backend) + information)
-        expected = variance * information * (wanted - self._base(effect, logs, backend))
+        expected = variance * information * (wanted - self._log_multiplied(effect, logs, backend))
         return expected, backend.sqrt(variance)
 
 
@@ -177,7 +186,7 @@ def explore_levels(density: Density, coordinates: LevelCoordinates, priors: Prio
     """
     before = density.num_evaluations
     shifted = ({n: np.float64(p.mu + k * p.sigma) for n, p in priors.items()} for k in (0.0, 1.0, -1.0))
-    starts = [coordinates.from_logs(logs | coordinates.start) for logs in shifted]
+    starts = [coordinates.from_logs(logs | dict(coordinates.start)) for logs in shifted]
     found: list[Mode] = []
     for mode in sorted((find_mode(density, start) for start in starts), key=lambda mode: -mode.log_evidence):
         if not any(mode.resembles(other) for other in found):
