@@ -27,6 +27,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from bayes_sched.arrays import Floats, Ints
+from bayes_sched.model.equation import inverse_softplus, softplus
 from bayes_sched.model.likelihood import Effect
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import Coordinates
@@ -62,9 +63,11 @@ class LevelCoordinates:
     ) -> None:
         self._base, self._effects, self._multiplied = base, tuple(effects), multiplied
         self._geometry = Geometry()
+        self._bent = tuple(name for name in base.start if f"log_{name}" in base.names)
         self.adapt(steps)
+        bent = {f"log_{name}": f"bent_{name}" for name in self._bent}
         labels = [f"{e.name}[{e.labels[level]}]" for e in self._effects for level in e.seen(steps)]
-        self.names: tuple[str, ...] = (*base.names, *labels)
+        self.names: tuple[str, ...] = (*(bent.get(name, name) for name in base.names), *labels)
         self.scan_mean, self.scan_scale = (np.append(x, np.zeros(len(labels))) for x in (base.scan_mean, base.scan_scale))
 
     @property
@@ -85,6 +88,7 @@ class LevelCoordinates:
     def adapt(self, steps: pd.DataFrame) -> None:
         """Take the geometry from other latencies of the same steps; what was compiled follows."""
         self._base.adapt(steps)
+        self._geometry.take({"log_bends": np.array([self._base.start[name] for name in self._bent])})
         numeric = steps.select_dtypes("number").drop(columns="latency_ms")
         self._columns: dict[str, dict[str, Floats]] = {}
         self._slices: dict[str, slice] = {}
@@ -112,6 +116,10 @@ class LevelCoordinates:
     def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
         """Map coordinates (last axis) to log parameters, and log factors of the levels with data."""
         logs, log_jacobian = self._base.to_logs(coordinates, backend)
+        for i, name in enumerate(self._bent):
+            log_multiple = backend.log(softplus(logs[name], backend))
+            log_jacobian = log_jacobian - softplus(-logs[name], backend) - log_multiple
+            logs[name] = log_multiple + self._geometry.at("log_bends", backend)[i]
         for effect in self._effects:
             expected, width = self._expected(effect, logs, backend)
             logs[effect.name] = expected + width * coordinates[..., self._slices[effect.name]]
@@ -123,15 +131,19 @@ class LevelCoordinates:
 
         Factors that are not given are those that data and population ask for together.
         """
-        given, found = dict(logs), [self._base.from_logs(logs)]
+        bends = zip(self._bent, self._geometry.at("log_bends", np), strict=True)
+        bent = {name: inverse_softplus(np.exp(logs[name] - bend)) for name, bend in bends}
+        given, found = dict(logs), [self._base.from_logs({**logs, **bent})]
         for effect in self._effects:
             expected, width = self._expected(effect, given, np)
             found.append((np.asarray(given.setdefault(effect.name, expected)) - expected) / width)
         return np.concatenate(found, axis=-1)
 
-    def centre(self, mode: Floats, curvature: Floats) -> Floats:
-        """Take m and e from the mode, dims (coordinate,), and the curvature there; return the mode anew."""
+    def centre(self, mode: Floats, covariance: Floats) -> None:
+        """Take the geometry from the mode, dims (coordinate,), and from the Gaussian of its curvature."""
         logs, _ = self.to_logs(mode, np)
+        self._bend(mode, logs, covariance)
+        curvature = np.linalg.inv(covariance)
         for effect in self._effects:
             own = self._slices[effect.name]
             precision, width = self._precision(effect, logs, np), self._expected(effect, logs, np)[1]
@@ -139,7 +151,17 @@ class LevelCoordinates:
             information = np.maximum(known, _LEAST_INFORMATION * precision)
             wanted = self._log_multiplied(effect, logs, np) + logs[effect.name] * (1.0 + precision / information)
             self._geometry.take({f"{effect.name}_wanted": wanted, f"{effect.name}_information": information})
-        return self.from_logs(logs)
+
+    def _bend(self, mode: Floats, logs: Mapping[str, Any], covariance: Floats) -> None:
+        """Let terms turn from logarithms to linear where the data, and not the prior, begin to rule them."""
+        error = np.sqrt(np.diag(covariance).clip(0.0))
+        found = []
+        for name in self._bent:
+            position = self.names.index(f"bent_{name}")
+            y = mode[position]
+            slope = np.exp(-softplus(-y, np)) / softplus(y, np)
+            found.append(logs[name] + np.log(np.minimum(slope * error[position], 1.0)))
+        self._geometry.take({"log_bends": np.array(found)})
 
     def _log_multiplied(self, effect: Effect, logs: Mapping[str, Any], backend: Any) -> Any:
         """Return the log of what an effect multiplies, dims (..., level)."""
@@ -193,7 +215,7 @@ def explore_levels(density: Density, coordinates: LevelCoordinates, priors: Prio
             found.append(mode)
     found = [mode for mode in found if mode.log_evidence > found[0].log_evidence - NEGLIGIBLE]
     points = [coordinates.to_logs(mode.point, np)[0] for mode in found]
-    coordinates.centre(found[0].point, curvature(density, found[0].point))
+    coordinates.centre(found[0].point, found[0].covariance)
     found = [find_mode(density, coordinates.from_logs(logs)) for logs in points]
     evidence = np.array([mode.log_evidence for mode in found])
     weights = np.exp(evidence - logsumexp(evidence))
