@@ -216,6 +216,7 @@ def explore_levels(density: Density, coordinates: LevelCoordinates, priors: Prio
     found = [mode for mode in found if mode.log_evidence > found[0].log_evidence - NEGLIGIBLE]
     points = [coordinates.to_logs(mode.point, np)[0] for mode in found]
     coordinates.centre(found[0].point, found[0].covariance)
+    density.rebind()
     found = [find_mode(density, coordinates.from_logs(logs)) for logs in points]
     evidence = np.array([mode.log_evidence for mode in found])
     weights = np.exp(evidence - logsumexp(evidence))
