@@ -61,7 +61,6 @@ TAU_P, TAU_R = (p for p in STAIRCASE.parameters if p.name in {"tau_P", "tau_R"})
 _SPREAD, _NOISE = (0.01, 0.5), (0.001, 0.3)
 S_D = Parameter("s_d", "s_d", "spread of the log factors, decode only", "1", *_SPREAD)
 S_P = Parameter("s_p", "s_p", "spread of the log factors, with prefill", "1", *_SPREAD)
-S_B = Parameter("s_b", "s_b", "spread of the log factors of single batch sizes, decode only", "1", 0.001, 0.1)
 S_QD = Parameter("s_qd", "s_{qd}", "spread of the log factors of the noise, decode only", "1", 0.1, 1.0)
 S_QP = Parameter("s_qp", "s_{qp}", "spread of the log factors of the noise, with prefill", "1", 0.1, 1.0)
 NOISE = (
@@ -86,7 +85,7 @@ NOISE_REQUESTS = _upper((1, 2, 4), range(8, 129, 8), range(192, 1025, 64))
 TOKENS = STAIRCASE.effects[0].upper
 _EFFECTS = (
     Effect("decode_factor", "log factors by requests, decode only", S_D, "batch_size", REQUESTS, prefill=False),
-    Effect("decode_own_factor", "log factors of single batch sizes, decode only", S_B, "batch_size", BATCH_SIZES, prefill=False),
+    Effect("decode_own_factor", "log factors of single batch sizes, decode only", S_D, "batch_size", BATCH_SIZES, prefill=False),
     Effect("prefill_factor", "log factors by tokens, with prefill", S_P, "total_tokens", TOKENS, prefill=True),
     Effect(
         "decode_noise",
@@ -190,7 +189,7 @@ def _linear(steps: pd.DataFrame) -> dict[str, Floats]:
 MODEL = SaturationLevels(
     name="saturation_levels",
     title="saturation equation times factors by level, Student-t noise by level",
-    parameters=(*SATURATION.parameters, TAU_P, TAU_R, S_D, S_B, S_P),
+    parameters=(*SATURATION.parameters, TAU_P, TAU_R, S_D, S_P),
     columns=SATURATION.columns,
     effects=EFFECTS,
     smooth=_smooth,

@@ -33,7 +33,7 @@ MODEL = replace(
     LEVELS,
     name="saturation_levels_context",
     title="saturation equation with attention times factors by level, Student-t noise by level",
-    parameters=(*STAIRCASE.parameters[:-1], *LEVELS.parameters[-3:]),
+    parameters=(*STAIRCASE.parameters[:-1], *LEVELS.parameters[-2:]),
     columns=STAIRCASE.columns,
     effects=tuple(replace(effect, by_size=False) for effect in LEVELS.effects),
     smooth=_smooth,

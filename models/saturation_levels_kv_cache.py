@@ -41,7 +41,7 @@ MODEL = replace(
     LEVELS,
     name="saturation_levels_kv_cache",
     title="saturation equation with KV-cache usage times factors by level, Student-t noise by level",
-    parameters=(*KV_CACHE.parameters, *LEVELS.parameters[-4:]),
+    parameters=(*KV_CACHE.parameters, *LEVELS.parameters[-3:]),
     columns=KV_CACHE.columns,
     effects=EFFECTS,
     smooth=_smooth,
