@@ -51,7 +51,7 @@ from bayes_sched.model.equation import Parameter
 from bayes_sched.model.likelihood import Effect, student_t_model
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import load_model
-from bayes_sched.sampling.coordinates import SaturationCoordinates,LogCoordinates,linear_start
+from bayes_sched.sampling.coordinates import SaturationCoordinates
 from bayes_sched.sampling.whitened import LevelCoordinates
 
 SATURATION = load_model("saturation")
@@ -65,8 +65,12 @@ S_QD = Parameter("s_qd", "s_{qd}", "spread of the log factors of the noise, deco
 S_QP = Parameter("s_qp", "s_{qp}", "spread of the log factors of the noise, with prefill", "1", 0.1, 1.0)
 NOISE = (
     next(p for p in SATURATION.noise_parameters("constant") if p.name == "nu"),
-    Parameter("sigma_decode", r"\sigma_{decode}", "noise relative to the latency, decode only", "ms/ms", *_NOISE),
-    Parameter("sigma_prefill", r"\sigma_{prefill}", "noise relative to the latency, prefill", "ms/ms", *_NOISE),
+    Parameter(
+        "sigma_decode", r"\sigma_{decode}", "noise relative to the latency, decode only", "ms/ms", *_NOISE
+    ),
+    Parameter(
+        "sigma_prefill", r"\sigma_{prefill}", "noise relative to the latency, prefill", "ms/ms", *_NOISE
+    ),
     S_QD,
     S_QP,
 )
@@ -77,16 +81,25 @@ def _upper(*ranges: Iterable[int]) -> tuple[float, ...]:
 
 
 # CUDA graphs are captured for 1, 2, 4, 8, 16, 24, ... requests.
-REQUESTS = _upper(
-    range(1, 5), range(6, 17, 2), range(20, 57, 4), range(64, 257, 8), range(288, 1025, 32)
-)
+REQUESTS = _upper(range(2, 17, 2), range(20, 65, 4), range(72, 257, 8), range(288, 1025, 32))
+NOISE_REQUESTS = _upper((2, 4), range(8, 257, 8), range(288, 1025, 32))
 BATCH_SIZES = _upper(range(1, 65), range(66, 129, 2), range(132, 257, 4), range(272, 1025, 16))
-NOISE_REQUESTS = _upper((1, 2, 4), range(8, 129, 8), range(192, 1025, 64))
 TOKENS = STAIRCASE.effects[0].upper
 _EFFECTS = (
-    Effect("decode_factor", "log factors by requests, decode only", S_D, "batch_size", REQUESTS, prefill=False),
-    Effect("decode_own_factor", "log factors of single batch sizes, decode only", S_D, "batch_size", BATCH_SIZES, prefill=False),
-    Effect("prefill_factor", "log factors by tokens, with prefill", S_P, "total_tokens", TOKENS, prefill=True),
+    Effect(
+        "decode_factor", "log factors by requests, decode only", S_D, "batch_size", REQUESTS, prefill=False
+    ),
+    Effect(
+        "decode_own_factor",
+        "log factors of single batch sizes, decode only",
+        S_D,
+        "batch_size",
+        BATCH_SIZES,
+        prefill=False,
+    ),
+    Effect(
+        "prefill_factor", "log factors by tokens, with prefill", S_P, "total_tokens", TOKENS, prefill=True
+    ),
     Effect(
         "decode_noise",
         "log factors of the noise by requests, decode only",
@@ -106,6 +119,7 @@ _EFFECTS = (
         noise=True,
     ),
 )
+_DEPARTURE = 0.05  # of latencies from the equation, typically
 EFFECTS = tuple(replace(effect, by_size=True) for effect in _EFFECTS)
 
 
@@ -138,13 +152,9 @@ class SaturationLevels:
 
     def coordinates(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> LevelCoordinates:
         """Return the coordinates that NUTS samples: logarithms, and what levels are besides their data."""
-        others = tuple(name for name in priors if name not in {p.name for p in SATURATION.parameters})
-        import os
-        if os.environ.get("BASE")=="sat":
-            base = SaturationCoordinates(steps, priors, others, departure=0.05, terms=self.linear)
-        else:
-            base = LogCoordinates(priors)
-            base.start = linear_start(steps, self.linear)
+        documented = {p.name for p in SATURATION.parameters}
+        others = tuple(name for name in priors if name not in documented)
+        base = SaturationCoordinates(steps, priors, others, departure=_DEPARTURE, terms=self.linear)
         return LevelCoordinates(base, self.effects, steps, self.multiplied)
 
     def latency(self, draws: xr.Dataset, steps: xr.Dataset) -> xr.DataArray:

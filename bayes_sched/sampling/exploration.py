@@ -27,7 +27,7 @@ NUM_COMPONENTS = 12
 GOOD_EFFICIENCY = 0.5  # effective over actual draws at which the mixture is good enough
 _NUM_STARTS = 64
 _WIDENING = 1.5  # of the Laplace approximations, for the first mixture
-NEGLIGIBLE = 12.0  # modes this many nats below the best, by Laplace's evidence, are left out
+_NEGLIGIBLE = 12.0  # modes this many nats below the best, by Laplace's evidence, are left out
 _DRAWS = 2000  # per stage
 _ENOUGH = 0.2 * _DRAWS  # effective draws of the pooled ones, below which the target is tempered
 _MAX_STAGES = 12
@@ -88,14 +88,14 @@ def _laplace_mixture(
         found.append((height, point))
     modes: list[tuple[float, Floats, Floats]] = []  # evidence, point, covariance
     for height, point in sorted(found, key=lambda pair: -pair[0]):
-        if height < found[0][0] - 2.0 * NEGLIGIBLE or any(
+        if height < found[0][0] - 2.0 * _NEGLIGIBLE or any(
             np.max(np.abs(point - other) / np.sqrt(np.diag(spread))) < 0.7 for _, other, spread in modes
         ):
             continue
         spread = _laplace(density, point, height, scale)
         modes.append((height + 0.5 * float(np.linalg.slogdet(spread)[1]), point, spread))
     best_evidence = max(mode[0] for mode in modes)
-    modes = [mode for mode in modes if mode[0] > best_evidence - NEGLIGIBLE]
+    modes = [mode for mode in modes if mode[0] > best_evidence - _NEGLIGIBLE]
     weights = np.exp([mode[0] - best_evidence for mode in modes])
     weights = 0.8 * weights / weights.sum() + 0.2 / len(modes)
     mixture = GaussianMixture(weights, np.array([m[1] for m in modes]), np.array([m[2] for m in modes]))

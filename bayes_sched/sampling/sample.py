@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import arviz as az
 import numpy as np
 import pandas as pd
 import pymc as pm
@@ -38,6 +39,7 @@ _VISITS = (500, 2000)  # draws a chain of NUTS in two rounds, where importance s
 _WIDE = 24  # coordinates from which importance sampling is hopeless
 _MASS_BATCH, _MAX_MASS_BATCHES = 1000, 20  # draws of the mixture for a chain's estimate of the masses
 _MASS_EFFECTIVE = 800.0  # effective ones among them that are enough
+_LEAST_EFFECTIVE, _MOST_R_HAT = 450.0, 1.009  # of a posterior that is sampled whole; the gate's, just
 _NEGLIGIBLE_MASS = 2e-3  # a component of less posterior mass than this is left out
 _SPARE = (1.3, 20)  # times as many draws, and so many more, as one of uncertain mass is expected to need
 
@@ -162,10 +164,7 @@ class Sampler:
         if run.settings.sampler == "nutpie":
             with self.clock("compile"):
                 self.nuts.compile(Components(explored.mixture))
-        if isinstance(self.coordinates, LevelCoordinates) and explored.num_modes == 1:
-            found = self._by_laplace(explored, run)
-        else:
-            found = (self._by_bridge if self.is_wide else self._by_importance)(explored, run)
+        found = (self._by_bridge if self.is_wide else self._by_importance)(explored, run)
         coordinates, stats = interleave(found.draws, found.counts)
         info = {
             "num_modes": explored.num_modes,
@@ -245,15 +244,17 @@ class Sampler:
                 num_points += len(points)
         return np.array(masses), effective / num_points
 
-    def _by_laplace(self, explored: Exploration, run: _Run) -> _Sampled:
-        """Sample the whole posterior, whitened by the curvature at its only mode."""
-        draws = self._draw(Components(explored.mixture), np.zeros(1, int), np.array([run.settings.draws]), run)
-        masses = np.ones((run.settings.chains, 1))
-        return _Sampled(draws, allocate(masses, run.settings.draws), masses, 0.0, 0.0)
-
     def _by_bridge(self, explored: Exploration, run: _Run) -> _Sampled:
-        """Sample the components that NUTS finds; bridge sampling finds their masses, from a chain's draws."""
+        """Sample the components that NUTS finds; bridge sampling finds their masses, from a chain's draws.
+
+        A posterior with one mode in whitened coordinates is sampled whole, if chains mix.
+        """
         settings = run.settings
+        if isinstance(self.coordinates, LevelCoordinates) and explored.num_modes == 1:
+            draws = self._draw(Components(explored.mixture), np.arange(1), np.array([settings.draws]), run)
+            if self._mixes(draws[0][0]):
+                masses = np.ones((settings.chains, 1))
+                return _Sampled(draws, allocate(masses, settings.draws), masses, 0.0, 0.0)
         with self.clock("pilot"):
             components, expected = find_components(
                 self.nuts,
@@ -277,6 +278,12 @@ class Sampler:
         for position, found in zip(short, again, strict=True):
             draws[position] = found
         return _Sampled(draws, counts, masses, 1.0 - float(expected[kept].sum()), 0.0)
+
+    def _mixes(self, draws: Floats) -> bool:
+        """Return whether chains that went through the whole posterior agree, dims (chain, draw, coordinate)."""
+        table = xr.DataArray(draws, dims=("chain", "draw", "coordinate"))
+        least = min(float(az.ess(table, method=method).min()) for method in ("bulk", "tail"))
+        return least >= _LEAST_EFFECTIVE and float(az.rhat(table).max()) <= _MOST_R_HAT
 
     def _draw(
         self, components: Components, numbers: Ints, draws: Ints, run: _Run

@@ -33,12 +33,13 @@ from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import Coordinates
 from bayes_sched.sampling.components import Density
 from bayes_sched.sampling.coordinates import Geometry
-from bayes_sched.sampling.exploration import NEGLIGIBLE, Exploration
+from bayes_sched.sampling.exploration import Exploration
 from bayes_sched.sampling.mixture import GaussianMixture
 
 type Multiplied = Callable[[Effect, Mapping[str, Any], Mapping[str, Any]], Any]
 """(effect, draws of the parameters, columns of steps) -> what the effect's factors multiply."""
 
+_NEGLIGIBLE = 8.0  # nats by which the evidence of a mode may fall short of the best one's
 _LEAST_INFORMATION = 1e-2  # that data have on a level's log factor, relative to what its population has
 _LEAST_CURVATURE = 0.5  # of the log density, whose coordinates are of the size of 1
 _MAX_ROUNDS, _MAX_ITERATIONS = 12, 200  # of a climb, and of BFGS in each round
@@ -68,7 +69,9 @@ class LevelCoordinates:
         bent = {f"log_{name}": f"bent_{name}" for name in self._bent}
         labels = [f"{e.name}[{e.labels[level]}]" for e in self._effects for level in e.seen(steps)]
         self.names: tuple[str, ...] = (*(bent.get(name, name) for name in base.names), *labels)
-        self.scan_mean, self.scan_scale = (np.append(x, np.zeros(len(labels))) for x in (base.scan_mean, base.scan_scale))
+        self.scan_mean, self.scan_scale = (
+            np.append(x, np.zeros(len(labels))) for x in (base.scan_mean, base.scan_scale)
+        )
 
     @property
     def num_scalars(self) -> int:
@@ -149,7 +152,9 @@ class LevelCoordinates:
             precision, width = self._precision(effect, logs, np), self._expected(effect, logs, np)[1]
             known = np.diag(curvature)[own] / width**2 - precision
             information = np.maximum(known, _LEAST_INFORMATION * precision)
-            wanted = self._log_multiplied(effect, logs, np) + logs[effect.name] * (1.0 + precision / information)
+            wanted = self._log_multiplied(effect, logs, np) + logs[effect.name] * (
+                1.0 + precision / information
+            )
             self._geometry.take({f"{effect.name}_wanted": wanted, f"{effect.name}_information": information})
 
     def _bend(self, mode: Floats, logs: Mapping[str, Any], covariance: Floats) -> None:
@@ -213,7 +218,7 @@ def explore_levels(density: Density, coordinates: LevelCoordinates, priors: Prio
     for mode in sorted((find_mode(density, start) for start in starts), key=lambda mode: -mode.log_evidence):
         if not any(mode.resembles(other) for other in found):
             found.append(mode)
-    found = [mode for mode in found if mode.log_evidence > found[0].log_evidence - NEGLIGIBLE]
+    found = [mode for mode in found if mode.log_evidence > found[0].log_evidence - _NEGLIGIBLE]
     points = [coordinates.to_logs(mode.point, np)[0] for mode in found]
     coordinates.centre(found[0].point, found[0].covariance)
     density.rebind()
