@@ -12,9 +12,15 @@ where it has prefill (p = 1), which is taken to be where S > B.
     \sigma_{prefill} & \text{with prefill,} \end{cases} \qquad T \sim \mathrm{StudentT}(\nu, \mu, \sigma)
 
 with :math:`T_{sat}` the documented equation (``saturation``). Each level has a log factor of the latency, r,
-and one of the noise, q, from populations whose spreads are learned:
+and one of the noise, q, from populations whose spreads are learned. A decode step's r is the sum of that of
+its level and of one of its own number of requests B, so that neighbours resemble each other:
 
-.. math::  r \sim \mathrm{Normal}(0, s_d) \text{ or } \mathrm{Normal}(0, s_p), \qquad q \sim \mathrm{Normal}(0, s_q).
+.. math::
+
+    r &= r_{level} + r_B, & r_{level}, r_B &\sim \mathrm{Normal}(0, s_d), & q &\sim \mathrm{Normal}(0, s_{qd})
+    & \text{(decode only)} \\
+    r &= r_{level}, & r_{level} &\sim \mathrm{Normal}(0, s_p), & q &\sim \mathrm{Normal}(0, s_{qp})
+    & \text{(with prefill).}
 
 A level with data learns its factors; one without has its factors drawn from the population: the equation
 extrapolates, and the band says how far levels were seen to depart from it. The equation is tied to the levels
@@ -28,7 +34,7 @@ tau_R           latency per request, with prefill                    ms/request 
 s_d, s_p        spread of the log factors: decode only, prefill      1           0.01 - 0.5
 sigma_decode    typical noise scale relative to the latency          ms/ms       0.001 - 0.3
 sigma_prefill   the same, of steps with prefill                      ms/ms       0.001 - 0.3
-s_q             spread of the log factors of the noise               1           0.1 - 1
+s_qd, s_qp      spread of the log factors of the noise               1           0.1 - 1
 ==============  ===================================================  ==========  ========================
 
 and the eight parameters of ``saturation`` and its nu, with their priors.
@@ -37,7 +43,7 @@ and the eight parameters of ``saturation`` and its nu, with their priors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -58,22 +64,33 @@ SATURATION = load_model("saturation")
 STAIRCASE: Any = load_model("saturation_staircase")
 TAU_P, TAU_R = (p for p in STAIRCASE.parameters if p.name in {"tau_P", "tau_R"})
 
-_SPREAD, _NOISE = (0.01, 0.5), (0.001, 0.3)
-S_D = Parameter("s_d", "s_d", "spread of the log factors, decode only", "1", *_SPREAD)
-S_P = Parameter("s_p", "s_p", "spread of the log factors, with prefill", "1", *_SPREAD)
-S_QD = Parameter("s_qd", "s_{qd}", "spread of the log factors of the noise, decode only", "1", 0.1, 1.0)
-S_QP = Parameter("s_qp", "s_{qp}", "spread of the log factors of the noise, with prefill", "1", 0.1, 1.0)
-NOISE = (
-    next(p for p in SATURATION.noise_parameters("constant") if p.name == "nu"),
-    Parameter(
-        "sigma_decode", r"\sigma_{decode}", "noise relative to the latency, decode only", "ms/ms", *_NOISE
-    ),
-    Parameter(
-        "sigma_prefill", r"\sigma_{prefill}", "noise relative to the latency, prefill", "ms/ms", *_NOISE
-    ),
-    S_QD,
-    S_QP,
+
+def _parameters(*rows: tuple[str, str, str], unit: str, low: float, high: float) -> tuple[Parameter, ...]:
+    return tuple(Parameter(name, symbol, meaning, unit, low, high) for name, symbol, meaning in rows)
+
+
+S_D, S_P = _parameters(
+    ("s_d", "s_d", "spread of the log factors, decode only"),
+    ("s_p", "s_p", "spread of the log factors, with prefill"),
+    unit="1",
+    low=0.01,
+    high=0.5,
 )
+S_QD, S_QP = _parameters(
+    ("s_qd", "s_{qd}", "spread of the log factors of the noise, decode only"),
+    ("s_qp", "s_{qp}", "spread of the log factors of the noise, with prefill"),
+    unit="1",
+    low=0.1,
+    high=1.0,
+)
+SIGMA = _parameters(
+    ("sigma_decode", r"\sigma_{decode}", "typical noise scale relative to the latency, decode only"),
+    ("sigma_prefill", r"\sigma_{prefill}", "typical noise scale relative to the latency, with prefill"),
+    unit="ms/ms",
+    low=0.001,
+    high=0.3,
+)
+NU = next(p for p in SATURATION.noise_parameters("constant") if p.name == "nu")
 
 
 def _upper(*ranges: Iterable[int]) -> tuple[float, ...]:
@@ -81,55 +98,44 @@ def _upper(*ranges: Iterable[int]) -> tuple[float, ...]:
 
 
 # CUDA graphs are captured for 1, 2, 4, 8, 16, 24, ... requests.
-REQUESTS = _upper(range(2, 17, 2), range(20, 65, 4), range(72, 257, 8), range(288, 1025, 32))
-NOISE_REQUESTS = _upper((2, 4), range(8, 257, 8), range(288, 1025, 32))
-BATCH_SIZES = _upper(range(1, 65), range(66, 129, 2), range(132, 257, 4), range(272, 1025, 16))
-TOKENS = STAIRCASE.effects[0].upper
-_EFFECTS = (
-    Effect(
-        "decode_factor", "log factors by requests, decode only", S_D, "batch_size", REQUESTS, prefill=False
-    ),
-    Effect(
-        "decode_own_factor",
-        "log factors of single batch sizes, decode only",
-        S_D,
-        "batch_size",
-        BATCH_SIZES,
-        prefill=False,
-    ),
-    Effect(
-        "prefill_factor", "log factors by tokens, with prefill", S_P, "total_tokens", TOKENS, prefill=True
-    ),
-    Effect(
-        "decode_noise",
-        "log factors of the noise by requests, decode only",
-        S_QD,
-        "batch_size",
-        NOISE_REQUESTS,
-        prefill=False,
-        noise=True,
-    ),
-    Effect(
-        "prefill_noise",
-        "log factors of the noise by tokens, with prefill",
-        S_QP,
-        "total_tokens",
-        TOKENS,
-        prefill=True,
-        noise=True,
-    ),
+_BY_REQUESTS = (
+    "batch_size",
+    _upper(range(2, 17, 2), range(20, 65, 4), range(72, 257, 8), range(288, 1025, 32)),
 )
-_DEPARTURE = 0.05  # of latencies from the equation, typically
-EFFECTS = tuple(replace(effect, by_size=True) for effect in _EFFECTS)
+_NOISE_BY_REQUESTS = "batch_size", _upper((2, 4), range(8, 257, 8), range(288, 1025, 32))
+_BY_REQUEST = "batch_size", _upper(range(1, 65), range(66, 129, 2), range(132, 257, 4), range(272, 1025, 16))
+_BY_TOKENS = "total_tokens", STAIRCASE.effects[0].upper
+EFFECTS = tuple(
+    Effect(name, meaning, spread, column, upper, prefill, noise=noise, by_size=True)
+    for name, meaning, spread, column, upper, prefill, noise in (
+        ("decode_factor", "log factors by requests, decode only", S_D, *_BY_REQUESTS, False, False),
+        (
+            "own_factor",
+            "log factors of single numbers of requests, decode only",
+            S_D,
+            *_BY_REQUEST,
+            False,
+            False,
+        ),
+        ("prefill_factor", "log factors by tokens, with prefill", S_P, *_BY_TOKENS, True, False),
+        (
+            "decode_noise",
+            "log factors of the noise by requests, decode only",
+            S_QD,
+            *_NOISE_BY_REQUESTS,
+            False,
+            True,
+        ),
+        ("prefill_noise", "log factors of the noise by tokens, with prefill", S_QP, *_BY_TOKENS, True, True),
+    )
+)
+"""Those on the latency, and last those on the noise of decode steps and of steps with prefill."""
+_DEPARTURE = 0.05  # of latencies from the equation, relative to them, as coordinates take it
 
 
 @dataclass(frozen=True)
 class SaturationLevels:
-    """A smooth equation times factors by level; see the module's docstring for the mathematics.
-
-    The first of the `effects` acts on the latency of steps that only decode, the second on that of those with
-    prefill, the third and the fourth on their noise.
-    """
+    """A smooth equation times factors by level; see the module's docstring for the mathematics."""
 
     name: str
     title: str
@@ -144,14 +150,14 @@ class SaturationLevels:
 
     def noise_parameters(self, noise: str) -> tuple[Parameter, ...]:
         """Return the parameters of a noise option."""
-        return NOISE
+        return (NU, *SIGMA, S_QD, S_QP)
 
     def build(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> pm.Model:
         """Return the PyMC model: the priors, the factors of levels with data, Student-t observations."""
         return student_t_model(self, steps, priors, noise=noise)
 
     def coordinates(self, steps: pd.DataFrame, priors: Priors, *, noise: str) -> LevelCoordinates:
-        """Return the coordinates that NUTS samples: logarithms, and what levels are besides their data."""
+        """Return the coordinates that NUTS samples: those of ``saturation``, and of the factors."""
         documented = {p.name for p in SATURATION.parameters}
         others = tuple(name for name in priors if name not in documented)
         base = SaturationCoordinates(steps, priors, others, departure=_DEPARTURE, terms=self.linear)

@@ -1,7 +1,7 @@
 r"""The saturation equation with KV-cache usage, times partially pooled factors level by level.
 
-``saturation_levels`` for traces that tell of the context no more than the share U of the KV cache in use. With
-prefill where the trace says so, factors multiply
+``saturation_levels`` for traces that tell of the context no more than the share U of the KV cache in use.
+With prefill where the trace says so, factors multiply
 
 .. math::
 

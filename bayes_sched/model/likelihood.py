@@ -147,8 +147,9 @@ class Effect:
         return has_prefill if self.prefill else ~has_prefill
 
     def seen(self, steps: pd.DataFrame) -> Ints:
-        """Return the levels of the steps it acts on, increasing."""
-        return np.unique(self.level(steps.loc[self.acts_on(steps), self.column]))
+        """Return the levels of the steps it acts on, increasing; the first level if it acts on none."""
+        found: Ints = np.unique(self.level(steps.loc[self.acts_on(steps), self.column]))
+        return found if len(found) else np.zeros(1, np.int64)
 
     def at(self, draws: Any, steps: Any) -> Any:
         """Return the log factor of each step, 0 where it does not act, dims (..., *dims of the steps).

@@ -280,7 +280,7 @@ class Sampler:
         return _Sampled(draws, counts, masses, 1.0 - float(expected[kept].sum()), 0.0)
 
     def _mixes(self, draws: Floats) -> bool:
-        """Return whether chains that went through the whole posterior agree, dims (chain, draw, coordinate)."""
+        """Return whether chains through the whole posterior agree, dims (chain, draw, coordinate)."""
         table = xr.DataArray(draws, dims=("chain", "draw", "coordinate"))
         least = min(float(az.ess(table, method=method).min()) for method in ("bulk", "tail"))
         return least >= _LEAST_EFFECTIVE and float(az.rhat(table).max()) <= _MOST_R_HAT

@@ -7,12 +7,16 @@ level's log factor share in that. With m the log that the data of level j alone 
 .. math::  r = \frac{s^2}{s^2 + e^2} \bigl(m - \log E(\theta)\bigr) + w u, \qquad w^{-2} = s^{-2} + e^{-2},
 
 the standardised departure from what data and population say together (data-based centring; Papaspiliopoulos,
-Roberts and Sköld, 2007, Statistical Science 22). The equation's parameters, which keep their logarithms, are
-tied to the levels by the population alone: their ridges are as wide as s, not as narrow as noise, and no
-funnel opens at small s.
+Roberts and Sköld, 2007, Statistical Science 22). Where the levels of one effect lie within those of another,
+E has the other's factor in it. The equation is tied to the levels by the population alone: its ridges are as
+wide as s, not as narrow as noise, and no funnel opens at small s.
 
-What is left is nearly one Gaussian: Newton's steps lead to its mode, where the curvature says what m and e are
-and whitens all coordinates together (:func:`laplace`). None of this changes the posterior.
+The prior rules a term such as :math:`\tau_R`, normal in its logarithm, as long as it is too small to be seen;
+then the likelihood does, normal in the term itself. Both hold for y with :math:`\tau = b\,
+\operatorname{softplus}(y)`, if the data begin to see the term at b.
+
+What is left is nearly one Gaussian. Its mode is found by a few climbs, where the curvature says what m, e and
+b are and whitens all coordinates together (:func:`explore_levels`). None of this changes the posterior.
 """
 
 from __future__ import annotations
@@ -51,8 +55,8 @@ _STEP = 1e-3  # of the differences that give the curvature
 class LevelCoordinates:
     """The bijection of the module's docstring.
 
-    Parameters of the model keep their logarithms. `multiplied` serves NumPy and PyTensor, `start` gives the
-    terms in which the latency is linear.
+    `base` are the coordinates of the scalar parameters, every effect's scale among them; of those that keep
+    their logarithm, terms with a start are bent. `multiplied` serves NumPy and PyTensor.
     """
 
     def __init__(
@@ -92,27 +96,29 @@ class LevelCoordinates:
         """Take the geometry from other latencies of the same steps; what was compiled follows."""
         self._base.adapt(steps)
         self._geometry.take({"log_bends": np.array([self._base.start[name] for name in self._bent])})
+        latency = steps["latency_ms"]
         numeric = steps.select_dtypes("number").drop(columns="latency_ms")
         self._columns: dict[str, dict[str, Floats]] = {}
         self._slices: dict[str, slice] = {}
         self._containing: dict[str, dict[str, Ints]] = {}
         end = self.num_scalars
-        for effect in self._effects:
-            acts = effect.acts_on(steps)
-            level = effect.level(steps.loc[acts, effect.column])
-            groups = steps.loc[acts, "latency_ms"].groupby(level)
-            medians, count = groups.median(), groups.size().to_numpy(float)
-            deviation = (steps.loc[acts, "latency_ms"] / groups.transform("median") - 1.0).abs().median()
-            spread = max(1.48 * float(deviation), 1e-3)
-            means = numeric[acts].groupby(level).mean()
+        for number, effect in enumerate(self._effects):
+            acted = steps[effect.acts_on(steps)]
+            level, seen = effect.level(acted[effect.column]), effect.seen(steps)
+            groups = acted["latency_ms"].groupby(level)
+            medians = groups.median().reindex(seen, fill_value=latency.median()).to_numpy(float)
+            count = groups.size().reindex(seen, fill_value=0).to_numpy(float)
+            deviation = (acted["latency_ms"] / groups.transform("median") - 1.0).abs().median()
+            spread = np.fmax(1.48 * deviation, 1e-3)
+            means = numeric.loc[acted.index].groupby(level).mean().reindex(seen).fillna(numeric.mean())
             self._columns[effect.name] = {str(name): means[name].to_numpy(float) for name in means}
             self._containing[effect.name] = {
                 other.name: np.searchsorted(other.seen(steps), other.level(means[effect.column]))
-                for other in self._effects[: self._effects.index(effect)]
+                for other in self._effects[:number]
                 if (other.column, other.prefill, other.noise) == (effect.column, effect.prefill, effect.noise)
             }
-            self._slices[effect.name] = slice(end, end := end + len(count))
-            wanted = np.full(len(count), np.log(spread)) if effect.noise else np.log(medians.to_numpy(float))
+            self._slices[effect.name] = slice(end, end := end + len(seen))
+            wanted = np.full(len(seen), np.log(spread)) if effect.noise else np.log(medians)
             information = count if effect.noise else count / spread**2
             self._geometry.take({f"{effect.name}_wanted": wanted, f"{effect.name}_information": information})
 
