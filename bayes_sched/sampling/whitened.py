@@ -7,7 +7,7 @@ level's log factor share in that. With m the log that the data of level j alone 
 .. math::  r = \frac{s^2}{s^2 + e^2} \bigl(m - \log E(\theta)\bigr) + w u, \qquad w^{-2} = s^{-2} + e^{-2},
 
 the standardised departure from what data and population say together (data-based centring; Papaspiliopoulos,
-Roberts and Sköld, 2007, Statistical Science 22). Where the levels of one effect lie within those of another,
+Roberts and Sköld, 2007, Statistical Science 22). Noise that a level has of its own is in its e. Where the levels of one effect lie within those of another,
 E has the other's factor in it. The equation is tied to the levels by the population alone: its ridges are as
 wide as s, not as narrow as noise, and no funnel opens at small s.
 
@@ -66,7 +66,8 @@ class LevelCoordinates:
         steps: pd.DataFrame,
         multiplied: Multiplied,
     ) -> None:
-        self._base, self._effects, self._multiplied = base, tuple(effects), multiplied
+        self._base, self._multiplied = base, multiplied
+        self._effects = sorted(effects, key=lambda effect: not effect.noise)
         self._geometry = Geometry()
         self._bent = tuple(name for name in base.start if f"log_{name}" in base.names)
         self.adapt(steps)
@@ -101,6 +102,7 @@ class LevelCoordinates:
         self._columns: dict[str, dict[str, Floats]] = {}
         self._slices: dict[str, slice] = {}
         self._containing: dict[str, dict[str, Ints]] = {}
+        self._noise: dict[str, tuple[Effect, Ints]] = {}
         end = self.num_scalars
         for number, effect in enumerate(self._effects):
             acted = steps[effect.acts_on(steps)]
@@ -112,15 +114,22 @@ class LevelCoordinates:
             spread = np.fmax(1.48 * deviation, 1e-3)
             means = numeric.loc[acted.index].groupby(level).mean().reindex(seen).fillna(numeric.mean())
             self._columns[effect.name] = {str(name): means[name].to_numpy(float) for name in means}
-            self._containing[effect.name] = {
-                other.name: np.searchsorted(other.seen(steps), other.level(means[effect.column]))
+            around = {
+                other: np.searchsorted(other.seen(steps), other.level(means[effect.column]))
                 for other in self._effects[:number]
-                if (other.column, other.prefill, other.noise) == (effect.column, effect.prefill, effect.noise)
+                if (other.column, other.prefill) == (effect.column, effect.prefill)
+            }
+            self._containing[effect.name] = {
+                other.name: position for other, position in around.items() if other.noise == effect.noise
+            }
+            self._noise |= {
+                effect.name: (other, position)
+                for other, position in around.items()
+                if other.noise > effect.noise
             }
             self._slices[effect.name] = slice(end, end := end + len(seen))
             wanted = np.full(len(seen), np.log(spread)) if effect.noise else np.log(medians)
-            information = count if effect.noise else count / spread**2
-            self._geometry.take({f"{effect.name}_wanted": wanted, f"{effect.name}_information": information})
+            self._geometry.take({f"{effect.name}_wanted": wanted, f"{effect.name}_information": count})
 
     def to_logs(self, coordinates: Any, backend: Any) -> tuple[dict[str, Any], Any]:
         """Map coordinates (last axis) to log parameters, and log factors of the levels with data."""
@@ -158,9 +167,9 @@ class LevelCoordinates:
             precision, width = self._precision(effect, logs, np), self._expected(effect, logs, np)[1]
             known = np.diag(curvature)[own] / width**2 - precision
             information = np.maximum(known, _LEAST_INFORMATION * precision)
-            wanted = self._log_multiplied(effect, logs, np) + logs[effect.name] * (
-                1.0 + precision / information
-            )
+            shrunk = logs[effect.name] * (1.0 + precision / information)
+            wanted = self._log_multiplied(effect, logs, np) + shrunk
+            information = information / self._clarity(effect, logs, np)
             self._geometry.take({f"{effect.name}_wanted": wanted, f"{effect.name}_information": information})
 
     def _bend(self, mode: Floats, logs: Mapping[str, Any], covariance: Floats) -> None:
@@ -187,11 +196,20 @@ class LevelCoordinates:
         """Return the precision of log factors in the population, dims (..., level)."""
         return backend.exp(-2.0 * logs[effect.scale.name])[..., None]
 
+    def _clarity(self, effect: Effect, logs: Mapping[str, Any], backend: Any) -> Any:
+        """Return what a step tells of a level's factor of the latency, by the noise, dims (..., level)."""
+        if effect.name not in self._noise:
+            return 1.0
+        noise, position = self._noise[effect.name]
+        log_scale = self._log_multiplied(noise, logs, backend) + logs[noise.name]
+        return backend.exp(-2.0 * log_scale[..., position])
+
     def _expected(self, effect: Effect, logs: Mapping[str, Any], backend: Any) -> tuple[Any, Any]:
         """Return mean and standard deviation of the log factors given the parameters, dims (..., level)."""
         wanted, information = (
             self._geometry.at(f"{effect.name}_{what}", backend) for what in ("wanted", "information")
         )
+        information = information * self._clarity(effect, logs, backend)
         variance = 1.0 / (self._precision(effect, logs, backend) + information)
         expected = variance * information * (wanted - self._log_multiplied(effect, logs, backend))
         return expected, backend.sqrt(variance)
