@@ -107,7 +107,7 @@ class Member:
 def cleaned_steps(options: argparse.Namespace, call: Call, show: Show) -> pd.DataFrame:
     """Read and clean the trace."""
     show("reading the trace", None)
-    trace = read_trace(options.traces)
+    trace = read_trace(options.traces, progress=show)
     cleaned = clean_steps(
         trace.steps, min_latency_ms=options.min_latency_ms, max_latency_ms=options.max_latency_ms
     )
