@@ -39,7 +39,8 @@ _VISITS = (200, 500)  # draws a chain of NUTS in two rounds, where importance sa
 _WIDE = 24  # coordinates from which importance sampling is hopeless
 _MASS_BATCH, _MAX_MASS_BATCHES = 500, 40  # draws of the mixture for a chain's estimate of the masses
 _MASS_EFFECTIVE = 400.0  # effective ones among them that are enough
-_LEAST_EFFECTIVE, _MOST_R_HAT = 450.0, 1.009  # of a posterior that is sampled whole; the gate's, just
+_WHOLE_TUNE = 200  # tuning draws, at least, of a posterior that is sampled whole
+_LEAST_EFFECTIVE, _MOST_R_HAT = 450.0, 1.009  # that its draws must have, as the gate asks
 _NEGLIGIBLE_MASS = 2e-3  # a component of less posterior mass than this is left out
 _SPARE = (1.3, 20)  # times as many draws, and so many more, as one of uncertain mass is expected to need
 
@@ -251,7 +252,9 @@ class Sampler:
         """
         settings = run.settings
         if isinstance(self.coordinates, LevelCoordinates) and explored.num_modes == 1:
-            draws = self._draw(Components(explored.mixture), np.arange(1), np.array([settings.draws]), run)
+            tuned = replace(run, settings=replace(settings, tune=max(settings.tune, _WHOLE_TUNE)))
+            whole = Components(explored.mixture)
+            draws = self._draw(whole, np.arange(1), np.array([settings.draws]), tuned)
             if self._mixes(draws[0][0]):
                 masses = np.ones((settings.chains, 1))
                 return _Sampled(draws, allocate(masses, settings.draws), masses, 0.0, 0.0)
