@@ -223,10 +223,17 @@ class _Emitter:
         op = node.op
         if isinstance(op, PASSED):
             return self.value(node.inputs[0], index)
-        if kind == F64 and isinstance(op, Elemwise) and isinstance(op.scalar_op, ps.TrueDiv | ps.Reciprocal | ps.Pow):
+        if (
+            kind == F64
+            and isinstance(op, Elemwise)
+            and isinstance(op.scalar_op, ps.TrueDiv | ps.Reciprocal | ps.Pow)
+        ):
             factors = _factors(variable)
             if factors:
-                return reduce(self.math.mul, [x for v, power in factors for x in self._power(v, self._own(v, index), power)])
+                return reduce(
+                    self.math.mul,
+                    [x for v, power in factors for x in self._power(v, self._own(v, index), power)],
+                )
         if isinstance(op, Elemwise):
             values = [self.value(v, self._own(v, index)) for v in node.inputs]
             return self.math.apply(op.scalar_op, kind, values)
