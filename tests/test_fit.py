@@ -12,7 +12,8 @@ import pytest
 from bayes_sched.errors import InputError
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import load_model, models_folder
-from bayes_sched.posterior.fit import MIN_STEPS, FitResult, fit, load_same_fit, summarise_cells
+from bayes_sched.posterior import fit as fitting
+from bayes_sched.posterior.fit import MIN_STEPS, FitResult, load_same_fit, summarise_cells
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sampling import sample as sampling
 from bayes_sched.sampling.nuts import SamplerSettings

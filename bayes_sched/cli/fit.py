@@ -12,7 +12,7 @@ from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, print_json
 from bayes_sched.cli.progress import Show, shown_progress
 from bayes_sched.errors import InputError
 from bayes_sched.files import POSTERIOR, result_folder
-from bayes_sched.model.protocol import load_model_file
+from bayes_sched.model.protocol import AUTO, load_model_file
 from bayes_sched.pooling.pool import choose_prior
 from bayes_sched.pooling.population import Population
 from bayes_sched.pooling.prior import PopulationPrior
@@ -89,8 +89,7 @@ def fit_trace(
     labels = {key: getattr(options, key) for key in ("gpu", "llm") if getattr(options, key)}
     arguments, population = fit_arguments(options), None
     if options.population is not None:
-        noise, population = pool_prior(options, call, {**trace.labels, **labels})
-        arguments["noise"] = noise
+        population = pool_prior(options, call, {**trace.labels, **labels}, arguments)
     return fit(
         trace,
         priors=options.overrides,
@@ -104,20 +103,23 @@ def fit_trace(
 
 
 def pool_prior(
-    options: argparse.Namespace, call: Call, labels: Mapping[str, str]
-) -> tuple[str, PopulationPrior]:
-    """Return the pool's noise option, and what it tells of this server; say whose prior that is."""
+    options: argparse.Namespace, call: Call, labels: Mapping[str, str], arguments: FitArguments
+) -> PopulationPrior:
+    """Return what a pool tells of this server, and say whose prior that is; its model is taken, and noise."""
     population = Population.load(options.population)
+    if arguments["model"] == AUTO:
+        arguments["model"] = population.model
     prior = choose_prior(
         population,
-        model=load_model_file(options.model).model.name,
+        model=load_model_file(arguments["model"]).model.name,
         noise=options.noise,
         labels=labels,
         server=options.server,
         accept_unconverged=options.accept_unconverged,
     )
     call.say(f"prior: {prior.text}")
-    return population.noise, prior
+    arguments["noise"] = population.noise
+    return prior
 
 
 def write(options: argparse.Namespace, call: Call, result: FitResult) -> tuple[Document, dict[str, str]]:

@@ -14,7 +14,7 @@ from bayes_sched.cli.command import Call, Command, Parser, at_least, millisecond
 from bayes_sched.errors import InputError
 from bayes_sched.files import ANALYSIS, POPULATION, POSTERIOR, UNSEEN, fit_file, is_name, population_file
 from bayes_sched.model.priors import Prior, Priors, read_prior_overrides
-from bayes_sched.model.protocol import shipped_models
+from bayes_sched.model.protocol import AUTO, shipped_models
 from bayes_sched.trace.opening import check_followable, expand_paths, result_name
 
 FITTING = (
@@ -56,7 +56,8 @@ def add_fitting(parser: Parser) -> None:
     """Add what fitting a trace takes, whatever the priors."""
     add = parser.add_argument_group("model").add_argument
     names = ", ".join(shipped_models())
-    add("--model", default="saturation", help=f"{names}, or a .py file, which is run")
+    richest = "auto (the richest that the trace's columns allow; a pool: saturation)"
+    add("--model", default=AUTO, help=f"{richest}, {names}, or a .py file, which is run")
     add("--noise", metavar="OPTION", help="noise option of the model, such as constant (default: its first)")
     add("--probability", type=command.probability, default=0.9, metavar="P", help="of intervals")
     add = parser.add_argument_group("steps").add_argument
@@ -78,7 +79,7 @@ def check_limits(options: argparse.Namespace) -> None:
 
 def check_model(model: str) -> None:
     """Make sure that there is such a model; its file is not run."""
-    if model not in shipped_models() and not Path(model).is_file():
+    if model not in (AUTO, *shipped_models()) and not Path(model).is_file():
         names = ", ".join(shipped_models())
         raise InputError(f"--model {model}: no such model; give one of {names} or the path of a .py file")
 
@@ -121,6 +122,7 @@ def _read_priors(path: Path) -> dict[str, Any]:
     return table
 
 
+_POOLED = "saturation"  # model whose fits are pooled, unless told otherwise
 _OF_A_POOL = {
     "gpu": "say with --server NAME=LABEL which server a trace is of",
     "llm": "say with --server NAME=LABEL which server a trace is of",
@@ -167,6 +169,8 @@ def _check_pool(options: argparse.Namespace, call: Call) -> None:
             command.check_result(options.results_dir, member.name, overwrite=True)
     options.folder = folder
     check_model(options.model)
+    if options.model == AUTO:
+        options.model = _POOLED
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,18 @@ def shipped_models() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in models_folder().glob("[!_]*.py")))
 
 
+AUTO = "auto"
+"""Name that stands for the richest shipped model that the columns of a trace allow."""
+_RICHEST = ("saturation_levels_context", "saturation_levels_kv_cache", "saturation_levels")
+_TOLD = 0.9  # share of a trace's steps that have to tell a column
+
+
+def richest_model(steps: pd.DataFrame) -> str:
+    """Return the name of the richest shipped model whose columns cleaned steps tell."""
+    told = {name for name, share in steps.notna().mean().items() if share >= _TOLD}
+    return next((name for name in _RICHEST if told.issuperset(load_model(name).columns)), _RICHEST[-1])
+
+
 def load_model(name_or_path: str | Path) -> LatencyModel:
     """Load a model by the name of a shipped one or by the path of a file. Loading a file runs it.
 

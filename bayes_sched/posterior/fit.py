@@ -18,7 +18,14 @@ from scipy.stats import quantile_test
 from bayes_sched.errors import InputError
 from bayes_sched.format import number, span
 from bayes_sched.model.priors import JointPrior, Priors
-from bayes_sched.model.protocol import LatencyModel, ModelFile, all_parameters, load_model_file
+from bayes_sched.model.protocol import (
+    AUTO,
+    LatencyModel,
+    ModelFile,
+    all_parameters,
+    load_model_file,
+    richest_model,
+)
 from bayes_sched.posterior.diagnostics import convergence
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.provenance import open_provenance, plain
@@ -66,7 +73,7 @@ class FitResult:
 def fit(
     trace: Trace | pd.DataFrame,
     *,
-    model: str | Path | ModelFile = "saturation",
+    model: str | Path | ModelFile = AUTO,
     noise: str | None = None,
     priors: Priors | Mapping[str, Any] | None = None,
     min_latency_ms: float | None = None,
@@ -87,7 +94,8 @@ def fit(
         What `read_trace` returned, or a table with one row a step: ``batch_size`` (requests),
         ``total_tokens``, ``latency_ms``, and the other columns that the model needs.
     model, noise : str, Path or ModelFile; str, optional
-        Name of a shipped model, or the path of a file, which is run; its noise option, by default the first.
+        Name of a shipped model, or the path of a file, which is run; by default (``auto``) the richest
+        shipped one whose columns the trace tells. Its noise option, by default the first.
     priors : Priors or mapping, optional
         All priors, or overrides of the model's own: ``{"tau_S": {"low": 0.001, "high": 0.01}}``.
     min_latency_ms, max_latency_ms : float, optional
@@ -121,7 +129,7 @@ def fit(
     _check_enough(cleaned.steps)
     if progress is not None:
         progress("loading the model", None)
-    loaded = model if isinstance(model, ModelFile) else load_model_file(model)
+    loaded = _model_of(model, cleaned.steps)
     settings = settings or SamplerSettings()
     with _blaming(loaded):
         noise = noise or loaded.model.noises[0]
@@ -175,6 +183,12 @@ def fit(
         thinned=thinned,
         trace=trace if isinstance(trace, Trace) else None,
     )
+
+
+def _model_of(model: str | Path | ModelFile, steps: pd.DataFrame) -> ModelFile:
+    if isinstance(model, ModelFile):
+        return model
+    return load_model_file(richest_model(steps) if model == AUTO else model)
 
 
 def load_same_fit(
