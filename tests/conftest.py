@@ -57,13 +57,13 @@ def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let figures be drawn, but not rendered: that is tested, and takes time, where reports are."""
 
-    def save(_: object, folder: Path, name: str) -> tuple[Path, Path]:
-        paths = folder / f"{name}.png", folder / f"{name}.svg"
+    def save(_: object, folder: Path, name: str, *, with_svg: bool) -> tuple[Path, ...]:
+        paths = tuple(folder / f"{name}.{kind}" for kind in ("png", "svg")[: 1 + with_svg])
         for path in paths:
             path.write_bytes(b"not rendered")
         return paths
 
-    monkeypatch.setattr("bayes_sched.reports.write.save_figure", save)
+    monkeypatch.setattr("bayes_sched.reports.plots.style.save_figure", save)
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_a_report_needs_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {path.stem for path in (folder / "tables").iterdir()} == {
         *("frontier", "probability_map", "decode_only", "request_times", "request_steps")
     }
-    assert len(list((folder / "figures").iterdir())) == 6
+    assert len(list((folder / "figures").iterdir())) == 3
     capsys.readouterr()
     before = (folder / "report.html").read_bytes()
     assert main([*asked, *place]) == 2

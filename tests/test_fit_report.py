@@ -71,13 +71,13 @@ def drawn() -> dict[str, Figure]:
 def written(
     tmp_path_factory: pytest.TempPathFactory, document: Document, drawn: dict[str, Figure]
 ) -> ReportPaths:
-    def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    def save(figure: Figure, folder: Path, name: str, **options: Any) -> tuple[Path, ...]:
         drawn[name] = figure
-        return save_figure(figure, folder, name)
+        return save_figure(figure, folder, name, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bayes_sched.reports.write.save_figure", save)
-        return write_report(document, tmp_path_factory.mktemp("report"))
+        patch.setattr("bayes_sched.reports.plots.style.save_figure", save)
+        return write_report(document, tmp_path_factory.mktemp("report"), with_svg=True)
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +372,7 @@ def test_a_figure_is_saved_as_png_and_svg_with_the_same_bytes_each_time(
 ) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        png, svg = save_figure(latency_by_batch(found), tmp_path / folder, "x")
+        png, svg = save_figure(latency_by_batch(found), tmp_path / folder, "x", with_svg=True)
         assert png.read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in svg.read_bytes()
     for name in ("x.png", "x.svg"):
@@ -466,7 +466,7 @@ def test_the_report_shows_the_effects_and_keeps_their_table(
     document = report(richer_found)
     assert "effect_factors" in {figure.name for figure in document.figures}
     assert len(document.frames["effects"]) == sum(effect.num_levels for effect in effects_of(richer.model))
-    page = html_of(document, {figure.name: Path(__file__) for figure in document.figures})
+    page = html_of(document, {figure.name: (Path(__file__),) for figure in document.figures})
     assert "Factors of the levels that have steps" in page
     assert html.escape(richer.typical.text(richer.model.columns)) in page
 

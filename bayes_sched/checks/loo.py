@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-import arviz as az
+import arviz_stats as azs
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -193,7 +193,7 @@ def leave_one_out(fit: FittedModel, steps: pd.DataFrame, *, max_values: int = MA
             )
         # Where no Pareto distribution can be fitted to weights far apart, k is infinite or no number.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            found.append(array_stats.loo(values, chain_axis=0, draw_axis=1, r_eff=efficiency))  # type: ignore[no-untyped-call]
+            found.append(array_stats.loo(values, chain_axis=0, draw_axis=1, r_eff=efficiency))
     elpd, pareto_k, p_loo = (np.concatenate(values) for values in zip(*found, strict=True))
     table = steps[_SIZES].reset_index(drop=True).assign(elpd=elpd, p_loo=p_loo, pareto_k=pareto_k)
     return LeaveOneOut(table=table, num_draws=num_draws, converged=fit.converged)
@@ -222,7 +222,7 @@ def _relative_efficiency(posterior: xr.Dataset) -> float:
     num_chains, num_draws = posterior.sizes["chain"], posterior.sizes["draw"]
     if num_chains < 2 or num_draws < 4:
         return 1.0
-    found = az.ess(posterior, method="mean")
+    found = azs.ess(posterior, method="mean")
     values = np.concatenate([found[name].to_numpy().ravel() for name in posterior.data_vars])
     return float(values.mean()) / (num_chains * num_draws)
 
@@ -349,7 +349,7 @@ def _se_of_stretches(difference: Floats) -> float:
 def _weights(members: Mapping[str, LeaveOneOut]) -> dict[str, float]:
     """Return the stacking weights, by ArviZ."""
     summaries = {
-        name: az.ELPDDataLOO(
+        name: azs.ELPDDataLOO(
             elpd=loo.elpd,
             se=loo.se,
             p=loo.p_loo,
@@ -365,7 +365,7 @@ def _weights(members: Mapping[str, LeaveOneOut]) -> dict[str, float]:
     }
     if len(summaries) == 1:
         return dict.fromkeys(summaries, 1.0)
-    weights = az.compare(summaries, method="stacking", round_to="none")["weight"]
+    weights = azs.compare(summaries, method="stacking", round_to="none")["weight"]
     return {name: float(weights[name]) for name in summaries}
 
 

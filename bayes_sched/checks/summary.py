@@ -12,7 +12,7 @@ import pandas as pd
 
 from bayes_sched.checks.calibration import Calibration, calibrate
 from bayes_sched.checks.discrepancy import Discrepancy, estimate_discrepancy
-from bayes_sched.checks.views import FitViews
+from bayes_sched.checks.views import FitViews, band_sizes
 from bayes_sched.errors import InputError
 from bayes_sched.format import records
 from bayes_sched.model.likelihood import effects_of
@@ -20,8 +20,8 @@ from bayes_sched.model.protocol import all_parameters
 from bayes_sched.posterior.diagnostics import known_priors
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.posterior.typical_steps import band_table, cost_table, step_table, typical_steps
-from bayes_sched.steps import steps_arrays
+from bayes_sched.posterior.typical_steps import band_table, cost_table, size_table, typical_steps
+from bayes_sched.steps import SIZES
 
 SUMMARY_VERSION = 1
 """Raised when a field of :meth:`FitSummary.to_dict` changes its meaning or goes."""
@@ -179,13 +179,16 @@ def summarize(
     """
     steps = _complete(fit, steps)
     typical = typical_steps(steps)
-    grid = _grid(steps)
-    points = fit.completed(steps_arrays(grid["batch_size"], grid["total_tokens"]))
+    named, grid = size_table(typical), _grid(steps)
+    sizes = {"typical": named, "grid": grid, **(band_sizes(steps) if is_drawn else {})}
+    asked = pd.concat(sizes, names=["part", "row"])[[*SIZES]]
+    found = band_table(fit, asked, probability=probability).groupby("part")
+    bands = {str(part): rows.droplevel("part") for part, rows in found}
     gate, calibration = fit.convergence, calibrate(fit, steps)
     return FitSummary(
         fit=fit.description,
         probability=probability,
-        table=step_table(fit, typical, probability=probability),
+        table=named.join(bands["typical"].drop(columns=[*SIZES])),
         costs=cost_table(fit, typical, probability=probability),
         coverage=calibration.coverage,
         parameters=fit.parameter_table(probability=probability),
@@ -200,10 +203,10 @@ def summarize(
         effects=effect_table(fit, steps, probability=probability),
         discrepancy=estimate_discrepancy(fit, steps),
         typical_load=fit.typical.text(fit.model.columns),
-        grid=grid.join(band_table(fit, points, probability=probability)),
+        grid=grid.join(bands["grid"].drop(columns=[*SIZES])),
         largest=(int(fit.cells["batch_size"].max()), int(fit.cells["total_tokens"].max())),
         calibration=calibration,
-        views=FitViews.of(fit, steps, probability=probability) if is_drawn else None,
+        views=FitViews.of(fit, steps, bands) if is_drawn else None,
     )
 
 

@@ -174,6 +174,7 @@ def add_result_options(parser: Parser, *, name: str, replaced: str, bare: str) -
     add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of all results")
     add("--overwrite", action="store_true", help=f"replace an existing {replaced}, its whole folder")
     add("--no-report", action="store_true", help=f"write {bare} alone")
+    add("--svg", action="store_true", help="write the figures of the report as SVG files, too")
     add("--json", action="store_true", help="print one JSON document in place of the tables")
 
 
@@ -182,6 +183,7 @@ def add_report_options(parser: Parser, *, name: str) -> Any:
     add = parser.add_argument_group("what comes out").add_argument
     add("--json", action="store_true", help="print one JSON document in place of the text")
     add("--report", action="store_true", help="write an HTML page, tables and figures")
+    add("--svg", action="store_true", help="write the figures of the report as SVG files, too")
     add("--name", help=f"name of the report (default: {name})")
     add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of all results")
     add("--overwrite", action="store_true", help="replace what is there")

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, call: Call) -> int:
         show("writing the tables" if options.no_report else "writing the report", None)
         document = report(found, command=call.line())
         with result_folder(options.folder, overwrite=options.overwrite, holds=COMPARISON) as folder:
-            write_report(document, folder, with_page=not options.no_report)
+            write_report(document, folder, with_page=not options.no_report, with_svg=options.svg)
             found.save(folder / COMPARISON)
     paths = {"folder": str(options.folder), "summary": str(options.folder / "summary.json")}
     if not options.no_report:

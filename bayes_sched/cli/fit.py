@@ -134,7 +134,7 @@ def write(options: argparse.Namespace, call: Call, result: FitResult) -> tuple[D
             found = summarize(result.fit, result.steps, probability=options.probability, is_drawn=is_drawn)
             document = report(found)
             if is_drawn:
-                write_report(document, folder)
+                write_report(document, folder, with_svg=options.svg)
         except Exception as error:
             failure = error
     if failure is not None:

@@ -160,7 +160,7 @@ def write(
         try:
             found = pool_summary(result, probability=options.probability, seconds=seconds)
             document = report(found)
-            write_report(document, folder, with_page=not options.no_report)
+            write_report(document, folder, with_page=not options.no_report, with_svg=options.svg)
         except Exception as error:
             failure = error
     if failure is not None:

@@ -18,7 +18,7 @@ def write_document(document: Document, options: argparse.Namespace) -> dict[str,
     """Write a report into the folder of its own that the options name; return its files by what they are."""
     name = document.json_name
     with result_folder(options.folder, overwrite=options.overwrite, holds=name) as folder:
-        write_report(document, folder)
+        write_report(document, folder, with_svg=options.svg)
     names = {"folder": "", "report": "report.html", name.removesuffix(".json"): name}
     return {what: str(options.folder / file) for what, file in names.items()}
 

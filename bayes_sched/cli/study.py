@@ -97,7 +97,7 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
         show("writing the tables" if options.no_report else "writing the report", None)
         with result_folder(options.folder, overwrite=options.replace, holds=VALIDATION) as folder:
             document = report(found, command=options.command)
-            write_report(document, folder, with_page=not options.no_report)
+            write_report(document, folder, with_page=not options.no_report, with_svg=options.svg)
             scores = found.scores.to_csv(index=False, float_format="%.6g", lineterminator="\n")
             (folder / VALIDATION).write_text(scores, encoding="utf-8")
     if not options.keep:

@@ -98,6 +98,7 @@ def _add_validate(parser: Parser) -> None:
     add("--resume", action="store_true", help="go on with an interrupted run of this name")
     add("--keep", action="store_true", help="keep the forecasts for --resume, to add models or splits later")
     add("--no-report", action="store_true", help="write numbers and tables alone")
+    add("--svg", action="store_true", help="write the figures of the report as SVG files, too")
     add("--json", action="store_true", help="print one JSON document in place of the tables")
     add = parser.add_argument_group("what is compared").add_argument
     some, everything = command.names, tuple(SPLIT_TITLES)

@@ -26,6 +26,8 @@ IDENTIFIED = WELL
 """Contraction from which a verdict is given, on both servers. Not less: two servers whose combinations differ
 move even parameters that nothing but a prior separates, such as P_max, apart, and their contractions reach
 0.6."""
+MAX_PAIRS = 3
+"""A figure shows so many pairs of servers; the tables hold all."""
 PARAMETER_RATIO_COLUMNS = [
     *("name", "unit", "kind", "gpu", "other", "difference", "difference_lower", "difference_upper"),
     *("ratio_median", "ratio_lower", "ratio_upper", "p_greater", "identified", "verdict"),

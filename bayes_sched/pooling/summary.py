@@ -14,7 +14,7 @@ from bayes_sched.pooling.population import BETWEEN, WITHIN, Population
 from bayes_sched.posterior.diagnostics import PARTLY, Convergence
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY
 from bayes_sched.posterior.prediction import band_levels
-from bayes_sched.posterior.typical_steps import band_table, typical_steps
+from bayes_sched.posterior.typical_steps import band_table, size_table, typical_steps
 from bayes_sched.steps import steps_arrays
 
 CURVES = (1, 8, 32)
@@ -136,17 +136,10 @@ def _members(pool: Pool) -> pd.DataFrame:
 def _steps(pool: Pool, probability: float) -> pd.DataFrame:
     cells = pool.unseen.cells.to_dataframe()
     every = cells.loc[cells.index.repeat(cells["count"].to_numpy()), ["batch_size", "total_tokens"]]
-    names = pd.DataFrame(
-        [
-            (step.name, step.batch_size, step.total_tokens)
-            for step in typical_steps(every.reset_index(drop=True))
-        ],
-        columns=["step", "batch_size", "total_tokens"],
-    )
+    sizes = size_table(typical_steps(every.reset_index(drop=True)))
     first = next(iter(pool.alone.values()))
-    points = first.completed(steps_arrays(names["batch_size"], names["total_tokens"]))
     tables = [
-        names.assign(trace=name).join(band_table(fit, points, probability=probability).reset_index(drop=True))
+        band_table(fit, sizes.assign(trace=name), probability=probability, like=first)
         for name, fit in pool.members.items()
     ]
     return pd.concat(tables, ignore_index=True)

@@ -43,9 +43,14 @@ class Cells:
             {name: steps[name] for name in columns if set(steps[name].dims) <= set(template.dims)}
         )
         rows = np.stack([value.transpose(*template.dims).to_numpy().ravel() for value in values], axis=-1)
-        distinct, cell_of_step = np.unique(rows, axis=0, return_inverse=True)
+        is_asked = template.to_numpy().ravel()
+        if not is_asked.any():
+            is_asked = np.ones_like(is_asked)
+        distinct, cell_of_asked = np.unique(rows[is_asked], axis=0, return_inverse=True)
+        cell_of_step = np.zeros(len(rows), np.int64)
+        cell_of_step[is_asked] = cell_of_asked.ravel()
         table = xr.Dataset({name: ("cell", distinct[:, i]) for i, name in enumerate(columns)})
-        return cls(table, cell_of_step.ravel(), template)
+        return cls(table, cell_of_step, template)
 
     def spread(
         self, values: NDArray[np.float64], *, leading: Mapping[str, NDArray[np.generic]] | None = None
@@ -284,15 +289,29 @@ class Evaluator:
             ) from error
 
     def _chunks(self, cells: Cells) -> Iterator[tuple[Floats, Floats, Floats]]:
-        """Yield location and scale, dims (draw, cell), and threshold, dims (cell,), of consecutive cells."""
+        """Yield location and scale, dims (draw, cell), and threshold, dims (cell,), of consecutive cells.
+
+        Cells that differ in nothing but the threshold follow each other: the model is evaluated once for all.
+        """
         table, size = cells.table, max(1, MAX_CHUNK_VALUES // len(self._nu))
-        for start in range(0, table.sizes["cell"], size):
-            chunk = table.isel(cell=slice(start, start + size))
-            mean = self.model.latency(self._draws, chunk)
-            mean, scale = xr.broadcast(mean, self.model.scale(self._draws, mean, chunk))
-            dims = ("sample", "cell")
-            threshold = chunk[THRESHOLD].to_numpy() if THRESHOLD in chunk else np.empty(0)
-            yield mean.transpose(*dims).to_numpy(), scale.transpose(*dims).to_numpy(), threshold
+        sizes = np.stack([table[name].to_numpy() for name in self.model.columns])
+        is_new = np.append(True, (np.diff(sizes) != 0.0).any(axis=0))
+        distinct, of_cell = table.isel(cell=is_new), np.cumsum(is_new) - 1
+        thresholds = table[THRESHOLD].to_numpy() if THRESHOLD in table else None
+        for start in range(0, distinct.sizes["cell"], size):
+            block = distinct.isel(cell=slice(start, start + size))
+            latency = self.model.latency(self._draws, block)
+            mean, scale = (
+                values.transpose("sample", "cell").to_numpy()
+                for values in xr.broadcast(latency, self.model.scale(self._draws, latency, block))
+            )
+            if thresholds is None:
+                yield mean, scale, np.empty(0)
+                continue
+            first, end = np.searchsorted(of_cell, (start, start + size))
+            for rows in (slice(row, min(row + size, end)) for row in range(first, end, size)):
+                column = of_cell[rows] - start
+                yield mean[:, column], scale[:, column], thresholds[rows]
 
 
 def thin(posterior: xr.Dataset, *, max_draws: int | None) -> xr.Dataset:

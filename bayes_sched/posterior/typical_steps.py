@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from bayes_sched.arrays import Floats
 from bayes_sched.model.likelihood import effects_of
 from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.steps import steps_arrays
 
 MEDIAN_DECODE = "median decode step"
@@ -61,36 +61,27 @@ def typical_steps(steps: pd.DataFrame) -> tuple[TypicalStep, ...]:
     return tuple(chosen)
 
 
-def step_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probability: float) -> pd.DataFrame:
-    """Return what typical steps take, completed by what is typical of the trace.
+def size_table(typical: tuple[TypicalStep, ...]) -> pd.DataFrame:
+    """Return typical steps as a table: ``step`` (the name), ``batch_size``, ``total_tokens``."""
+    return pd.DataFrame(list(typical)).rename(columns={"name": "step"})
 
-    ``step``, ``batch_size``, ``total_tokens``; of the predictive distribution ``lower_ms``, ``median_ms``,
-    ``upper_ms``, ``q99_ms`` (99th percentile); of the mean latency ``mean_lower_ms``, ``mean_median_ms``,
-    ``mean_upper_ms``; ``extrapolation``.
+
+def band_table(
+    fit: FittedModel, sizes: pd.DataFrame, *, probability: float, like: FittedModel | None = None
+) -> pd.DataFrame:
+    """Return what steps of some sizes take, completed by what is typical of the trace (or of another fit's).
+
+    The columns of `sizes`, ``batch_size`` and ``total_tokens`` among them; of the predictive distribution
+    ``lower_ms``, ``median_ms``, ``upper_ms``, ``q99_ms`` (99th percentile); of the mean latency
+    ``mean_lower_ms``, ``mean_median_ms``, ``mean_upper_ms``; ``extrapolation``.
     """
-    names = pd.DataFrame(
-        [(t.name, t.batch_size, t.total_tokens) for t in typical],
-        columns=["step", "batch_size", "total_tokens"],
-    )
-    points = fit.completed(steps_arrays(names["batch_size"], names["total_tokens"]))
-    return names.join(band_table(fit, points, probability=probability).reset_index(drop=True))
-
-
-def band_table(fit: FittedModel, points: xr.Dataset, *, probability: float) -> pd.DataFrame:
-    """Return the bands of steps, the columns from ``lower_ms`` on of :func:`step_table`; dims (step,)."""
-    predictive = fit.predictive_band(points, probability=probability)
+    points = (like or fit).completed(steps_arrays(sizes["batch_size"], sizes["total_tokens"]))
+    quantiles = fit.quantile(points, [*band_levels(probability), 0.99]).to_numpy()
     mean = fit.mean_band(points, probability=probability)
-    return pd.DataFrame(
-        {
-            "lower_ms": predictive["lower"].to_numpy(),
-            "median_ms": predictive["median"].to_numpy(),
-            "upper_ms": predictive["upper"].to_numpy(),
-            "q99_ms": np.ravel(fit.quantile(points, 0.99)),
-            "mean_lower_ms": mean["lower"].to_numpy(),
-            "mean_median_ms": mean["median"].to_numpy(),
-            "mean_upper_ms": mean["upper"].to_numpy(),
-            "extrapolation": predictive["extrapolation"].to_numpy().astype(bool),
-        }
+    return sizes.assign(
+        **dict(zip(("lower_ms", "median_ms", "upper_ms", "q99_ms"), quantiles, strict=True)),
+        **{f"mean_{end}_ms": mean[end].to_numpy() for end in ("lower", "median", "upper")},
+        extrapolation=mean["extrapolation"].to_numpy().astype(bool),
     )
 
 
@@ -107,24 +98,23 @@ def cost_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
     ``upper``.
     """
     by_name = {step.name: step for step in typical}
-    rows = []
+    rows, ends = [], []
     if decode := by_name.get(MEDIAN_DECODE):
         few, many = _requests_between(fit, decode.batch_size)
-        draws = _difference(fit, (few, few), (many, many)) / (many - few)
         at = f"decode-only steps, from {few} to {many} requests"
-        rows.append((PER_REQUEST, at, "ms/request", draws))
+        rows.append((PER_REQUEST, at, "ms/request"))
+        ends.append(((few, few), (many, many), many - few))
     if full := by_name.get(FULL_PREFILL):
         b, high = full.batch_size, full.total_tokens
         low = max(b, high // 2)
         if low < high:
-            draws = _difference(fit, (b, low), (b, high)) / (high - low)
             at = f"steps of {b} requests, from {low:,} to {high:,} tokens"
-            rows.append((PER_TOKEN, at, "ms/token", draws))
-    levels = [0.5 - probability / 2, 0.5, 0.5 + probability / 2]
-    return pd.DataFrame(
-        [(cost, at, unit, *np.quantile(draws, levels)) for cost, at, unit, draws in rows],
-        columns=["cost", "at", "unit", "lower", "median", "upper"],
-    )
+            rows.append((PER_TOKEN, at, "ms/token"))
+            ends.append(((b, low), (b, high), high - low))
+    table = pd.DataFrame(rows, columns=["cost", "at", "unit"])
+    levels = np.array([0.5 - probability / 2, 0.5, 0.5 + probability / 2])
+    quantiles = np.quantile(_slopes(fit, ends), levels, axis=1) if ends else np.empty((3, 0))
+    return table.assign(**dict(zip(("lower", "median", "upper"), quantiles, strict=True)))
 
 
 def _requests_between(fit: FittedModel, median: int) -> tuple[int, int]:
@@ -137,8 +127,10 @@ def _requests_between(fit: FittedModel, median: int) -> tuple[int, int]:
     return few, max(min(2 * median, int(seen.max(initial=median))), few + 1)
 
 
-def _difference(fit: FittedModel, start: tuple[int, int], end: tuple[int, int]) -> Floats:
-    """Return draws of the mean latency at `end` minus that at `start` (B, S), ms."""
-    mean = fit.mean_latency(fit.completed(steps_arrays([start[0], end[0]], [start[1], end[1]])))
-    draws: Floats = np.ravel((mean.isel(step=1) - mean.isel(step=0)).to_numpy())
-    return draws
+def _slopes(fit: FittedModel, ends: list[tuple[tuple[int, int], tuple[int, int], int]]) -> Floats:
+    """Return draws of the mean latency's rise between two (B, S), over a distance: dims (pair, draw)."""
+    starts, stops, distances = zip(*ends, strict=True)
+    points = fit.completed(steps_arrays(*np.transpose([*starts, *stops])))
+    start, stop = np.split(fit.mean_latency(points).transpose("step", ...).to_numpy(), 2)
+    slopes: Floats = (stop - start).reshape(len(ends), -1) / np.array(distances)[:, None]
+    return slopes

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bayes_sched.comparison.compare import Comparison
+from bayes_sched.comparison.compare import MAX_PAIRS, Comparison
 from bayes_sched.comparison.throughput import COST
 from bayes_sched.comparison.verdicts import EQUIVALENT, IN_TRACES, ON_GRID, UNDECIDED
 from bayes_sched.files import COMPARISON
@@ -16,23 +16,16 @@ from bayes_sched.format import NONE, count, listed, number, percent, records, sp
 from bayes_sched.reports.document import (
     Column,
     Document,
-    Figure,
     Item,
     Section,
     Table,
     Text,
     beware,
+    figure,
     how_made,
     made,
     report,
     titled,
-)
-from bayes_sched.reports.plots.servers import (
-    MAX_PAIRS,
-    comparison_bands,
-    parameter_forest,
-    probability_map,
-    ratio_map,
 )
 from bayes_sched.steps import POSSIBLE
 
@@ -254,11 +247,10 @@ def _map_figures(result: Comparison) -> list[Item]:
         f"Lines are mean latencies, bands are where {percent(result.probability)} of single steps fall. A "
         "thin line without a band is extrapolation."
     )
-    maps = (partial(draw, result) for draw in (ratio_map, probability_map, comparison_bands))
     return [
-        Figure("ratio_map", "Which is faster where", f"{_RATIO_MAP}{rest}", next(maps)),
-        Figure("probability_map", "How sure that is", f"{_PROBABILITY_MAP}{rest}", next(maps)),
-        Figure("comparison_bands", "Latencies side by side", bands, next(maps)),
+        figure("servers.ratio_map", "Which is faster where", f"{_RATIO_MAP}{rest}", result),
+        figure("servers.probability_map", "How sure that is", f"{_PROBABILITY_MAP}{rest}", result),
+        figure("servers.comparison_bands", "Latencies side by side", bands, result),
     ]
 
 
@@ -356,7 +348,7 @@ def _parameters(result: Comparison) -> Section:
         "Parameters",
         (
             Text(about, on="page"),
-            Figure("parameter_forest", title, f"{_FOREST}{_rest(result)}", partial(parameter_forest, result)),
+            figure("servers.parameter_forest", title, f"{_FOREST}{_rest(result)}", result),
             Table(ratios.assign(median=first, other_median=second), columns),
         ),
     )

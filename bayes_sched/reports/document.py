@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import singledispatch
 from itertools import accumulate
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure as Drawing
 
 from bayes_sched.files import VERSION
 from bayes_sched.format import NONE, number, records
+from bayes_sched.reports import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 type Medium = Literal["page", "terminal"]
 """Where an item is shown; Markdown is a page."""
@@ -173,6 +176,17 @@ class Figure:
     title: str
     caption: str
     draw: Callable[[], Drawing]
+
+
+def figure(plot: str, title: str, caption: str, *of: Any, name: str = "") -> Figure:
+    """Return a figure of results: `plot`, ``room.function`` of `plots`, is loaded only when it is drawn."""
+    room, function = plot.split(".")
+
+    def draw() -> Drawing:
+        drawn: Drawing = getattr(getattr(plots, room), function)(*of)
+        return drawn
+
+    return Figure(name or function, title, caption, draw)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,25 +29,12 @@ from bayes_sched.reports.document import (
     Table,
     Text,
     beware,
+    figure,
     how_made,
     labelled,
     made,
     report,
     unconverged,
-)
-from bayes_sched.reports.plots.checks import (
-    combination_pairs,
-    effect_factors,
-    posterior_predictive_check,
-    prior_posterior,
-    ranks,
-    residuals,
-)
-from bayes_sched.reports.plots.fit import (
-    latency_by_batch,
-    latency_by_tokens,
-    latency_contours,
-    prior_predictive,
 )
 from bayes_sched.reports.terminal import cut
 
@@ -316,88 +303,88 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
     load = f" {result.typical_load}" if result.typical_load else ""
     prior = result.fit.metadata.prior_from
     figures = (
-        Figure(
-            "latency_by_tokens",
+        figure(
+            "fit.latency_by_tokens",
             "Latency against tokens",
             f"The light band is where {share} of the steps fall; the dark one is where the mean latency "
             f"lies, with {share} certainty. Dots are observed steps with about that many requests. Hatched "
             f"parts are extrapolation.{load}",
-            partial(latency_by_tokens, result),
+            result,
         ),
-        Figure(
-            "latency_by_batch",
+        figure(
+            "fit.latency_by_batch",
             "Latency of decode-only steps",
             "Every request of these steps decodes one token, so B = S. The slope is what one more "
             f"decoding request costs all of them. Bands and dots as above.{load}",
-            partial(latency_by_batch, result),
+            result,
         ),
-        Figure(
-            "latency_contours",
+        figure(
+            "fit.latency_contours",
             "Latency over requests and tokens",
             "Steps along a line take equally long. To keep a promise, stay on the near side of its line "
             "in the lower panel. Dots are steps of the trace; hatched parts are extrapolation. A step "
             f"cannot hold fewer tokens than requests.{load}",
-            partial(latency_contours, result),
+            result,
         ),
-        Figure(
-            "posterior_predictive_check",
+        figure(
+            "checks.posterior_predictive_check",
             "Do the bands hold?",
             f"{result.calibration.text} Above, a line inside the grey band means that the predicted "
             "probabilities are right; in long traces look at its size more than at the grey band. Below, "
             "each dot should lie on the dashed line of its colour. These are the steps of the fit itself.",
-            partial(posterior_predictive_check, result),
+            result,
         ),
-        Figure(
-            "residuals",
+        figure(
+            "checks.residuals",
             "What the equation does not explain",
             "The blue line is the running median of observed minus mean latency and should stay near "
             "zero; the band holds the middle 90% of the steps. Left in ms, right in units of the "
             "predicted noise, where the band should be equally wide everywhere.",
-            partial(residuals, result),
+            result,
         ),
-        Figure(
-            "effect_factors",
+        figure(
+            "checks.effect_factors",
             "How far latencies depart from the equation",
             "A factor of 1.1 makes the part of the latency that it multiplies 10% longer than the equation "
             "says; the model's documentation names that part. A level is as wide as the values it holds. "
             "Blue ones have steps in the trace; of grey ones nothing was seen, and how far they may depart "
             "is what other levels were seen to do. Mind that each panel has its own scale.",
-            partial(effect_factors, result),
+            result,
         ),
-        Figure(
-            "prior_posterior",
+        figure(
+            "checks.prior_posterior",
             "What the data taught about each parameter",
             "Where the blue posterior looks like the grey prior, the data say nothing about that "
             "parameter. A contraction of 1 means that all was learnt from the data, 0 nothing. "
             "Logarithmic axes; each shape is scaled to its own peak.",
-            partial(prior_posterior, result),
+            result,
         ),
-        Figure(
-            "combination_pairs",
+        figure(
+            "checks.combination_pairs",
             "Combinations that the data identify",
             "Posterior draws, pair by pair. A narrow diagonal: the two trade off against each other. Two "
             "clouds: two explanations of the same trace.",
-            partial(combination_pairs, result),
+            result,
         ),
-        Figure(
-            "ranks",
+        figure(
+            "checks.ranks",
             "Do the chains agree?",
             "For each parameter and sampled coordinate, how the ranks of each chain's draws among all "
             "draws deviate from even. Lines inside the grey band: the chains explored the same distribution.",
-            partial(ranks, result),
+            result,
         ),
-        Figure(
-            "prior_predictive",
+        figure(
+            "fit.prior_predictive",
             "What the priors allowed",
             f"Latencies by the prior alone, which is from {prior}. Observed ones should lie inside; where "
             "they do not, this server is unlike those of the pool."
             if prior is not None
             else "Latencies by the priors alone. They should cover the observed ones generously and leave "
             "the rest to the data.",
-            partial(prior_predictive, result),
+            result,
         ),
     )
-    return {figure.name: figure for figure in figures}
+    return {one.name: one for one in figures}
 
 
 def _parameters(result: FitSummary, *, combinations: bool) -> Table:

@@ -23,14 +23,14 @@ _INLINE = (
 )
 
 
-def html(document: Document, images: Mapping[str, Path]) -> str:
+def html(document: Document, figures: Mapping[str, tuple[Path, ...]]) -> str:
     """Return the page.
 
     Parameters
     ----------
     document : Document
-    images : mapping of str to Path
-        The PNG file of each figure, by name.
+    figures : mapping of str to tuple of Path
+        The files of each figure, by name: the PNG, which the page holds, and others, which it links to.
     """
     environment = Environment(
         loader=PackageLoader("bayes_sched", "reports"),
@@ -45,7 +45,11 @@ def html(document: Document, images: Mapping[str, Path]) -> str:
     }
     environment.tests |= tests | {"shown": lambda item: getattr(item, "on", None) != "terminal"}
     template = environment.get_template("page.html.j2")
-    return template.render(document=document, images={name: _uri(path) for name, path in images.items()})
+    return template.render(
+        document=document,
+        images={name: _uri(paths[0]) for name, paths in figures.items()},
+        links={name: [path.name for path in paths[1:]] for name, paths in figures.items()},
+    )
 
 
 def _is(kind: type, item: Item) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -15,15 +14,14 @@ from bayes_sched.format import NONE, count
 from bayes_sched.reports.document import (
     Column,
     Document,
-    Figure,
     Section,
     Table,
     Text,
+    figure,
     how_made,
     made,
     report,
 )
-from bayes_sched.reports.plots.validation import model_differences
 
 _LEGEND = (
     "elpd: expected log predictive density, more is better. SE: standard error of the difference, steps "
@@ -66,7 +64,6 @@ def _(result: ComparedModels, *, command: str = "") -> Document:
     costs = table[["model"]].join(
         pd.DataFrame.from_dict(dict(fits), orient="index")[list(_ACCOUNT)], on="model"
     )
-    draw = partial(model_differences, found)
     return Document(
         title="Which model predicts best?",
         name="Models compared",
@@ -74,7 +71,7 @@ def _(result: ComparedModels, *, command: str = "") -> Document:
         sections=(
             Section("Leave-one-out", (_loo(found, table), Text(_LEGEND))),
             Section("Cost", (_costs(costs), Text(_COSTS))),
-            Figure("model_differences", "How far behind the best model?", _CAPTION, draw),
+            figure("validation.model_differences", "How far behind the best model?", _CAPTION, found),
             Text(" ".join(found.sentences), "lead"),
             how_made(command, files=["summary.json"], frames=["models"]),
         ),

@@ -23,16 +23,11 @@ from bayes_sched.reports.document import (
     Table,
     Text,
     beware,
+    figure,
     how_made,
     labelled,
     made,
     report,
-)
-from bayes_sched.reports.plots.limits import (
-    cost_shares,
-    replicas_needed,
-    request_times,
-    throughput_frontier,
 )
 from bayes_sched.sla.request import NAMES
 
@@ -286,10 +281,9 @@ def _optimum_figures(plan: Optimum) -> list[Figure]:
         f"The share of each term of the equation in the mean latency of the best steps, with its {band} "
         "credible interval. Single terms may be told apart only in sums; the groups say what to change."
     )
-    throughput = partial(throughput_frontier, plan)
-    figures = [Figure("throughput_frontier", "Throughput against latency", frontier, throughput)]
+    figures = [figure("limits.throughput_frontier", "Throughput against latency", frontier, plan)]
     if any(terms is not None for terms in plan.terms.values()):
-        figures.append(Figure("cost_shares", "Where the time goes", shares, partial(cost_shares, plan)))
+        figures.append(figure("limits.cost_shares", "Where the time goes", shares, plan))
     return figures
 
 
@@ -305,6 +299,6 @@ def _capacity_figures(plan: CapacityPlan) -> tuple[Figure, ...]:
         "posterior draws lie in the band."
     )
     return (
-        Figure("replicas_needed", "How many servers", servers, partial(replicas_needed, plan)),
-        Figure("request_times", "How long requests take", times, partial(request_times, plan)),
+        figure("limits.replicas_needed", "How many servers", servers, plan),
+        figure("limits.request_times", "How long requests take", times, plan),
     )

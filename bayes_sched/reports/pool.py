@@ -19,17 +19,16 @@ from bayes_sched.reports.document import (
     Column,
     Details,
     Document,
-    Figure,
     Section,
     Table,
     Text,
     beware,
+    figure,
     how_made,
     made,
     report,
     unconverged,
 )
-from bayes_sched.reports.plots.servers import pool_latency, pool_shrinkage
 from bayes_sched.reports.terminal import cut
 
 SUMMARY_VERSION = 1
@@ -153,7 +152,7 @@ def _steps(result: PoolSummary) -> Section:
         (
             Text(_STEPS, on="page"),
             Table(ordered, columns, on="page"),
-            Figure("pool_latency", title, caption, partial(pool_latency, result)),
+            figure("servers.pool_latency", title, caption, result),
         ),
     )
 
@@ -209,7 +208,7 @@ def _changes(result: PoolSummary) -> Section:
     return Section(
         "What pooling changed",
         (
-            Figure("pool_shrinkage", title, caption, partial(pool_shrinkage, result)),
+            figure("servers.pool_shrinkage", title, caption, result),
             Table(result.members, members, failed=[not is_so for is_so in result.members["converged"]]),
             Text(_MEMBERS, on="page"),
             Table(spoken, changes, on="terminal"),

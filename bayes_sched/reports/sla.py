@@ -18,12 +18,12 @@ from bayes_sched.reports.document import (
     Table,
     Text,
     beware,
+    figure,
     how_made,
     labelled,
     made,
     report,
 )
-from bayes_sched.reports.plots.limits import decode_promise, promise_map, request_survival
 from bayes_sched.sla.request import RequestSLA
 from bayes_sched.sla.steps import SLA, RiskMaps, StepSLA
 
@@ -208,8 +208,8 @@ def _step_figures(steps: StepSLA, maps: RiskMaps) -> tuple[Figure, ...]:
         "more than the allowed share is late. More data narrow the band; they do not lower the curve."
     )
     return (
-        Figure("promise_map", "Where the limit is kept", _MAP, partial(promise_map, steps, maps)),
-        Figure("decode_promise", "Risk and confidence", decode, partial(decode_promise, steps, maps)),
+        figure("limits.promise_map", "Where the limit is kept", _MAP, steps, maps),
+        figure("limits.decode_promise", "Risk and confidence", decode, steps, maps),
     )
 
 
@@ -253,7 +253,7 @@ def _request(request: RequestSLA, survival: dict[str, pd.DataFrame]) -> Section:
         on="page",
     )
     legend = ", ".join(f"{time.key.upper()}: {time.name}" for time in request.times)
-    draw = partial(request_survival, request, survival)
+    times_figure = [figure("limits.request_survival", "How long requests take", _REQUESTS, request, survival)]
     outside = "EXTRAPOLATION: the trace holds no such steps as some of this request."
     return Section(
         "Requests",
@@ -262,7 +262,7 @@ def _request(request: RequestSLA, survival: dict[str, pd.DataFrame]) -> Section:
             Text(f"{legend}.", on="terminal"),
             *((Text(outside, on="terminal"),) if bool(request.step_table["extrapolation"].any()) else ()),
             steps,
-            *((Figure("request_survival", "How long requests take", _REQUESTS, draw),) if survival else ()),
+            *(times_figure if survival else ()),
         ),
     )
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure as Drawing
 
 from bayes_sched.files import SIMULATOR, whole_file
 from bayes_sched.format import NONE, number, percent, records, span
 from bayes_sched.planning.server_record import CORRECTIONS
-from bayes_sched.reports.document import Column, Document, Figure, Item, Table, Text, cell, report
+from bayes_sched.reports import plots
+from bayes_sched.reports.document import Column, Document, Item, Table, Text, cell, figure, report
 from bayes_sched.reports.markdown import markdown
-from bayes_sched.reports.plots.studies import (
-    comparison_calibration,
-    decisions_over_time,
-    predicted_times,
-    promise_breaks,
-    promise_calibration,
-    promise_costs,
-    simulated_ranks,
-)
-from bayes_sched.reports.plots.style import save_figure
 from bayes_sched.reports.write import write_json
 from bayes_sched.studies.comparison import ComparisonCalibration
 from bayes_sched.studies.pooling import PoolValue
@@ -61,8 +51,8 @@ def write_check(found: SimulatorCheck, folder: Path, *, command: str) -> None:
 
 
 def _write_readme(document: Document, folder: Path, figures: Path) -> None:
-    for figure in document.figures:
-        save_figure(figure.draw(), figures, figure.name)
+    for one in document.figures:
+        plots.style.save_figure(one.draw(), figures, one.name, with_svg=True)
     place = "" if figures == folder else f"{figures.name}/"
     with whole_file(folder / "README.md", what="the file") as temporary:
         temporary.write_text(markdown(document, figures=place), encoding="utf-8")
@@ -74,14 +64,14 @@ def _document(
     method: str,
     *items: Item,
     command: str,
-    figures: Mapping[str, tuple[str, Callable[[Any], Drawing]]],
+    figures: Mapping[str, tuple[str, str]],
     files: Mapping[str, str],
     after: str = "",
     **more: Any,
 ) -> Document:
     """Return a study's document: what made it, the method in words, what was found, its figures and files."""
     listed = pd.DataFrame({"file": [f"`{name}`" for name in files], "what": list(files.values())})
-    drawn = [Figure(name, words, "", partial(draw, result)) for name, (words, draw) in figures.items()]
+    drawn = [figure(f"studies.{plot}", words, "", result, name=n) for n, (words, plot) in figures.items()]
     made = (Text("Made by", on="page"), Text(command, "code", on="page"), *_paragraphs(method))
     if isinstance(result, Findings):
         listed.loc[len(listed)] = ["`study.json`", "settings; `--resume` goes on with the same"]
@@ -150,7 +140,7 @@ def _(result: Calibration, *, command: str = "") -> Document:
         after="""`p_value`: how often even ranks would stray as far from an even distribution.
         `max_deviation`: the largest difference between the distribution functions. Beside the parameters, the
         combinations that data identify.""",
-        figures={"calibration": (ranks, simulated_ranks)},
+        figures={"calibration": (ranks, "simulated_ranks")},
         files={
             "calibration.png": "the figure, and as `.svg`",
             "ranks.csv": "rank of the true value, one row a simulation",
@@ -182,7 +172,7 @@ def _(result: ComparisonCalibration, *, command: str = "") -> Document:
             f"{result.num_passed:,} passed the gate. {_seconds(result.seconds, 'pair')}"
         ),
         command=command,
-        figures={"calibration": (words, comparison_calibration)},
+        figures={"calibration": (words, "comparison_calibration")},
         files={
             "calibration.png": "the figure, and as `.svg`",
             "pairs.csv": "one row a pair and probed step",
@@ -245,8 +235,8 @@ def _(result: ServerPromises, *, command: str = "") -> Document:
         ),
         command=command,
         figures={
-            "broken": ("True share of late steps at each promise", promise_breaks),
-            "given_away": ("Throughput given away", promise_costs),
+            "broken": ("True share of late steps at each promise", "promise_breaks"),
+            "given_away": ("Throughput given away", "promise_costs"),
         },
         files={"servers.csv": "one row a promise", **{f"{name}.csv": "a table above" for name in tables}},
     )
@@ -285,7 +275,7 @@ def _(result: TracePromises, *, command: str = "") -> Document:
             points=result.errors,
         ),
         command=command,
-        figures={"calibration": ("Realised against predicted shares of late steps", promise_calibration)},
+        figures={"calibration": ("Realised against predicted shares of late steps", "promise_calibration")},
         files={
             "calibration.csv": "predicted and realised shares by trace",
             "pooled.csv": "and of all traces together",
@@ -339,10 +329,13 @@ def _(result: SimulatorCheck, *, command: str = "") -> Document:
         second half being like the first; what the simulator knows by itself are the times of the engine
         alone.""",
         figures={
-            "predicted_times": ("Requests answered within a time: measured, and predicted", predicted_times),
+            "predicted_times": (
+                "Requests answered within a time: measured, and predicted",
+                "predicted_times",
+            ),
             "decisions_over_time": (
                 "Requests and tokens of each step: of vLLM, and simulated",
-                decisions_over_time,
+                "decisions_over_time",
             ),
         },
         files={

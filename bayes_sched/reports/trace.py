@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure as Drawing
 
 from bayes_sched.files import ANALYSIS
 from bayes_sched.format import NONE, count, listed, number, percent, quantity, records, sentence
@@ -22,13 +21,13 @@ from bayes_sched.reports.document import (
     Table,
     Text,
     beware,
+    figure,
     how_made,
     labelled,
     made,
     report,
 )
-from bayes_sched.reports.plots import trace as plots
-from bayes_sched.trace.analysis import DECODE_ONLY, MIXED, PREFILL_ONLY, TraceAnalysis
+from bayes_sched.trace.analysis import DECODE_ONLY, LEVELS, MIXED, PREFILL_ONLY, TraceAnalysis
 from bayes_sched.trace.findings import (
     KV_CACHE_FULL,
     NEEDS,
@@ -75,56 +74,42 @@ _STACKED = (
     "Batches by the time {}, the kinds of batches on top of each other. Dotted lines: half, 95% and 99% of "
     "all batches take no longer."
 )
-_FIGURES: tuple[tuple[str, str, str, Callable[[TraceAnalysis], Drawing]], ...] = (
-    (
-        "times_over_time",
+_FIGURES = {
+    "times_over_time": (
         "Time of batches over time",
         "The lines are medians, of the batches that only decode and of those that prefill; the band holds "
         "90% of all batches of each piece of time, the dots are its slowest batch; logarithmic axes. A "
         "dashed vertical line is a sudden rise of the schedule time that the load does not explain.",
-        plots.times_over_time,
     ),
-    (
-        "tokens_over_time",
+    "tokens_over_time": (
         "Tokens over time",
         "What the server processed, prefilled tokens on top of decoded ones. A flat top is a server at its "
         "limit, provided that requests were waiting.",
-        plots.tokens_over_time,
     ),
-    (
-        "queue_and_cache",
+    "queue_and_cache": (
         "Queue and KV cache over time",
         "Lines are means of each piece of time, the light band above reaches to the maximum. Shaded spans "
         "are findings: a queue that built up, a KV cache near full (red line: the limit).",
-        plots.queue_and_cache,
     ),
-    (
-        "request_distributions",
+    "request_distributions": (
         "Requests a batch",
         "Each bar is the share of the batches that hold so many requests of the kind; the scale is "
         "logarithmic, so that rare batches show.",
-        plots.request_distributions,
     ),
-    (
-        "model_run_histogram",
+    "model_run_histogram": (
         "Model-run time",
         _STACKED.format("the model ran"),
-        partial(plots.time_histogram, name="latency_ms"),
     ),
-    (
-        "schedule_histogram",
+    "schedule_histogram": (
         "Schedule time",
         _STACKED.format("their scheduling took"),
-        partial(plots.time_histogram, name="schedule_ms"),
     ),
-    (
-        "schedule_against_model_run",
+    "schedule_against_model_run": (
         "Schedule time against model-run time",
         "On the dashed lines scheduling takes 1%, 10% or 100% of the model run. What lies above the red line "
         "took longer to schedule than the limit.",
-        plots.schedule_against_model_run,
     ),
-)
+}
 
 
 @report.register
@@ -263,11 +248,11 @@ def _figures(result: TraceAnalysis) -> tuple[Figure, ...]:
     left_out = set()
     if "schedule_ms" not in result.steps:
         left_out |= {"schedule_histogram", "schedule_against_model_run"}
-    if not set(plots.LEVELS) & set(result.steps):
+    if not set(LEVELS) & set(result.steps):
         left_out.add("queue_and_cache")
     return tuple(
-        Figure(name, title, caption, partial(draw, result))
-        for name, title, caption, draw in _FIGURES
+        figure(f"trace.{name}", title, caption, result)
+        for name, (title, caption) in _FIGURES.items()
         if name not in left_out
     )
 

@@ -21,14 +21,9 @@ from bayes_sched.reports.document import (
     Text,
     beware,
     cell,
+    figure,
     made,
     report,
-)
-from bayes_sched.reports.plots.validation import (
-    band_calibration,
-    error_by_size,
-    extrapolation_bands,
-    score_overview,
 )
 from bayes_sched.reports.terminal import cut
 from bayes_sched.steps import REGIMES
@@ -163,35 +158,40 @@ def _scores(found: Validation, server: str) -> Table:
 def _figures(found: Validation) -> Iterator[Figure]:
     scored = {held.split for held in found.held_out}
     first = next(split for split in found.splits if split in scored)
-    yield Figure(
-        "validation_scores",
+    yield figure(
+        "validation.score_overview",
         "Which model predicts best",
         "Continuous ranked probability score, the average pinball loss, in ms: how far from what was "
         "said the steps fell. Logarithmic axis; less is better. Models compare within a split.",
-        partial(score_overview, found),
+        found,
+        name="validation_scores",
     )
-    yield Figure(
-        "validation_calibration",
+    yield figure(
+        "validation.band_calibration",
         "Do bands keep their word",
         "Share of unseen steps inside each central band against the probability of the band. Below the "
         "diagonal bands are too narrow, above it too wide.",
-        partial(band_calibration, found),
+        found,
+        name="validation_calibration",
     )
-    yield Figure(
-        "validation_errors",
+    yield figure(
+        "validation.error_by_size",
         "Where predictions are off",
         f"Mean absolute percentage error of the point prediction by the size of the step, split {first}; "
         "both axes are logarithmic. Bins with fewer than five steps are left out.",
-        partial(error_by_size, found, split=first),
+        found,
+        first,
+        name="validation_errors",
     )
     if EXTRAPOLATION in scored:
-        yield Figure(
-            "validation_extrapolation",
+        yield figure(
+            "validation.extrapolation_bands",
             "Steps larger than any that was learned from",
             "Dots are held-out steps with prefill of the largest token budget; the grey part is where "
             "training steps were. Lines are predicted medians, bands hold 90 % by the model's word, both "
             "averaged over steps of like S.",
-            partial(extrapolation_bands, found),
+            found,
+            name="validation_extrapolation",
         )
 
 

@@ -42,7 +42,7 @@ def latency_by_tokens(summary: FitSummary) -> Figure:
     side: Any = {"columns": min(len(bands), 2), **style.SHARED}
     figure, axes = style.new_panels(title, len(bands), head_in=1.3, each_in=2.0, **side)
     sparse = float(steps["total_tokens"].max()) > _WIDE * min(bands)
-    top = _top_ms(steps, np.concatenate([band["upper"].to_numpy() for band in bands.values()]))
+    top = _top_ms(steps, np.concatenate([band["upper_ms"].to_numpy() for band in bands.values()]))
     for ax, (batch_size, band) in zip(axes.flat, bands.items(), strict=False):
         near = steps[(steps["batch_size"] / batch_size).between(1.0 / _NEIGHBOURHOOD, _NEIGHBOURHOOD)]
         style.draw_steps(ax, near, "total_tokens", label="observed steps")
@@ -71,7 +71,7 @@ def latency_by_batch(summary: FitSummary) -> Figure:
     style.draw_steps(ax, decodes, "batch_size", label="observed decode-only steps")
     _draw_bands(ax, band["batch_size"], band, summary.probability)
     seen = views.steps if decodes.empty else decodes
-    style.limit_above(ax, decodes["latency_ms"], _top_ms(seen, band["upper"].to_numpy()))
+    style.limit_above(ax, decodes["latency_ms"], _top_ms(seen, band["upper_ms"].to_numpy()))
     style.hatch_extrapolation(ax, band["batch_size"], band["extrapolation"], label=_UNSEEN)
     ax.set(xlabel="decoding requests in the step, B = S", ylabel="latency (ms)")
     return style.figure_legend(figure, ax)
@@ -83,12 +83,12 @@ def views_of(summary: FitSummary) -> FitViews:
     return summary.views
 
 
-def _draw_bands(ax: Axes, x: xr.DataArray, band: xr.Dataset, probability: float) -> None:
+def _draw_bands(ax: Axes, x: pd.Series, band: pd.DataFrame, probability: float) -> None:
     share = f"{probability:.0%}"
     falls, sure = f"{share} of the steps fall here", f"mean latency, {share} sure"
-    style.shade(ax, x, band["lower"], band["upper"], falls, alpha=0.35)
+    style.shade(ax, x, band["lower_ms"], band["upper_ms"], falls, alpha=0.35)
     look: Any = {"color": style.BLUE, "alpha": 0.85, "linewidth": 0.8, "zorder": 2.5}
-    style.shade(ax, x, band["mean_lower"], band["mean_upper"], sure, **look)
+    style.shade(ax, x, band["mean_lower_ms"], band["mean_upper_ms"], sure, **look)
 
 
 def _top_ms(steps: pd.DataFrame, upper_ms: Floats) -> float:

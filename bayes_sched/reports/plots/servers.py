@@ -19,15 +19,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullLocator
 
 from bayes_sched.arrays import Floats
-from bayes_sched.comparison.compare import Comparison
+from bayes_sched.comparison.compare import MAX_PAIRS, Comparison
 from bayes_sched.comparison.verdicts import UNDECIDED, rope_bounds
 from bayes_sched.files import UNSEEN
 from bayes_sched.pooling.summary import PoolSummary
 from bayes_sched.reports.plots import style
 from bayes_sched.reports.terminal import cut
-
-MAX_PAIRS = 3
-"""A figure shows so many pairs of servers; the tables hold all."""
 
 _MARKERS = ("o", "s", "D")
 _LINES = ("-", "--", "-.", ":")

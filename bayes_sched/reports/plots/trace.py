@@ -16,11 +16,9 @@ from bayes_sched.arrays import Floats
 from bayes_sched.format import number
 from bayes_sched.reports.plots import style
 from bayes_sched.steps import MAX_POINTS
-from bayes_sched.trace.analysis import QUANTILES, REGIMES, TraceAnalysis, axis_of
+from bayes_sched.trace.analysis import LEVELS, QUANTILES, REGIMES, TraceAnalysis, axis_of
 from bayes_sched.trace.findings import KV_CACHE_FULL, QUEUE_BUILD_UP, SCHEDULE_RISE
 
-LEVELS = ("num_waiting_reqs", "num_running_reqs", "kv_cache_usage")
-"""Columns of `queue_and_cache`; one of them is enough."""
 TIME_LABELS = {"schedule_ms": "schedule time (ms)", "latency_ms": "model-run time (ms)"}
 REGIME_COLOURS = dict(zip(REGIMES, (style.BLUE, style.ORANGE, style.GREEN), strict=True))
 
@@ -264,8 +262,19 @@ def request_distributions(analysis: TraceAnalysis) -> Figure:
 
 
 @style.styled
-def time_histogram(analysis: TraceAnalysis, name: str) -> Figure:
-    """Draw the histogram of ``schedule_ms`` (if the trace holds it) or ``latency_ms``.
+def model_run_histogram(analysis: TraceAnalysis) -> Figure:
+    """Draw the histogram of the time that the model ran; see `_histogram`."""
+    return _histogram(analysis, "latency_ms")
+
+
+@style.styled
+def schedule_histogram(analysis: TraceAnalysis) -> Figure:
+    """Draw the histogram of the time that scheduling took, if the trace holds it; see `_histogram`."""
+    return _histogram(analysis, "schedule_ms")
+
+
+def _histogram(analysis: TraceAnalysis, name: str) -> Figure:
+    """Draw the histogram of a time of the batches.
 
     The bars of the kinds of batches stand on top of each other; the lines mark the time that half, 95% and
     99% of all batches keep.

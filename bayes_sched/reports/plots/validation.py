@@ -87,7 +87,7 @@ def band_calibration(found: Validation) -> Figure:
 
 
 @style.styled
-def error_by_size(found: Validation, *, split: str) -> Figure:
+def error_by_size(found: Validation, split: str) -> Figure:
     """Draw the mean absolute percentage error of the point predictions of a split against S and against B.
 
     How to read it: lower is better; a line that rises somewhere shows a size of steps that the model gets
