@@ -1,6 +1,6 @@
 """Figures: each function returns a matplotlib Figure, never shows it, and computes nothing.
 
-``plots.fit.ranks(summary)``: matplotlib and a module of this room are loaded when a figure is first drawn.
+Captions say how to read them. matplotlib and a module of this room are loaded when a figure is first drawn.
 """
 
 import lazy_loader

@@ -38,12 +38,7 @@ _AGAINST = (
 
 @style.styled
 def ranks(summary: FitSummary) -> Figure:
-    """Draw, for each parameter and sampled coordinate, how the ranks of each chain's draws are spread.
-
-    How to read it: all draws are ranked together; a chain that explores what the others do has ranks spread
-    evenly, and its line stays near zero, within the grey band (wider where draws are fewer in effect). A line
-    far outside: that chain saw something else, and the fit is not to be trusted.
-    """
+    """Draw, for each parameter and sampled coordinate, how the ranks of each chain's draws are spread."""
     panels = views_of(summary).ranks
     title = "Ranks of each chain's draws: even if the chains agree"
     figure, axes = style.new_panels(title, len(panels), head_in=1.1, each_in=1.05, columns=3, **style.SHARED)
@@ -63,11 +58,7 @@ def ranks(summary: FitSummary) -> Figure:
 
 @style.styled
 def combination_pairs(summary: FitSummary) -> Figure:
-    """Draw posterior draws of each pair of identified combinations.
-
-    How to read it: a narrow diagonal means that the data know a sum or ratio of the two better than either;
-    two clouds mean two explanations of the same data.
-    """
+    """Draw posterior draws of each pair of identified combinations."""
     combinations = views_of(summary).combinations
     names = [str(name) for name in combinations.data_vars]
     size = max(len(names) - 1, 1)
@@ -102,12 +93,7 @@ def _scale(axis: Axis, values: Floats) -> None:
 
 @style.styled
 def prior_posterior(summary: FitSummary) -> Figure:
-    """Draw the prior and the posterior density of each parameter.
-
-    How to read it: where the two shapes are alike, the data say nothing about that parameter. The contraction
-    is 1 minus the ratio of posterior to prior variance of the logarithm: 0 for nothing learnt, 1 for all.
-    Each shape is scaled to its own peak.
-    """
+    """Draw the prior and the posterior density of each parameter."""
     views = views_of(summary).parameters
     title = "Prior against posterior of each parameter"
     figure, axes = style.new_panels(title, len(views), head_in=0.9, each_in=1.25, columns=2)
@@ -127,13 +113,7 @@ def prior_posterior(summary: FitSummary) -> Figure:
 
 @style.styled
 def effect_factors(summary: FitSummary) -> Figure:
-    """Draw the factors by which latencies depart from the equation, level by level.
-
-    How to read it: a factor of 1.1 makes the part of the latency that it multiplies 10% longer than the
-    equation says; the model's documentation names that part. A level is as wide as the values it holds. Blue
-    ones have steps in the trace; of grey ones nothing was seen, and how far they may depart is what other
-    levels were seen to do.
-    """
+    """Draw the factors by which latencies depart from the equation, level by level."""
     effects, table = views_of(summary).effects, summary.effects
     title = "How far latencies depart from the equation"
     figure, axes = style.new_panels(title, len(effects), head_in=0.9, each_in=1.9)
@@ -173,12 +153,7 @@ def _draw_effects(ax: Axes, effect: Effect, rows: pd.DataFrame, probability: flo
 
 @style.styled
 def posterior_predictive_check(summary: FitSummary) -> Figure:
-    """Draw observed against predicted probabilities, and the coverage of predictive bands by kind of step.
-
-    How to read it: above, a line within the grey band means that the predictive quantiles are right; a
-    line that rises to 0.03 means that 3% of the steps more than predicted lie below that quantile. Long
-    traces leave the band for small reasons: look at the size. Below, each dot should lie on its line.
-    """
+    """Draw observed against predicted probabilities, and the coverage of predictive bands by kind of step."""
     title = "Observed steps against their predicted distribution"
     figure, axes = style.new_figure(title, height_in=5.6, rows=2)
     ax, pit = axes[0, 0], summary.calibration.pit
@@ -216,12 +191,7 @@ def _draw_coverage(ax: Axes, coverage: pd.DataFrame) -> None:
 
 @style.styled
 def residuals(summary: FitSummary) -> Figure:
-    """Draw residuals against requests, tokens and step number, in ms and in predictive scales.
-
-    How to read it: the line is the running median and the band holds the middle 90% of the steps. A median
-    that wanders away from zero is something the equation does not know; a band that widens on the left but
-    not on the right is noise the model accounts for.
-    """
+    """Draw residuals against requests, tokens and step number, in ms and in predictive scales."""
     table = views_of(summary).residuals
     title = "Residuals: observed minus mean latency"
     figure, axes = style.new_figure(title, height_in=6.6, rows=3, columns=2, sharey="col")
@@ -240,10 +210,7 @@ def residuals(summary: FitSummary) -> Figure:
 
 
 def running_quantiles(x: Floats, y: Floats) -> pd.DataFrame:
-    """Return quantiles of `y` in bins of `x` of equal width: ``x``, ``low``, ``middle``, ``high``.
-
-    5%, 50% and 95%; bins of fewer than ten points are left out.
-    """
+    """Return quantiles of `y` in bins of `x` of equal width: ``x``, ``low``, ``middle``, ``high``."""
     edges = np.linspace(x.min(), x.max(), _NUM_BINS + 1)
     bins = np.searchsorted(edges[1:-1], x, side="right")
     groups = pd.DataFrame({"x": x, "y": y}).groupby(bins)

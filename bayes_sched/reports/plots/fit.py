@@ -30,12 +30,7 @@ _UNSEEN = "no such steps in the trace"
 
 @style.styled
 def latency_by_tokens(summary: FitSummary) -> Figure:
-    """Draw latency bands against S for several B, with the observed steps under them.
-
-    How to read it: each panel holds the number of requests fixed. The wide band is where a step falls with
-    the given probability; the narrow dark one is how sure the mean latency is. The dots are observed steps
-    of about that many requests. Hatched: no such steps in the trace.
-    """
+    """Draw latency bands against S for several B, with the observed steps under them."""
     views = views_of(summary)
     steps, bands = views.steps, views.by_tokens
     title = "Latency of a step against its tokens, for several numbers of requests"
@@ -58,10 +53,7 @@ def latency_by_tokens(summary: FitSummary) -> Figure:
 
 @style.styled
 def latency_by_batch(summary: FitSummary) -> Figure:
-    """Draw latency bands against B for decode-only steps (S = B), with the observed ones under them.
-
-    How to read it: as :func:`latency_by_tokens`; the slope is what one more decoding request costs everyone.
-    """
+    """Draw latency bands against B for decode-only steps (S = B), with the observed ones under them."""
     views = views_of(summary)
     decodes, band = decode_only(views.steps), views.by_batch
     title = "Latency of decode-only steps against the number of requests"
@@ -98,12 +90,7 @@ def _top_ms(steps: pd.DataFrame, upper_ms: Floats) -> float:
 
 @style.styled
 def latency_contours(summary: FitSummary) -> Figure:
-    """Draw contours of the median and of the 99th percentile of latency over (B, S).
-
-    How to read it: follow a line to see which steps take equally long. Hatched parts are extrapolation: the
-    trace holds no such steps (dots: those it holds). A step cannot hold fewer tokens than requests, so the
-    lower right corner is empty.
-    """
+    """Draw contours of the median and of the 99th percentile of latency over (B, S)."""
     views = views_of(summary)
     title = "Latency of a step over its requests and tokens"
     figure, axes = style.new_figure(title, height_in=6.6, rows=2, sharex=True)
@@ -148,11 +135,7 @@ def label_contours(ax: Axes, lines: ContourSet) -> None:
 
 @style.styled
 def prior_predictive(summary: FitSummary) -> Figure:
-    """Draw the latencies that the priors allow, with the observed ones.
-
-    How to read it: good priors cover the observed latencies and the neighbouring ones, without putting their
-    mass on steps that take no time or minutes. Dots outside the widest band: the priors fight the data.
-    """
+    """Draw the latencies that the priors allow, with the observed ones."""
     views = views_of(summary)
     figure, axes = style.new_figure("Latencies that the priors allow, before any data", height_in=6.0, rows=2)
     _draw_prior_bands(axes[0, 0], views)
@@ -196,11 +179,7 @@ def point_contours(
     batch_range: tuple[float, float],
     token_range: tuple[float, float],
 ) -> Figure:
-    """Draw contours of a latency (ms, of DataArrays of requests and tokens) over (B, S).
-
-    How to read it: follow a line to see which steps take equally long. Hatched parts are extrapolation: the
-    fit has seen no such steps. A step cannot hold fewer tokens than requests, so the lower right is empty.
-    """
+    """Draw contours of a latency (ms, of DataArrays of requests and tokens) over (B, S)."""
     figure, ax = style.new_axes("Latency of a step by least squares", height_in=4.2)
     batch_size, total_tokens = (log_grid(*ends, _NUM_POINT_GRID) for ends in (batch_range, token_range))
     # The lower edge of what is possible, S = B, is on the grid: the colours end on it and not in stairs.

@@ -80,10 +80,7 @@ class TraceAxis:
         axes.set_xlabel(f"time (UTC), from {self.analysis.start[:10]} on")
 
     def stairs(self, names: list[str]) -> tuple[Floats, list[Floats]]:
-        """Return x and the values of some columns of the pieces as flat lines over each piece.
-
-        Where no batch was scheduled for a while, NaN interrupts the lines.
-        """
+        """Return x and some columns as flat lines over each piece, with NaN where no batch was scheduled."""
         pieces = self.analysis.over_time
         left, right = pieces["from"].to_numpy(float), pieces["to"].to_numpy(float)
         is_gap = np.append(left[1:] - right[:-1] > 1e-6 * max(self.reach, 1e-9), False)
@@ -107,11 +104,7 @@ def _s(num: int) -> str:
 
 @style.styled
 def times_over_time(analysis: TraceAnalysis) -> Figure:
-    """Draw schedule and model-run time over the time of the trace.
-
-    The lines are the medians of the batches that only decode and of those that prefill, the band holds 90% of
-    all batches of a piece of time, and the dots are its slowest batch. A vertical line marks a sudden rise.
-    """
+    """Draw schedule and model-run time over the time of the trace."""
     names = [name for name in TIME_LABELS if name in analysis.steps]
     title = "How long batches take, over time"
     figure, axes = style.new_panels(title, len(names), head_in=1.1, each_in=1.9, sharex=True)
@@ -192,11 +185,7 @@ def _without_gaps(pieces: pd.DataFrame) -> pd.DataFrame:
 
 @style.styled
 def queue_and_cache(analysis: TraceAnalysis) -> Figure:
-    """Draw waiting and running requests and the use of the KV cache over the time of the trace.
-
-    The lines are means, the top of the light band is the maximum. Shaded spans are findings: a queue that
-    built up, a KV cache near full. The trace holds at least one of `LEVELS`.
-    """
+    """Draw waiting and running requests and the use of the KV cache over the time of the trace."""
     has_requests = any(name in analysis.steps for name in LEVELS[:2])
     has_cache = LEVELS[2] in analysis.steps
     rows = has_requests + has_cache
@@ -274,11 +263,7 @@ def schedule_histogram(analysis: TraceAnalysis) -> Figure:
 
 
 def _histogram(analysis: TraceAnalysis, name: str) -> Figure:
-    """Draw the histogram of a time of the batches.
-
-    The bars of the kinds of batches stand on top of each other; the lines mark the time that half, 95% and
-    99% of all batches keep.
-    """
+    """Draw the histogram of a time of the batches."""
     figure, ax = style.new_axes(_TITLES[name], height_in=3.2)
     steps = analysis.steps[analysis.steps[name] > 0]
     values = steps[name].to_numpy(float)
@@ -320,11 +305,7 @@ def _log_edges(values: Floats) -> Floats:
 
 @style.styled
 def schedule_against_model_run(analysis: TraceAnalysis) -> Figure:
-    """Draw the schedule time of each batch against its model-run time, of a trace that holds both.
-
-    On the dashed lines scheduling takes 1%, 10% or 100% of the model run. Batches above the limit at the top
-    of the plot waited for the scheduler.
-    """
+    """Draw the schedule time of each batch against its model-run time, of a trace that holds both."""
     steps = analysis.steps
     steps = steps[(steps["schedule_ms"] > 0) & (steps["latency_ms"] > 0)]
     figure, ax = style.new_axes("Schedule time against model-run time", height_in=4.0)
