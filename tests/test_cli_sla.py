@@ -84,7 +84,7 @@ def test_a_fit_that_has_not_converged_is_refused_unless_accepted(capsys: pytest.
 
 
 def test_a_report_needs_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["results/good", "--slo-ms", "20", *REQUEST, "--ttft-ms", "500", "--report"]
+    asked = ["results/good", "--slo-ms", "20", *REQUEST, "--ttft-ms", "500", "--report", "--svg"]
     place = ["--results-dir", str(tmp_path)]
     assert main([*asked, *place]) == 0
     folder = tmp_path / "good-sla"
@@ -97,7 +97,7 @@ def test_a_report_needs_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {path.stem for path in (folder / "tables").iterdir()} == {
         *("frontier", "probability_map", "decode_only", "request_times", "request_steps")
     }
-    assert len(list((folder / "figures").iterdir())) == 3
+    assert len(list((folder / "figures").iterdir())) == 6
     capsys.readouterr()
     before = (folder / "report.html").read_bytes()
     assert main([*asked, *place]) == 2

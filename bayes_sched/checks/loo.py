@@ -56,23 +56,14 @@ _SIZES = ["batch_size", "total_tokens", "latency_ms"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LeaveOneOut:
-    """How well a fit predicts each of its steps from the others.
-
-    Attributes
-    ----------
-    table : DataFrame
-        One row a step, in the order of the steps: ``batch_size``, ``total_tokens``, ``latency_ms``, ``elpd``
-        (log density of the step given the others, latency in ms), ``p_loo`` (effective parameters it takes)
-        and ``pareto_k``.
-    num_draws : int
-        Posterior draws, all chains together.
-    converged : bool
-        Whether the fit passed its convergence gate.
-    """
+    """How well a fit predicts each of its steps from the others."""
 
     table: pd.DataFrame
-    num_draws: int
-    converged: bool
+    """One row a step, in the order of the steps: ``batch_size``, ``total_tokens``, ``latency_ms``, ``elpd``
+    (log density of the step given the others, latency in ms), ``p_loo`` (effective parameters it takes) and
+    ``pareto_k``."""
+    num_draws: int  # posterior draws, all chains together
+    converged: bool  # whether the fit passed its convergence gate
 
     @property
     def num_steps(self) -> int:
@@ -229,20 +220,14 @@ def _relative_efficiency(posterior: xr.Dataset) -> float:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ModelComparison:
-    """Models by how well they predict steps like those seen.
-
-    Attributes
-    ----------
-    table : DataFrame
-        One row a model, the best first, index ``model``: ``elpd`` and ``elpd_se``; ``difference`` of the elpd
-        from the best model's (0 or less), its standard errors ``difference_se`` (steps taken for independent)
-        and ``difference_se_stretches`` (from `NUM_STRETCHES` stretches of consecutive steps; NaN where there
-        are fewer than 100 steps); ``p_loo``; ``num_unreliable`` (steps whose Pareto k is too large);
-        ``weight`` in the mixture of the models that would predict best (stacking).
-    members : mapping of str to LeaveOneOut
-    """
+    """Models by how well they predict steps like those seen."""
 
     table: pd.DataFrame
+    """One row a model, the best first, index ``model``: ``elpd`` and ``elpd_se``; ``difference`` of the elpd
+    from the best model's (0 or less), its standard errors ``difference_se`` (steps taken for independent) and
+    ``difference_se_stretches`` (from `NUM_STRETCHES` stretches of consecutive steps; NaN where there are
+    fewer than 100 steps); ``p_loo``; ``num_unreliable`` (steps whose Pareto k is too large); ``weight`` in
+    the mixture of the models that would predict best (stacking)."""
     members: Mapping[str, LeaveOneOut]
 
     @property

@@ -254,13 +254,10 @@ def prior_table(fit: FittedModel) -> pd.DataFrame:
 def effect_table(fit: FittedModel, steps: pd.DataFrame, *, probability: float) -> pd.DataFrame:
     """Return the factors by which latencies depart from the equation; the steps say which levels have data.
 
-    Returns
-    -------
-    DataFrame
-        One row a level of an effect: ``effect``, ``meaning``, ``column`` (of the steps), ``level`` (the
-        values it holds, in words), ``first`` and ``last`` of them (the last level of an effect is open:
-        missing), ``num_steps``, and the factor: ``lower``, ``median``, ``upper`` (equal tails). Of a level
-        without steps the factor is the population's. No row where the model has no effects.
+    One row a level of an effect: ``effect``, ``meaning``, ``column`` (of the steps), ``level`` (the values it
+    holds, in words), ``first`` and ``last`` of them (the last level of an effect is open: missing),
+    ``num_steps``, and the factor: ``lower``, ``median``, ``upper`` (equal tails). Of a level without steps
+    the factor is the population's.
     """
     tail = 0.5 * (1.0 - probability)
     tables = []

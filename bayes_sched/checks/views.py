@@ -32,46 +32,25 @@ _RANK_BAND = 0.99
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class FitViews:
-    """What the figures of a fit show.
+    """What the figures of a fit show."""
 
-    Attributes
-    ----------
-    steps : DataFrame
-        The steps of the trace.
-    by_tokens : dict of int to DataFrame
-        For some numbers of requests, bands over the tokens: the columns of
-        :func:`~bayes_sched.posterior.typical_steps.band_table`.
-    by_batch : DataFrame
-        The same of decode-only steps.
-    surface : DataArray, dims (quantile, total_tokens, batch_size)
-        Latency quantiles, ms; NaN where no step is possible.
-    veil : Dataset, dims (batch_size, total_tokens)
-        A finer grid: ``extrapolation``, ``possible``.
-    residuals : DataFrame
-        :func:`residual_table`.
-    prior_latency : DataArray, dims (draw, total_tokens)
-        Latencies that the priors allow, ms, at the median number of requests (``attrs``: ``batch_size``).
-    prior_marginal : ndarray, dims (value,)
-        The same over some steps of the trace.
-    parameters : tuple of ParameterView
-    combinations : Dataset, dims (sample,)
-        Some draws of the identified combinations; ``unit`` in their attributes.
-    ranks : dict of str to RankView
-        By the title of each parameter and sampled coordinate.
-    effects : tuple of Effect
-    """
-
-    steps: pd.DataFrame
+    steps: pd.DataFrame  # the steps of the trace
     by_tokens: dict[int, pd.DataFrame]
-    by_batch: pd.DataFrame
+    """For some numbers of requests, bands over the tokens: the columns of
+    :func:`~bayes_sched.posterior.typical_steps.band_table`."""
+    by_batch: pd.DataFrame  # the same of decode-only steps
     surface: xr.DataArray
-    veil: xr.Dataset
-    residuals: pd.DataFrame
+    """dims (quantile, total_tokens, batch_size): latency quantiles, ms; NaN where no step is possible."""
+    veil: xr.Dataset  # dims (batch_size, total_tokens): a finer grid: ``extrapolation``, ``possible``
+    residuals: pd.DataFrame  # :func:`residual_table`
     prior_latency: xr.DataArray
-    prior_marginal: Floats
+    """dims (draw, total_tokens): latencies that the priors allow, ms, at the median number of requests
+    (``attrs``: ``batch_size``)."""
+    prior_marginal: Floats  # dims (value,): the same over some steps of the trace
     parameters: tuple[ParameterView, ...]
     combinations: xr.Dataset
-    ranks: dict[str, RankView]
+    """dims (sample,): some draws of the identified combinations; ``unit`` in their attributes."""
+    ranks: dict[str, RankView]  # by the title of each parameter and sampled coordinate
     effects: tuple[Effect, ...]
 
     @classmethod

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -72,6 +72,11 @@ class Call:
             text = re.sub(pattern, option, text)
         sys.stderr.write(f"{self.name}: {' '.join(text.split())}\n")
         sys.stderr.flush()
+
+    def warn(self, texts: Iterable[str], *, of: str = "warning") -> None:
+        """Write what is to be known, a line each."""
+        for text in texts:
+            self.say(f"{of}: {text}")
 
     def line(self, *, traces: Sequence[str] = (), without: Sequence[str] = ()) -> str:
         """Return the command as it was given, less some options and the folders of somebody's files."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 
-from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, print_json
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call
 from bayes_sched.cli.progress import shown_progress
+from bayes_sched.cli.results import print_result
 from bayes_sched.comparison.compare import compare
 from bayes_sched.files import COMPARISON, result_folder
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.reports import comparison as _  # noqa: F401, it registers the report
 from bayes_sched.reports.document import report
-from bayes_sched.reports.terminal import terminal
 from bayes_sched.reports.write import write_report
 
 
@@ -41,14 +41,9 @@ def run(options: argparse.Namespace, call: Call) -> int:
     paths = {"folder": str(options.folder), "summary": str(options.folder / "summary.json")}
     if not options.no_report:
         paths["report"] = str(options.folder / "report.html")
-    for warning in found.warnings:
-        call.say(f"warning: {warning}")
-    seconds = round(time.perf_counter() - start, 1)
-    if options.json:
-        print_json({**document.numbers, "paths": paths, "seconds": seconds})
-    else:
-        saved = f"Saved {paths.get('report', paths['folder'])}\nTook {seconds:.1f} s"
-        print(f"{terminal(document)}\n\n{saved}")
+    call.warn(found.warnings)
+    saved = "folder" if options.no_report else "report"
+    print_result(document, options, paths, saved=[saved], start=start)
     if found.converged:
         return DONE
     call.say("a fit has NOT CONVERGED: do not act on this comparison")

@@ -45,8 +45,7 @@ def run(options: argparse.Namespace, call: Call) -> int:
         for path in filter(None, (options.csv, options.figure)):
             print(f"Saved {path}")
     for name, account in fits.items():
-        for problem in account["problems"]:
-            call.say(f"not converged: {name}: {problem}")
+        call.warn(account["problems"], of=f"not converged: {name}")
     return DONE if all(account["gate_passed"] for account in fits.values()) else NOT_CONVERGED
 
 
@@ -111,8 +110,7 @@ def cleaned_steps(options: argparse.Namespace, call: Call, show: Show) -> pd.Dat
     cleaned = clean_steps(
         trace.steps, min_latency_ms=options.min_latency_ms, max_latency_ms=options.max_latency_ms
     )
-    for warning in (*trace.warnings, *cleaned.warnings):
-        call.say(f"warning: {warning}")
+    call.warn((*trace.warnings, *cleaned.warnings))
     return cleaned.steps
 
 

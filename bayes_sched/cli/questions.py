@@ -18,8 +18,7 @@ def load_fit(options: argparse.Namespace) -> FittedModel:
 def say_cautions(fit: FittedModel, call: Call) -> None:
     """Say what is to be known of a fit before its answers are acted on."""
     unconverged = () if fit.converged else ("the fit has not converged", *fit.metadata.problems)
-    for warning in dict.fromkeys((*fit.warnings, *unconverged)):
-        call.say(f"warning: {warning}")
+    call.warn(dict.fromkeys((*fit.warnings, *unconverged)))
 
 
 def trust(options: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import bayes_sched
 from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, print_json
 from bayes_sched.cli.progress import shown_progress
+from bayes_sched.cli.results import print_result
 from bayes_sched.cli.study_parsers import SCHEDULER
 from bayes_sched.errors import InputError
 from bayes_sched.files import POSTERIOR, SIMULATOR, VALIDATION, result_folder
@@ -102,16 +103,12 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
             (folder / VALIDATION).write_text(scores, encoding="utf-8")
     if not options.keep:
         shutil.rmtree(options.unfinished, ignore_errors=True)
-    seconds = time.perf_counter() - start
     paths = {"folder": str(options.folder), "scores": str(options.folder / VALIDATION)}
     if not options.no_report:
         paths["report"] = str(options.folder / "report.html")
-    if options.json:
-        numbers = {"command": options.command, "paths": paths, "seconds": round(seconds, 1)}
-        print_json({**found.to_dict(), **numbers})
-    else:
-        saved = f"Saved {paths.get('report', paths['folder'])}\nTook {seconds:.1f} s"
-        print(f"{terminal(document)}\n\n{saved}")
+    numbers = {**found.to_dict(), "command": options.command}
+    saved = "folder" if options.no_report else "report"
+    print_result(document, options, paths, saved=[saved], start=start, numbers=numbers)
     return DONE
 
 
@@ -235,8 +232,7 @@ def _check_simulator(options: argparse.Namespace, call: Call) -> int:
     requests, trace = read_measured_requests(options.requests), read_trace(options.trace)
     told = read_scheduler([source.path for source in trace.sources])
     record = ServerRecord.of(trace.steps, requests, told=told)
-    for warning in record.warnings:
-        call.say(f"warning: {warning}")
+    call.warn(record.warnings)
     path = None
     with shown_progress(call) as show:
         first_half = fit(
@@ -247,8 +243,7 @@ def _check_simulator(options: argparse.Namespace, call: Call) -> int:
             name="first-half",
             progress=show,
         ).fit
-        for warning in first_half.warnings:
-            call.say(f"warning: {warning}")
+        call.warn(first_half.warnings)
         found = check_simulator(
             first_half,
             record,
@@ -267,8 +262,7 @@ def _check_simulator(options: argparse.Namespace, call: Call) -> int:
         print_json({**found.numbers, "report": path})
     else:
         print("\n\n".join([terminal(report(found)), *([] if path is None else [f"Saved {path}"])]))
-    for problem in first_half.metadata.problems:
-        call.say(f"not converged: {problem}")
+    call.warn(first_half.metadata.problems, of="not converged")
     return DONE if first_half.converged else NOT_CONVERGED
 
 

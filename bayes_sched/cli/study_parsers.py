@@ -84,8 +84,7 @@ def _check_file(option: str, path: Path) -> None:
 
 def _expand(call: Call, traces: Sequence[str]) -> list[str]:
     files, warnings = expand_paths(traces)
-    for warning in warnings:
-        call.say(f"warning: {warning}")
+    call.warn(warnings)
     return files
 
 

@@ -25,49 +25,30 @@ _SEED = 20_261
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PoolSummary:
-    """What a pool says; intervals have the given probability and equal tails.
-
-    Attributes
-    ----------
-    population : Population
-    convergence : Convergence
-        The gate, applied to the population's own draws.
-    probability : float
-    spread : DataFrame
-        One row a coordinate: ``coordinate``, ``unit``; medians, ``_lower`` and ``_upper`` of ``mean`` (over
-        servers, in the unit), of ``between`` and ``within`` (standard deviations of the logarithm from
-        server to server, and from trace to trace of one), and of ``unseen`` (a trace of a server not yet
-        seen, in the unit); ``between_contraction`` and ``within_contraction``: 1 minus the ratio of
-        posterior to prior variance of their logarithms, near 0 where traces hardly tell.
-    changes : DataFrame
-        What pooling did to each trace: :meth:`bayes_sched.pooling.pool.Pool.table`.
-    members : DataFrame
-        One row a trace: ``trace``, ``server``, ``steps`` (used), ``draws``, ``effective_draws``,
-        ``converged`` (of the fit alone).
-    steps : DataFrame
-        What typical steps of all traces together take on each ``trace``'s server and on one not yet seen.
-    curves : DataFrame
-        Mean latency over tokens: ``requests``, ``trace``, ``total_tokens``, ``lower_ms``, ``median_ms``,
-        ``upper_ms``, ``extrapolation``.
-    typical_load : str
-        For what context bands over (B, S) alone are, a sentence; empty where B and S say it all.
-    seconds : float or None
-        Wall time of pooling, the fits of the traces apart.
-    warnings : tuple of str
-        What to beware of.
-    """
+    """What a pool says; intervals have the given probability and equal tails."""
 
     population: Population
-    convergence: Convergence
+    convergence: Convergence  # the gate, applied to the population's own draws
     probability: float
     spread: pd.DataFrame
-    changes: pd.DataFrame
+    """One row a coordinate: ``coordinate``, ``unit``; medians, ``_lower`` and ``_upper`` of ``mean`` (over
+    servers, in the unit), of ``between`` and ``within`` (standard deviations of the logarithm from server to
+    server, and from trace to trace of one), and of ``unseen`` (a trace of a server not yet seen, in the
+    unit); ``between_contraction`` and ``within_contraction``: 1 minus the ratio of posterior to prior
+    variance of their logarithms, near 0 where traces hardly tell."""
+    changes: pd.DataFrame  # what pooling did to each trace: :meth:`bayes_sched.pooling.pool.Pool.table`
     members: pd.DataFrame
+    """One row a trace: ``trace``, ``server``, ``steps`` (used), ``draws``, ``effective_draws``, ``converged``
+    (of the fit alone)."""
     steps: pd.DataFrame
+    """What typical steps of all traces together take on each ``trace``'s server and on one not yet seen."""
     curves: pd.DataFrame
+    """Mean latency over tokens: ``requests``, ``trace``, ``total_tokens``, ``lower_ms``, ``median_ms``,
+    ``upper_ms``, ``extrapolation``."""
     typical_load: str
-    seconds: float | None
-    warnings: tuple[str, ...]
+    """For what context bands over (B, S) alone are, a sentence; empty where B and S say it all."""
+    seconds: float | None  # wall time of pooling, the fits of the traces apart
+    warnings: tuple[str, ...]  # what to beware of
 
     @property
     def converged(self) -> bool:

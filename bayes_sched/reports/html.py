@@ -24,14 +24,7 @@ _INLINE = (
 
 
 def html(document: Document, figures: Mapping[str, tuple[Path, ...]]) -> str:
-    """Return the page.
-
-    Parameters
-    ----------
-    document : Document
-    figures : mapping of str to tuple of Path
-        The files of each figure, by name: the PNG, which the page holds, and others, which it links to.
-    """
+    """Return the page, which holds the first file of each figure, its PNG, and links to the others."""
     environment = Environment(
         loader=PackageLoader("bayes_sched", "reports"),
         autoescape=True,

@@ -15,24 +15,13 @@ from bayes_sched.reports.html import html
 
 @dataclass(frozen=True, slots=True)
 class ReportPaths:
-    """The files of a report.
+    """The files of a report."""
 
-    Attributes
-    ----------
-    page : Path
-        ``report.html``.
-    summary : Path
-        The same numbers as JSON.
-    tables : Mapping of str to Path
-        ``tables/NAME.csv`` by name.
-    figures : Mapping of str to tuple of Path
-        ``figures/NAME.png``, and ``figures/NAME.svg`` where that was wanted, by name.
-    """
-
-    page: Path
-    summary: Path
-    tables: Mapping[str, Path]
+    page: Path  # ``report.html``
+    summary: Path  # the same numbers as JSON
+    tables: Mapping[str, Path]  # ``tables/NAME.csv`` by name
     figures: Mapping[str, tuple[Path, ...]]
+    """``figures/NAME.png``, and ``figures/NAME.svg`` where that was wanted, by name."""
 
 
 def write_report(
