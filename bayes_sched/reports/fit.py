@@ -10,7 +10,7 @@ import pandas as pd
 
 from bayes_sched.checks.calibration import MAX_MISCOVERAGE
 from bayes_sched.checks.summary import FitSummary
-from bayes_sched.format import NONE, count, listed, number, percent, records, span
+from bayes_sched.format import NONE, count, cut, listed, number, percent, records, span
 from bayes_sched.posterior.diagnostics import PARTLY, WEAKLY
 from bayes_sched.posterior.typical_steps import (
     FULL_PREFILL,
@@ -36,7 +36,6 @@ from bayes_sched.reports.document import (
     report,
     unconverged,
 )
-from bayes_sched.reports.terminal import cut
 
 _COST = (
     "What one more adds to the mean latency; the data identify these even where single parameters stay open."

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.files import POPULATION, UNSEEN
-from bayes_sched.format import listed, number, percent, records, span
+from bayes_sched.format import cut, cut_start, listed, number, percent, records, span
 from bayes_sched.pooling.population import BETWEEN, WITHIN
 from bayes_sched.pooling.prior import SUMS
 from bayes_sched.pooling.summary import PoolSummary
@@ -29,7 +29,6 @@ from bayes_sched.reports.document import (
     report,
     unconverged,
 )
-from bayes_sched.reports.terminal import cut
 
 SUMMARY_VERSION = 1
 """Raised when a key of the JSON file changes its meaning or goes."""
@@ -177,7 +176,7 @@ def _alike(result: PoolSummary) -> Section:
 def _changes(result: PoolSummary) -> Section:
     share = percent(result.probability)
     members = (
-        *_both("trace", "trace", _end),
+        *_both("trace", "trace", partial(cut_start, width=_NAME_WIDTH)),
         *_both("server", "server", partial(cut, width=_NAME_WIDTH)),
         Column("steps", "steps"),
         Column("draws", "draws", short=""),
@@ -187,7 +186,7 @@ def _changes(result: PoolSummary) -> Section:
     changes = (
         Column("coordinate", "coordinate"),
         Column("unit", "unit", short=""),
-        *_both("trace", "trace", _end),
+        *_both("trace", "trace", partial(cut_start, width=_NAME_WIDTH)),
         Column(_ends("alone"), f"alone ({share} interval)", _value, short=""),
         Column(_ends("alone")[1:], "", partial(span, digits=4), short="alone"),
         Column(_ends("pooled"), f"pooled ({share} interval)", _value, short=""),
@@ -238,11 +237,6 @@ def _gate(result: PoolSummary) -> tuple[Text, ...]:
 def _both(source: str, title: str, short: Callable[..., str]) -> tuple[Column, Column]:
     """Return a column in full on a page, and shortened on a terminal."""
     return Column(source, title, short=""), Column(source, "", short, short=title)
-
-
-def _end(name: str) -> str:
-    """Shorten at the beginning: names of traces differ at their ends."""
-    return name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}"
 
 
 def _ends(key: str) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.files import ANALYSIS
-from bayes_sched.format import NONE, count, listed, number, percent, quantity, records, sentence
+from bayes_sched.format import NONE, count, cut_start, listed, number, percent, quantity, records, sentence
 from bayes_sched.reports.document import (
     Column,
     Document,
@@ -188,7 +188,7 @@ def _slowest(result: TraceAnalysis) -> tuple[Item, ...]:
         return ()
     columns = [
         Column(("source", "line"), "file and line", _place, short=""),
-        Column(("source", "line"), "", _end_of_place, short="slowest batches"),
+        Column(("source", "line"), "", lambda *at: cut_start(_place(*at), 30), short="slowest batches"),
         Column("moment", "moment"),
         Column("regime", "kind", short=""),
         Column("schedule_ms", "schedule (ms)", number, short="sched"),
@@ -204,12 +204,6 @@ def _slowest(result: TraceAnalysis) -> tuple[Item, ...]:
     legend = "x like: model run over the median of like batches; prefill, decode: requests"
     table = Table(result.slowest, tuple(columns))
     return (Section("Slowest batches", (Text(by, on="page"), table, Text(legend, on="terminal"))),)
-
-
-def _end_of_place(source: str, line: int, width: int = 30) -> str:
-    """Shorten at the beginning: of a path with a line number the end matters."""
-    text = _place(source, line)
-    return text if len(text) <= width else f"…{text[1 - width :]}"
 
 
 def _numbers(result: TraceAnalysis) -> Section:

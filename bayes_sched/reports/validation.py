@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bayes_sched.format import NONE, number, percent
+from bayes_sched.format import NONE, cut, number, percent
 from bayes_sched.reports.document import (
     Column,
     Details,
@@ -25,7 +25,6 @@ from bayes_sched.reports.document import (
     made,
     report,
 )
-from bayes_sched.reports.terminal import cut
 from bayes_sched.steps import REGIMES
 from bayes_sched.studies.forecasts import METRICS
 from bayes_sched.studies.names import SPLIT_TITLES

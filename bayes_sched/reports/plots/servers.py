@@ -22,9 +22,9 @@ from bayes_sched.arrays import Floats
 from bayes_sched.comparison.compare import MAX_PAIRS, Comparison
 from bayes_sched.comparison.verdicts import UNDECIDED, rope_bounds
 from bayes_sched.files import UNSEEN
+from bayes_sched.format import cut, cut_start
 from bayes_sched.pooling.summary import PoolSummary
 from bayes_sched.reports.plots import style
-from bayes_sched.reports.terminal import cut
 
 _MARKERS = ("o", "s", "D")
 _LINES = ("-", "--", "-.", ":")
@@ -253,7 +253,7 @@ def _short(names: Sequence[str]) -> list[str]:
     columns = zip(*names, strict=False) if len(names) > 1 else ()
     start = "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
     end = max(start.rfind(mark) for mark in "-_. ") + 1
-    return [name if len(name) <= 18 else f"…{name[-17:]}" for name in (one[end:] or one for one in names)]
+    return [cut_start(one[end:] or one, 18) for one in names]
 
 
 def _draw_intervals(ax: Axes, row: pd.Series, chosen: pd.DataFrame, at: dict[str, float], of: str) -> None:
