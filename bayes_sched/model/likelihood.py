@@ -34,14 +34,18 @@ PREFILL_COLUMN = "num_prefill_reqs"
 def student_t_model(model: LatencyModel, steps: pd.DataFrame, priors: Priors, *, noise: str) -> pm.Model:
     """Return the PyMC model whose mean and scale are the model's own ``latency`` and ``scale``.
 
-    Both must serve PyTensor variables as they serve xarray objects. Traces repeat themselves, so the mean is
+    Both must serve PyTensor variables as they serve xarray objects. Where a trace repeats itself the mean is
     evaluated once for each distinct combination of the model's columns, a *cell*, and the steps (the columns
-    and ``latency_ms``) refer to their cells.
+    and ``latency_ms``) refer to their cells; otherwise each step is a cell of its own.
     """
     values, coords = step_data(model, steps)
     with pm.Model(coords=coords) as built:
         table: dict[str, Any] = {name: pm.Data(name, values[name], dims="cell") for name in model.columns}
-        cell = pm.Data("cell_of_step", values["cell_of_step"], dims="step")
+        cell = (
+            pm.Data("cell_of_step", values["cell_of_step"], dims="step")
+            if "cell_of_step" in values
+            else slice(None)
+        )
         observed = pm.Data("observed_ms", values["observed_ms"], dims="step")
 
         theta: dict[str, Any] = {
@@ -61,14 +65,21 @@ def student_t_model(model: LatencyModel, steps: pd.DataFrame, priors: Priors, *,
     return built
 
 
-def step_data(model: LatencyModel, steps: pd.DataFrame) -> tuple[dict[str, NDArray[Any]], dict[str, Ints]]:
-    """Return the values of the model's data, and the coordinates of its dims cell and step."""
+def step_data(
+    model: LatencyModel, steps: pd.DataFrame, *, by_cell: bool | None = None
+) -> tuple[dict[str, NDArray[Any]], dict[str, Ints]]:
+    """Return the values of the model's data, and the coordinates of its dims cell and step.
+
+    By default equal steps share a cell if there are at most half as many cells as steps: less pays not.
+    """
     columns = list(model.columns)
-    cells, cell_of_step = np.unique(steps[columns].to_numpy(float), axis=0, return_inverse=True)
-    values: dict[str, NDArray[Any]] = {name: cells[:, i] for i, name in enumerate(columns)}
-    values["cell_of_step"] = cell_of_step.astype(np.int64)
-    values["observed_ms"] = steps["latency_ms"].to_numpy(float)
-    return values, {"step": np.arange(len(steps)), "cell": np.arange(len(cells))}
+    table = steps[columns].to_numpy(float)
+    values: dict[str, NDArray[Any]] = {"observed_ms": steps["latency_ms"].to_numpy(float)}
+    cells, cell_of_step = np.unique(table, axis=0, return_inverse=True)
+    if 2 * len(cells) <= len(steps) if by_cell is None else by_cell:
+        table, values["cell_of_step"] = cells, cell_of_step.astype(np.int64)
+    values |= {name: table[:, i] for i, name in enumerate(columns)}
+    return values, {"step": np.arange(len(steps)), "cell": np.arange(len(table))}
 
 
 def _log_factors(effect: Effect, theta: dict[str, Any], steps: pd.DataFrame, column: Any) -> tuple[Any, Any]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import nutpie
+import pandas as pd
 import pymc as pm
 import xarray as xr
+from nutpie.compile_pymc import CompiledPyMCModel
 
 from bayes_sched.arrays import Floats
+from bayes_sched.compiler.function import BoundFunction
 from bayes_sched.errors import InputError
 from bayes_sched.sampling.components import Components, Density, component_model
 
@@ -79,8 +84,8 @@ class ComponentSampler:
         self._compiled: Any = None
 
     def compile(self, components: Components) -> None:
-        """Compile for nutpie; does nothing the second time."""
-        if self._compiled is None:
+        """Compile for nutpie what the density could not; does nothing the second time."""
+        if self.density.unsupported and self._compiled is None:
             model = component_model(self.density, components)
             self._compiled = nutpie.compile_pymc_model(
                 model, default_initialization_strategy="prior", var_names=[]
@@ -134,8 +139,12 @@ class ComponentSampler:
             if progress is not None:
                 progress("sampling", min(1.0, sum(chain.finished_draws for chain in chains) / total))
 
+        if self.density.unsupported:
+            model = self._compiled.with_data(**self._data(), **data)
+        else:
+            model = _nutpie_model(self.density.component(data), self.density.names)
         tree = nutpie.sample(
-            self._compiled.with_data(**self._data(), **data),
+            model,
             draws=draws,
             tune=settings.tune,
             chains=settings.chains,
@@ -148,6 +157,28 @@ class ComponentSampler:
         )
         self.num_tuning_gradients += int(tree["warmup_sample_stats"]["n_steps"].sum())
         return tree
+
+
+def _nutpie_model(function: BoundFunction, names: Sequence[str]) -> CompiledPyMCModel:
+    """Return what nutpie samples: z, from starts that are normal."""
+    dim = len(names)
+    return CompiledPyMCModel(
+        _n_dim=dim,
+        dims={"z": ("coordinate",)},
+        _coords={"coordinate": pd.Index(names), "unconstrained_parameter": pd.Index(names)},
+        _shapes={"z": (dim,)},
+        compiled_logp_func=SimpleNamespace(address=function.address),
+        compiled_expand_func=SimpleNamespace(address=function.copy_address),
+        initial_point_func=lambda seed: np.random.default_rng(seed).standard_normal(dim),
+        shared_data={},
+        shared_var_keys={},
+        user_data=function.user_data,
+        n_expanded=dim,
+        shape_info=(["z"], [slice(0, dim)], [(dim,)]),
+        logp_func=function,
+        expand_func=None,
+        reparameterized_names=[],
+    )
 
 
 def _pymc(draws: int, settings: SamplerSettings, progress: Progress | None) -> Any:

@@ -64,9 +64,8 @@ def sample(
     progress: Progress | None = None,
 ) -> Samples:
     """Sample the posterior of a model, with one of its noise options, given cleaned steps."""
-    if progress is not None:
-        progress("compiling the model", None)
-    return Sampler(model, steps, priors, noise=noise).run(settings, progress)
+    sampler = Sampler(model, steps, priors, noise=noise, progress=progress)
+    return sampler.run(settings, progress)
 
 
 @dataclass
@@ -103,7 +102,20 @@ class _Sampled:
 class Sampler:
     """A model compiled for one trace, or for many of the same model and noise one after the other."""
 
-    def __init__(self, model: LatencyModel, steps: pd.DataFrame, priors: Priors, *, noise: str) -> None:
+    def __init__(
+        self,
+        model: LatencyModel,
+        steps: pd.DataFrame,
+        priors: Priors,
+        *,
+        noise: str,
+        progress: Progress | None = None,
+    ) -> None:
+        def tell(text: str) -> None:
+            if progress is not None:
+                progress(text, None)
+
+        tell("compiling the model")
         self.clock = _Clock()
         self.model, self.steps, self.priors, self.effects = model, steps, priors, effects_of(model)
         self.parameters = [p.name for p in all_parameters(model, noise)]
@@ -111,7 +123,7 @@ class Sampler:
             self.pymc_model = model.build(steps, priors, noise=noise)
             own = model.coordinates(steps, priors, noise=noise)
             self.coordinates = LogCoordinates(priors) if own is None else own
-            self.density = Density(self.pymc_model, self.coordinates)
+            self.density = Density(self.pymc_model, self.coordinates, tell)
         self.nuts = ComponentSampler(self.density, self._data)
 
     @property
@@ -124,10 +136,12 @@ class Sampler:
 
         For models made by :func:`~bayes_sched.model.likelihood.student_t_model` that have no effects.
         """
-        values, coords = step_data(self.model, steps)
+        by_cell = "cell_of_step" in self.pymc_model.named_vars
+        values, coords = step_data(self.model, steps, by_cell=by_cell)
         with self.pymc_model:
             pm.set_data(values, coords=coords)
         self.coordinates.adapt(with_positive_latencies(steps))
+        self.density.rebind()
         self.steps = steps
 
     def _data(self) -> dict[str, Any]:
