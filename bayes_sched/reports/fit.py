@@ -19,23 +19,7 @@ from bayes_sched.posterior.typical_steps import (
     PER_REQUEST,
     PER_TOKEN,
 )
-from bayes_sched.reports.document import (
-    Column,
-    Details,
-    Document,
-    Figure,
-    Item,
-    Section,
-    Table,
-    Text,
-    beware,
-    figure,
-    how_made,
-    labelled,
-    made,
-    report,
-    unconverged,
-)
+from bayes_sched.reports import document as doc
 
 _COST = (
     "What one more adds to the mean latency; the data identify these even where single parameters stay open."
@@ -54,8 +38,8 @@ _PRIORS = (
 )
 
 
-@report.register
-def _(result: FitSummary, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: FitSummary, *, command: str = "") -> doc.Document:
     metadata = result.fit.metadata
     notes, sentences = notes_of(result), sentences_of(result)
     frames = {
@@ -67,21 +51,24 @@ def _(result: FitSummary, *, command: str = "") -> Document:
         "latency_grid": result.grid,
         **({} if result.effects.empty else {"effects": result.effects}),
     }
-    good = (Text("converged", "good", on="page"),)
+    good = (doc.Text("converged", "good", on="page"),)
     model = f"model {metadata.model.name}, {metadata.noise} noise"
-    return Document(
+    return doc.Document(
         title=f"Latency of scheduler steps: {metadata.name}",
         name=f"Latency report: {metadata.name}",
-        subtitle=made(
-            *labelled(metadata.labels), model, at=metadata.created_at, version=metadata.bayes_sched_version
+        subtitle=doc.made(
+            *doc.labelled(metadata.labels),
+            model,
+            at=metadata.created_at,
+            version=metadata.bayes_sched_version,
         ),
-        head=good if result.converged else unconverged(result.problems),
+        head=good if result.converged else doc.unconverged(result.problems),
         sections=(
-            Text(" ".join(sentences), "lead"),
-            *beware(notes),
+            doc.Text(" ".join(sentences), "lead"),
+            *doc.beware(notes),
             _costs(result),
             *_figures(result),
-            how_made(
+            doc.how_made(
                 metadata.command or command, *_origin(result), files=["summary.json"], frames=list(frames)
             ),
         ),
@@ -223,86 +210,87 @@ def _open(parameters: pd.DataFrame) -> str:
     )
 
 
-def _costs(result: FitSummary) -> Section:
+def _costs(result: FitSummary) -> doc.Section:
     share = percent(result.probability)
-    steps = Table(
+    steps = doc.Table(
         result.table,
         (
-            Column("step", "step"),
-            Column("batch_size", "B"),
-            Column("total_tokens", "S"),
-            Column("median_ms", "median (ms)"),
-            Column(("lower_ms", "upper_ms"), f"{share} of steps (ms)", span),
-            Column("q99_ms", "99th percentile (ms)"),
-            Column(("mean_lower_ms", "mean_upper_ms"), f"mean, {share} credible (ms)", span),
-            Column("extrapolation", "extrapolation"),
+            doc.Column("step", "step"),
+            doc.Column("batch_size", "B"),
+            doc.Column("total_tokens", "S"),
+            doc.Column("median_ms", "median (ms)"),
+            doc.Column(("lower_ms", "upper_ms"), f"{share} of steps (ms)", span),
+            doc.Column("q99_ms", "99th percentile (ms)"),
+            doc.Column(("mean_lower_ms", "mean_upper_ms"), f"mean, {share} credible (ms)", span),
+            doc.Column("extrapolation", "extrapolation"),
         ),
         on="page",
     )
-    costs = Table(
+    costs = doc.Table(
         result.costs,
         (
-            Column("cost", "cost"),
-            Column("at", "at"),
-            Column("median", "median"),
-            Column(("lower", "upper"), f"{share} interval", span),
-            Column("unit", "unit"),
+            doc.Column("cost", "cost"),
+            doc.Column("at", "at"),
+            doc.Column("median", "median"),
+            doc.Column(("lower", "upper"), f"{share} interval", span),
+            doc.Column("unit", "unit"),
         ),
         on="page",
     )
-    return Section(
-        "What steps take and cost", (steps, *((Text(_COST, on="page"), costs) if len(result.costs) else ()))
+    return doc.Section(
+        "What steps take and cost",
+        (steps, *((doc.Text(_COST, on="page"), costs) if len(result.costs) else ())),
     )
 
 
-def _figures(result: FitSummary) -> tuple[Item, ...]:
+def _figures(result: FitSummary) -> tuple[doc.Item, ...]:
     """Return the sections with figures, and the tables that belong to them."""
     share, figures = percent(result.probability), _captioned(result)
 
-    def drawn(*names: str) -> list[Item]:
+    def drawn(*names: str) -> list[doc.Item]:
         return [figures[name] for name in names] if result.views else []
 
-    effects: list[Item] = []
+    effects: list[doc.Item] = []
     if not result.effects.empty:
         effects = [
             *drawn("effect_factors"),
-            Details("Factors of the levels that have steps", (_effects(result),)),
+            doc.Details("Factors of the levels that have steps", (_effects(result),)),
         ]
-    richer: list[Item] = []
+    richer: list[doc.Item] = []
     if result.discrepancy:
-        text = Text(result.discrepancy.text, on="page")
-        richer.append(Section("Would a richer model predict better?", (text,)))
+        text = doc.Text(result.discrepancy.text, on="page")
+        richer.append(doc.Section("Would a richer model predict better?", (text,)))
     reading = (
         f"Interval: {share} credible, equal tails. Contraction compares posterior with prior: 1 means that "
         "all was learnt from the data, 0 nothing."
     )
     return (
-        Section("Latency bands", (*drawn("latency_by_tokens", "latency_by_batch", "latency_contours"),)),
-        Section("Does the model fit?", (*drawn("posterior_predictive_check", "residuals"), *effects)),
+        doc.Section("Latency bands", (*drawn("latency_by_tokens", "latency_by_batch", "latency_contours"),)),
+        doc.Section("Does the model fit?", (*drawn("posterior_predictive_check", "residuals"), *effects)),
         *richer,
-        Section(
+        doc.Section(
             "Parameters",
             (
-                Text(reading, on="page"),
+                doc.Text(reading, on="page"),
                 _parameters(result, combinations=False),
-                Section(
+                doc.Section(
                     "Identified combinations",
-                    (Text(_COMBINATIONS, on="page"), _parameters(result, combinations=True)),
+                    (doc.Text(_COMBINATIONS, on="page"), _parameters(result, combinations=True)),
                 ),
                 _short_parameters(result),
                 *drawn("prior_posterior", "combination_pairs"),
             ),
         ),
-        Section("Convergence", (*_gate(result), *drawn("ranks", "prior_predictive"))),
+        doc.Section("Convergence", (*_gate(result), *drawn("ranks", "prior_predictive"))),
     )
 
 
-def _captioned(result: FitSummary) -> dict[str, Figure]:
+def _captioned(result: FitSummary) -> dict[str, doc.Figure]:
     share = percent(result.probability)
     load = f" {result.typical_load}" if result.typical_load else ""
     prior = result.fit.metadata.prior_from
     figures = (
-        figure(
+        doc.figure(
             "fit.latency_by_tokens",
             "Latency against tokens",
             f"The light band is where {share} of the steps fall; the dark one is where the mean latency "
@@ -310,14 +298,14 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
             f"parts are extrapolation.{load}",
             result,
         ),
-        figure(
+        doc.figure(
             "fit.latency_by_batch",
             "Latency of decode-only steps",
             "Every request of these steps decodes one token, so B = S. The slope is what one more "
             f"decoding request costs all of them. Bands and dots as above.{load}",
             result,
         ),
-        figure(
+        doc.figure(
             "fit.latency_contours",
             "Latency over requests and tokens",
             "Steps along a line take equally long. To keep a promise, stay on the near side of its line "
@@ -325,7 +313,7 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
             f"cannot hold fewer tokens than requests.{load}",
             result,
         ),
-        figure(
+        doc.figure(
             "checks.posterior_predictive_check",
             "Do the bands hold?",
             f"{result.calibration.text} Above, a line inside the grey band means that the predicted "
@@ -333,7 +321,7 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
             "each dot should lie on the dashed line of its colour. These are the steps of the fit itself.",
             result,
         ),
-        figure(
+        doc.figure(
             "checks.residuals",
             "What the equation does not explain",
             "The blue line is the running median of observed minus mean latency and should stay near "
@@ -341,7 +329,7 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
             "predicted noise, where the band should be equally wide everywhere.",
             result,
         ),
-        figure(
+        doc.figure(
             "checks.effect_factors",
             "How far latencies depart from the equation",
             "A factor of 1.1 makes the part of the latency that it multiplies 10% longer than the equation "
@@ -350,7 +338,7 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
             "is what other levels were seen to do. Mind that each panel has its own scale.",
             result,
         ),
-        figure(
+        doc.figure(
             "checks.prior_posterior",
             "What the data taught about each parameter",
             "Where the blue posterior looks like the grey prior, the data say nothing about that "
@@ -358,21 +346,21 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
             "Logarithmic axes; each shape is scaled to its own peak.",
             result,
         ),
-        figure(
+        doc.figure(
             "checks.combination_pairs",
             "Combinations that the data identify",
             "Posterior draws, pair by pair. A narrow diagonal: the two trade off against each other. Two "
             "clouds: two explanations of the same trace.",
             result,
         ),
-        figure(
+        doc.figure(
             "checks.ranks",
             "Do the chains agree?",
             "For each parameter and sampled coordinate, how the ranks of each chain's draws among all "
             "draws deviate from even. Lines inside the grey band: the chains explored the same distribution.",
             result,
         ),
-        figure(
+        doc.figure(
             "fit.prior_predictive",
             "What the priors allowed",
             f"Latencies by the prior alone, which is from {prior}. Observed ones should lie inside; where "
@@ -386,67 +374,67 @@ def _captioned(result: FitSummary) -> dict[str, Figure]:
     return {one.name: one for one in figures}
 
 
-def _parameters(result: FitSummary, *, combinations: bool) -> Table:
+def _parameters(result: FitSummary, *, combinations: bool) -> doc.Table:
     table = result.parameters
-    return Table(
+    return doc.Table(
         table[(table["kind"] == "combination") == combinations],
         (
-            Column("name", "name"),
-            Column("meaning", "meaning"),
-            Column("unit", "unit"),
-            Column("mean", "mean"),
-            Column("median", "median"),
-            Column(("lower", "upper"), f"{percent(result.probability)} interval", span),
-            Column("ess_bulk", "ESS bulk", count),
-            Column("ess_tail", "ESS tail", count),
-            Column("r_hat", "R-hat", partial(_fixed, digits=4)),
-            Column("contraction", "contraction", partial(_fixed, digits=2)),
-            Column("verdict", "verdict"),
+            doc.Column("name", "name"),
+            doc.Column("meaning", "meaning"),
+            doc.Column("unit", "unit"),
+            doc.Column("mean", "mean"),
+            doc.Column("median", "median"),
+            doc.Column(("lower", "upper"), f"{percent(result.probability)} interval", span),
+            doc.Column("ess_bulk", "ESS bulk", count),
+            doc.Column("ess_tail", "ESS tail", count),
+            doc.Column("r_hat", "R-hat", partial(_fixed, digits=4)),
+            doc.Column("contraction", "contraction", partial(_fixed, digits=2)),
+            doc.Column("verdict", "verdict"),
         ),
         on="page",
     )
 
 
-def _short_parameters(result: FitSummary) -> Table:
+def _short_parameters(result: FitSummary) -> doc.Table:
     """Return parameters, noise parameters and combinations for a terminal, an empty line between them."""
     kinds = [rows for _, rows in result.parameters.groupby("kind", sort=False)]
-    return Table(
+    return doc.Table(
         result.parameters,
         (
-            Column("name", "name"),
-            Column("median", "median", _lined_up),
-            Column(
+            doc.Column("name", "name"),
+            doc.Column("median", "median", _lined_up),
+            doc.Column(
                 ("lower", "upper"),
                 f"{100 * result.probability:g}% interval",
                 lambda low, high: f"{_lined_up(low)} to {_lined_up(high)}",
             ),
-            Column("unit", "unit", lambda unit: cut("" if unit == "1" else str(unit), 22)),
-            Column("contraction", "contraction", partial(_fixed, digits=2)),
-            Column(
+            doc.Column("unit", "unit", lambda unit: cut("" if unit == "1" else str(unit), 22)),
+            doc.Column("contraction", "contraction", partial(_fixed, digits=2)),
+            doc.Column(
                 ("ess_bulk", "ess_tail"), "ESS", lambda *sizes: NONE if None in sizes else count(min(sizes))
             ),
-            Column("r_hat", "R-hat", partial(_fixed, digits=3)),
+            doc.Column("r_hat", "R-hat", partial(_fixed, digits=3)),
         ),
         on="terminal",
         blocks=tuple(len(rows) for rows in kinds),
     )
 
 
-def _effects(result: FitSummary) -> Table:
+def _effects(result: FitSummary) -> doc.Table:
     effects = result.effects
-    return Table(
+    return doc.Table(
         effects[effects["num_steps"] > 0],
         (
-            Column("meaning", "steps", lambda text: str(text).removeprefix("log factors ")),
-            Column("level", "level"),
-            Column("num_steps", "number of steps"),
-            Column("median", "factor"),
-            Column(("lower", "upper"), f"{percent(result.probability)} interval", span),
+            doc.Column("meaning", "steps", lambda text: str(text).removeprefix("log factors ")),
+            doc.Column("level", "level"),
+            doc.Column("num_steps", "number of steps"),
+            doc.Column("median", "factor"),
+            doc.Column(("lower", "upper"), f"{percent(result.probability)} interval", span),
         ),
     )
 
 
-def _gate(result: FitSummary) -> tuple[Item, ...]:
+def _gate(result: FitSummary) -> tuple[doc.Item, ...]:
     """Return the gate's numbers; of the levels of effects, which are many, only those that fail."""
     gate, table = result.gate, result.convergence
     names = set() if result.effects.empty else set(result.effects["effect"])
@@ -459,21 +447,21 @@ def _gate(result: FitSummary) -> tuple[Item, ...]:
         f"gradients, E-BFMI {', '.join(f'{value:.2f}' for value in gate['e_bfmi'])}."
     )
     columns = (
-        Column("variable", "variable"),
-        Column("kind", "kind"),
-        Column("r_hat", "R-hat", partial(_fixed, digits=4)),
-        Column("ess_bulk", "ESS bulk", count),
-        Column("ess_tail", "ESS tail", count),
-        Column("passed", "passed", lambda passed: "yes" if passed else "NO"),
+        doc.Column("variable", "variable"),
+        doc.Column("kind", "kind"),
+        doc.Column("r_hat", "R-hat", partial(_fixed, digits=4)),
+        doc.Column("ess_bulk", "ESS bulk", count),
+        doc.Column("ess_tail", "ESS tail", count),
+        doc.Column("passed", "passed", lambda passed: "yes" if passed else "NO"),
     )
     return (
-        Text(asked, on="page"),
-        Table(shown, columns, failed=(~shown["passed"].astype(bool)).tolist(), on="page"),
-        *(() if result.effects.empty else (Text(_LEVELS, "soft", on="page"),)),
+        doc.Text(asked, on="page"),
+        doc.Table(shown, columns, failed=(~shown["passed"].astype(bool)).tolist(), on="page"),
+        *(() if result.effects.empty else (doc.Text(_LEVELS, "soft", on="page"),)),
     )
 
 
-def _origin(result: FitSummary) -> tuple[Item, ...]:
+def _origin(result: FitSummary) -> tuple[doc.Item, ...]:
     """Return where the numbers come from: traces, cleaning, priors, sampler, versions."""
     metadata = result.fit.metadata
     rows, cleaning = metadata.rows, metadata.cleaning
@@ -482,75 +470,78 @@ def _origin(result: FitSummary) -> tuple[Item, ...]:
         f"{cleaning.max_latency_ms:g} ms), {rows.used:,} used for the fit."
     )
     rules = pd.DataFrame(list(cleaning.table), columns=["rule", "removed", "share"]).fillna(0)
-    removed = Table(
+    removed = doc.Table(
         rules,
         (
-            Column("rule", "rule"),
-            Column("removed", "steps removed", lambda value: f"{int(value):,}"),
-            Column("share", "share", lambda value: percent(value, 2)),
+            doc.Column("rule", "rule"),
+            doc.Column("removed", "steps removed", lambda value: f"{int(value):,}"),
+            doc.Column("share", "share", lambda value: percent(value, 2)),
         ),
     )
     left = f"{rows.cleaned:,} of {rows.read:,} steps are left after cleaning:"
     prior = metadata.prior_from
     bounds = "95% in" if prior else "95% of a log-normal in"
-    priors = Table(
+    priors = doc.Table(
         result.priors,
         (
-            Column("parameter", "parameter"),
-            Column(("low", "high"), bounds, span),
-            Column("median", "median"),
-            Column("unit", "unit"),
+            doc.Column("parameter", "parameter"),
+            doc.Column(("low", "high"), bounds, span),
+            doc.Column("median", "median"),
+            doc.Column("unit", "unit"),
         ),
         on="page",
     )
-    versions: tuple[Item, ...] = (
-        Text(f"Model file SHA-256: `{metadata.model.sha256}`"),
+    versions: tuple[doc.Item, ...] = (
+        doc.Text(f"Model file SHA-256: `{metadata.model.sha256}`"),
         *_mapping(metadata.package_versions, ("package", "version")),
     )
     return (
-        Section(
+        doc.Section(
             "Traces",
-            (_traces_table(metadata.traces), Text(f"SHA-256 of all: `{metadata.trace_sha256}`", on="page")),
+            (
+                _traces_table(metadata.traces),
+                doc.Text(f"SHA-256 of all: `{metadata.trace_sha256}`", on="page"),
+            ),
         ),
-        Section(
+        doc.Section(
             "Steps",
             (
-                Text(counted, on="page"),
-                *((Text(left, on="terminal"),) if rows.cleaned < rows.read else ()),
+                doc.Text(counted, on="page"),
+                *((doc.Text(left, on="terminal"),) if rows.cleaned < rows.read else ()),
                 *((removed,) if len(rules) else ()),
                 *_bad_lines(metadata.bad_lines),
             ),
         ),
-        Section("Priors", (*((Text(_PRIORS.format(prior), on="page"),) if prior else ()), priors)),
-        Section(
+        doc.Section("Priors", (*((doc.Text(_PRIORS.format(prior), on="page"),) if prior else ()), priors)),
+        doc.Section(
             "Sampler and time",
             (
                 *_mapping(metadata.sampler, ("setting", "value")),
                 *_mapping(metadata.timings_s, ("stage", "seconds")),
-                Details("Versions", versions),
+                doc.Details("Versions", versions),
             ),
         ),
     )
 
 
-def _traces_table(traces: Any) -> Table:
+def _traces_table(traces: Any) -> doc.Table:
     """Return the traces: ``path``, ``format``, ``num_lines``, ``num_steps`` and ``sha256`` of each."""
     rows = [(t.path.rpartition("/")[2], t.format, t.num_lines, t.num_steps, t.sha256) for t in traces]
     titles = ["file", "format", "lines", "steps", "SHA-256"]
-    return Table(pd.DataFrame(rows, columns=titles).astype(object), on="page")
+    return doc.Table(pd.DataFrame(rows, columns=titles).astype(object), on="page")
 
 
-def _bad_lines(counts: Mapping[str, int]) -> tuple[Item, ...]:
+def _bad_lines(counts: Mapping[str, int]) -> tuple[doc.Item, ...]:
     """Return on a page how many lines could not be used, by reason."""
     if not counts:
-        return (Text("Every line of the traces could be used.", on="page"),)
-    return Text("Lines that could not be used:", on="page"), *_mapping(counts, ("reason", "lines"))
+        return (doc.Text("Every line of the traces could be used.", on="page"),)
+    return doc.Text("Lines that could not be used:", on="page"), *_mapping(counts, ("reason", "lines"))
 
 
-def _mapping(mapping: Mapping[str, Any], titles: tuple[str, str]) -> tuple[Table, ...]:
+def _mapping(mapping: Mapping[str, Any], titles: tuple[str, str]) -> tuple[doc.Table, ...]:
     """Return a table of names and values, none where there are none."""
     frame = pd.DataFrame(list(mapping.items()), columns=list(titles), dtype=object)
-    return (Table(frame, on="page"),) if len(frame) else ()
+    return (doc.Table(frame, on="page"),) if len(frame) else ()
 
 
 def _fixed(value: float | None, digits: int) -> str:
