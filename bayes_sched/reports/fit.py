@@ -215,10 +215,7 @@ def _costs(result: FitSummary) -> doc.Section:
     steps = doc.Table(
         result.table,
         (
-            doc.Column("step", "step"),
-            doc.Column("batch_size", "B"),
-            doc.Column("total_tokens", "S"),
-            doc.Column("median_ms", "median (ms)"),
+            *doc.titled(step="step", batch_size="B", total_tokens="S", median_ms="median (ms)"),
             doc.Column(("lower_ms", "upper_ms"), f"{share} of steps (ms)", span),
             doc.Column("q99_ms", "99th percentile (ms)"),
             doc.Column(("mean_lower_ms", "mean_upper_ms"), f"mean, {share} credible (ms)", span),
@@ -229,9 +226,7 @@ def _costs(result: FitSummary) -> doc.Section:
     costs = doc.Table(
         result.costs,
         (
-            doc.Column("cost", "cost"),
-            doc.Column("at", "at"),
-            doc.Column("median", "median"),
+            *doc.titled(cost="cost", at="at", median="median"),
             doc.Column(("lower", "upper"), f"{share} interval", span),
             doc.Column("unit", "unit"),
         ),
@@ -379,11 +374,7 @@ def _parameters(result: FitSummary, *, combinations: bool) -> doc.Table:
     return doc.Table(
         table[(table["kind"] == "combination") == combinations],
         (
-            doc.Column("name", "name"),
-            doc.Column("meaning", "meaning"),
-            doc.Column("unit", "unit"),
-            doc.Column("mean", "mean"),
-            doc.Column("median", "median"),
+            *doc.titled(name="name", meaning="meaning", unit="unit", mean="mean", median="median"),
             doc.Column(("lower", "upper"), f"{percent(result.probability)} interval", span),
             doc.Column("ess_bulk", "ESS bulk", count),
             doc.Column("ess_tail", "ESS tail", count),
@@ -426,9 +417,7 @@ def _effects(result: FitSummary) -> doc.Table:
         effects[effects["num_steps"] > 0],
         (
             doc.Column("meaning", "steps", lambda text: str(text).removeprefix("log factors ")),
-            doc.Column("level", "level"),
-            doc.Column("num_steps", "number of steps"),
-            doc.Column("median", "factor"),
+            *doc.titled(level="level", num_steps="number of steps", median="factor"),
             doc.Column(("lower", "upper"), f"{percent(result.probability)} interval", span),
         ),
     )
@@ -447,8 +436,7 @@ def _gate(result: FitSummary) -> tuple[doc.Item, ...]:
         f"gradients, E-BFMI {', '.join(f'{value:.2f}' for value in gate['e_bfmi'])}."
     )
     columns = (
-        doc.Column("variable", "variable"),
-        doc.Column("kind", "kind"),
+        *doc.titled(variable="variable", kind="kind"),
         doc.Column("r_hat", "R-hat", partial(_fixed, digits=4)),
         doc.Column("ess_bulk", "ESS bulk", count),
         doc.Column("ess_tail", "ESS tail", count),
@@ -486,8 +474,7 @@ def _origin(result: FitSummary) -> tuple[doc.Item, ...]:
         (
             doc.Column("parameter", "parameter"),
             doc.Column(("low", "high"), bounds, span),
-            doc.Column("median", "median"),
-            doc.Column("unit", "unit"),
+            *doc.titled(median="median", unit="unit"),
         ),
         on="page",
     )

@@ -89,9 +89,8 @@ def _costs(costs: pd.DataFrame) -> doc.Table:
     columns = (
         doc.Column("model", "model"),
         doc.Column("gate_passed", "gate", lambda passed: "passed" if passed else "failed"),
-        doc.Column("divergences", "divergent"),
-        doc.Column("effective_per_1000_gradients", "ESS/1,000 gradients"),
-        doc.Column("gradients", "gradients"),
+        *doc.titled(divergences="divergent", effective_per_1000_gradients="ESS/1,000 gradients"),
+        *doc.titled(gradients="gradients"),
         doc.Column("seconds", "seconds", _tenths),
         doc.Column("cpu_seconds", "CPU s", _tenths),
     )

@@ -116,9 +116,7 @@ def _numbers(result: PoolSummary, sentences: list[str]) -> dict[str, Any]:
 def _steps(result: PoolSummary) -> doc.Section:
     share = percent(result.probability)
     columns = (
-        doc.Column("step", "step"),
-        doc.Column("batch_size", "B"),
-        doc.Column("total_tokens", "S"),
+        *doc.titled(step="step", batch_size="B", total_tokens="S"),
         doc.Column("trace", "server of", lambda name: _NOT_SEEN if name == UNSEEN else name),
         doc.Column("mean_median_ms", "mean (ms)"),
         doc.Column(("mean_lower_ms", "mean_upper_ms"), f"mean, {share} credible (ms)", span),

@@ -149,9 +149,7 @@ def _limits(steps: StepSLA) -> doc.Table:
     return doc.Table(
         pd.DataFrame(rows).astype(object),
         (
-            doc.Column("what", "what"),
-            doc.Column("limit", "limit"),
-            doc.Column("number", "number"),
+            *doc.titled(what="what", limit="limit", number="number"),
             doc.Column("late", "late there", chance),
             doc.Column(("lower", "upper"), "credible", _known(chances)),
             doc.Column("confidence", "confidence", sureness),
@@ -233,11 +231,8 @@ def _request(request: RequestSLA, survival: dict[str, pd.DataFrame]) -> doc.Sect
     steps = doc.Table(
         request.step_table,
         (
-            doc.Column("phase", "phase"),
-            doc.Column("batch_size", "requests, B"),
-            doc.Column("total_tokens", "tokens, S"),
-            doc.Column("count", "steps"),
-            doc.Column("extrapolation", "extrapolation"),
+            *doc.titled(phase="phase", batch_size="requests, B", total_tokens="tokens, S", count="steps"),
+            *doc.titled(extrapolation="extrapolation"),
         ),
         on="page",
     )

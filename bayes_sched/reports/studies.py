@@ -430,8 +430,7 @@ def _(result: FitSpeed, *, command: str = "") -> doc.Document:
     one = "{:.1f}".format
     columns = (
         doc.Column("trace", "trace", lambda name: name.removesuffix(".gz").removesuffix(".jsonl")),
-        doc.Column("seed", "seed"),
-        doc.Column("rows", "rows"),
+        *doc.titled(seed="seed", rows="rows"),
         *(doc.Column(f"{name}_s", f"{name} s", one) for name in ("compile", "pilot")),
         *(
             doc.Column(f"{name}_s", f"{short} s", one)
@@ -444,8 +443,7 @@ def _(result: FitSpeed, *, command: str = "") -> doc.Document:
         doc.Column("min_ess_tail", "tail ESS", "{:,.0f}".format),
         doc.Column("leapfrogs_per_draw", "leapfrogs/draw", one),
         doc.Column("effective_per_1000_gradients", "ESS/1,000 gradients", one),
-        doc.Column("modes", "modes"),
-        doc.Column("parts", "parts"),
+        *doc.titled(modes="modes", parts="parts"),
         doc.Column("probability_a_1_above_tau_S", "P(a_1 > tau_S)", "{:.3f}".format),
         doc.Column("gate_passed", "gate", _gate),
     )
@@ -470,8 +468,7 @@ def _(result: PredictorTrial, *, command: str = "") -> doc.Document:
     against = f"largest errors against every draw of the fit, inside the region: {errors}"
     replays = (
         doc.Column("factor", "second half", "x {:g}".format),
-        doc.Column("alarms_before", "alarms before"),
-        doc.Column("alarms_after", "after"),
+        *doc.titled(alarms_before="alarms before", alarms_after="after"),
         doc.Column("delay", "noticed after", lambda delay: "-" if delay is None else f"{delay:,.0f} steps"),
         doc.Column("level", "level", "{:.3f}".format),
         doc.Column("coverage", "90 % band", "{:.1%}".format),

@@ -246,10 +246,7 @@ def _read(result: TraceAnalysis) -> tuple[doc.Item, ...]:
     limits = result.limits
     sources = (
         doc.Column("path", "file", lambda path: path.rpartition("/")[2]),
-        doc.Column("format", "format"),
-        doc.Column("num_lines", "lines"),
-        doc.Column("num_steps", "steps"),
-        doc.Column("sha256", "SHA-256"),
+        *doc.titled(format="format", num_lines="lines", num_steps="steps", sha256="SHA-256"),
     )
     told = _LIMITS.format(
         limits.slow_schedule_ms, limits.schedule_rise, limits.long_queue, 100 * limits.full_kv_cache
