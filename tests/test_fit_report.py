@@ -33,8 +33,13 @@ from bayes_sched.predictor.compile import compile_predictor
 from bayes_sched.reports.document import Document, report
 from bayes_sched.reports.fit import notes_of, sentences_of
 from bayes_sched.reports.html import html as html_of
-from bayes_sched.reports.plots.checks import ranks, running_quantiles
-from bayes_sched.reports.plots.fit import latency_by_batch, latency_by_tokens, latency_contours
+from bayes_sched.reports.plots.fit import (
+    latency_by_batch,
+    latency_by_tokens,
+    latency_contours,
+    ranks,
+    running_quantiles,
+)
 from bayes_sched.reports.plots.style import new_figure, save_figure
 from bayes_sched.reports.terminal import WIDTH, terminal
 from bayes_sched.reports.write import ReportPaths, write_report

@@ -309,7 +309,7 @@ def _captioned(result: FitSummary) -> dict[str, doc.Figure]:
             result,
         ),
         doc.figure(
-            "checks.posterior_predictive_check",
+            "fit.posterior_predictive_check",
             "Do the bands hold?",
             f"{result.calibration.text} Above, a line inside the grey band means that the predicted "
             "probabilities are right; in long traces look at its size more than at the grey band. Below, "
@@ -317,7 +317,7 @@ def _captioned(result: FitSummary) -> dict[str, doc.Figure]:
             result,
         ),
         doc.figure(
-            "checks.residuals",
+            "fit.residuals",
             "What the equation does not explain",
             "The blue line is the running median of observed minus mean latency and should stay near "
             "zero; the band holds the middle 90% of the steps. Left in ms, right in units of the "
@@ -325,7 +325,7 @@ def _captioned(result: FitSummary) -> dict[str, doc.Figure]:
             result,
         ),
         doc.figure(
-            "checks.effect_factors",
+            "fit.effect_factors",
             "How far latencies depart from the equation",
             "A factor of 1.1 makes the part of the latency that it multiplies 10% longer than the equation "
             "says; the model's documentation names that part. A level is as wide as the values it holds. "
@@ -334,7 +334,7 @@ def _captioned(result: FitSummary) -> dict[str, doc.Figure]:
             result,
         ),
         doc.figure(
-            "checks.prior_posterior",
+            "fit.prior_posterior",
             "What the data taught about each parameter",
             "Where the blue posterior looks like the grey prior, the data say nothing about that "
             "parameter. A contraction of 1 means that all was learnt from the data, 0 nothing. "
@@ -342,14 +342,14 @@ def _captioned(result: FitSummary) -> dict[str, doc.Figure]:
             result,
         ),
         doc.figure(
-            "checks.combination_pairs",
+            "fit.combination_pairs",
             "Combinations that the data identify",
             "Posterior draws, pair by pair. A narrow diagonal: the two trade off against each other. Two "
             "clouds: two explanations of the same trace.",
             result,
         ),
         doc.figure(
-            "checks.ranks",
+            "fit.ranks",
             "Do the chains agree?",
             "For each parameter and sampled coordinate, how the ranks of each chain's draws among all "
             "draws deviate from even. Lines inside the grey band: the chains explored the same distribution.",

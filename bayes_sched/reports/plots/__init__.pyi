@@ -1,6 +1,5 @@
 """The modules of this room, each loaded when it is first used."""
 
-from . import checks as checks
 from . import fit as fit
 from . import limits as limits
 from . import servers as servers
