@@ -84,6 +84,26 @@ def short_trace(write_lines: Callable[..., Path]) -> str:
 
 
 @pytest.fixture(scope="session")
+def kept_fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of results: ``good``, which converged, ``bad``, which did not, and a file that is no fit."""
+    from tests.synthetic_fit import server, synthetic_fit
+
+    folder = tmp_path_factory.mktemp("work")
+    for name, fit in {"good": server(), "bad": synthetic_fit(converged=False)}.items():
+        place = folder / "results" / name
+        place.mkdir(parents=True)
+        fit.save(place / "posterior.nc")
+    (folder / "results" / "posterior.nc").write_text("no fit")
+    return folder
+
+
+@pytest.fixture
+def among_kept_fits(kept_fits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run commands where they are."""
+    monkeypatch.chdir(kept_fits)
+
+
+@pytest.fixture(scope="session")
 def compared_fits() -> list[FittedModel]:
     """Fits of two servers: the first takes `comparison_fits.RATIO` of the time of the second."""
     from tests.comparison_fits import RATIO, server
