@@ -98,23 +98,24 @@ def cost_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
     ``upper``.
     """
     by_name = {step.name: step for step in typical}
-    rows, ends = [], []
+    rows = []
     if decode := by_name.get(MEDIAN_DECODE):
         few, many = _requests_between(fit, decode.batch_size)
+        draws = _difference(fit, (few, few), (many, many)) / (many - few)
         at = f"decode-only steps, from {few} to {many} requests"
-        rows.append((PER_REQUEST, at, "ms/request"))
-        ends.append(((few, few), (many, many), many - few))
+        rows.append((PER_REQUEST, at, "ms/request", draws))
     if full := by_name.get(FULL_PREFILL):
         b, high = full.batch_size, full.total_tokens
         low = max(b, high // 2)
         if low < high:
+            draws = _difference(fit, (b, low), (b, high)) / (high - low)
             at = f"steps of {b} requests, from {low:,} to {high:,} tokens"
-            rows.append((PER_TOKEN, at, "ms/token"))
-            ends.append(((b, low), (b, high), high - low))
-    table = pd.DataFrame(rows, columns=["cost", "at", "unit"])
-    levels = np.array([0.5 - probability / 2, 0.5, 0.5 + probability / 2])
-    quantiles = np.quantile(_slopes(fit, ends), levels, axis=1) if ends else np.empty((3, 0))
-    return table.assign(**dict(zip(("lower", "median", "upper"), quantiles, strict=True)))
+            rows.append((PER_TOKEN, at, "ms/token", draws))
+    levels = [0.5 - probability / 2, 0.5, 0.5 + probability / 2]
+    return pd.DataFrame(
+        [(cost, at, unit, *np.quantile(draws, levels)) for cost, at, unit, draws in rows],
+        columns=["cost", "at", "unit", "lower", "median", "upper"],
+    )
 
 
 def _requests_between(fit: FittedModel, median: int) -> tuple[int, int]:
@@ -127,10 +128,8 @@ def _requests_between(fit: FittedModel, median: int) -> tuple[int, int]:
     return few, max(min(2 * median, int(seen.max(initial=median))), few + 1)
 
 
-def _slopes(fit: FittedModel, ends: list[tuple[tuple[int, int], tuple[int, int], int]]) -> Floats:
-    """Return draws of the mean latency's rise between two (B, S), over a distance: dims (pair, draw)."""
-    starts, stops, distances = zip(*ends, strict=True)
-    points = fit.completed(steps_arrays(*np.transpose([*starts, *stops])))
-    start, stop = np.split(fit.mean_latency(points).transpose("step", ...).to_numpy(), 2)
-    slopes: Floats = (stop - start).reshape(len(ends), -1) / np.array(distances)[:, None]
-    return slopes
+def _difference(fit: FittedModel, start: tuple[int, int], end: tuple[int, int]) -> Floats:
+    """Return draws of the mean latency at `end` minus that at `start` (B, S), ms."""
+    mean = fit.mean_latency(fit.completed(steps_arrays([start[0], end[0]], [start[1], end[1]])))
+    draws: Floats = np.ravel((mean.isel(step=1) - mean.isel(step=0)).to_numpy())
+    return draws
