@@ -104,6 +104,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def cut(text: str, width: int) -> str:
     """Shorten a text at its end."""
     return text if len(text) <= width else f"{text[: width - 1]}…"

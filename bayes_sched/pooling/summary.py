@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from bayes_sched.arrays import Floats
-from bayes_sched.format import listed
+from bayes_sched.format import counted, listed
 from bayes_sched.pooling.pool import Pool
 from bayes_sched.pooling.population import BETWEEN, WITHIN, Population
 from bayes_sched.posterior.diagnostics import PARTLY, Convergence
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY
 from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.posterior.typical_steps import band_table, size_table, typical_steps
-from bayes_sched.steps import steps_arrays
+from bayes_sched.steps import log_grid, steps_arrays
 
 CURVES = (1, 8, 32)
 """Requests of the steps whose latency is followed over their tokens."""
@@ -131,7 +131,7 @@ def _curves(pool: Pool, probability: float) -> pd.DataFrame:
     most = float(pool.unseen.cells["total_tokens"].max())
     tables = []
     for requests in CURVES:
-        tokens = np.unique(np.rint(np.geomspace(requests, max(most, 2.0 * requests), _NUM_POINTS)))
+        tokens = log_grid(requests, max(most, 2.0 * requests), _NUM_POINTS)
         steps = first.completed(steps_arrays(float(requests), tokens))
         for name, fit in pool.members.items():
             band = fit.mean_band(steps, probability=probability)
@@ -145,7 +145,7 @@ def warnings_of(pool: Pool, spread: pd.DataFrame) -> tuple[str, ...]:
     """Return what to beware of, each a sentence."""
     found = [f"{name} has NOT CONVERGED by itself" for name, fit in pool.alone.items() if not fit.converged]
     num_servers, num_traces = len(pool.population.servers), len(pool.alone)
-    count = f"{num_servers:,} server{'' if num_servers == 1 else 's'} and {num_traces:,} traces"
+    count = f"{counted(num_servers, 'server')} and {num_traces:,} traces"
     for key, of in (("between", "servers"), ("within", "traces of one server")):
         open_names = spread.loc[spread[f"{key}_contraction"] < PARTLY, "coordinate"].tolist()
         if open_names:

@@ -12,7 +12,7 @@ from bayes_sched.comparison.compare import MAX_PAIRS, Comparison
 from bayes_sched.comparison.throughput import COST
 from bayes_sched.comparison.verdicts import EQUIVALENT, IN_TRACES, ON_GRID, UNDECIDED
 from bayes_sched.files import COMPARISON
-from bayes_sched.format import NONE, count, listed, number, percent, records, span
+from bayes_sched.format import NONE, count, counted, listed, number, percent, records, span
 from bayes_sched.reports import document as doc
 from bayes_sched.steps import POSSIBLE
 
@@ -451,7 +451,7 @@ def _ratio_of(row: Mapping[str, Any]) -> str:
 def _step_sentences(result: Comparison) -> list[str]:
     """Return for each pair what the typical steps take."""
     return [
-        f"The {row['step']} ({row['batch_size']:,} request{'' if row['batch_size'] == 1 else 's'}, "
+        f"The {row['step']} ({counted(row['batch_size'], 'request')}, "
         f"{row['total_tokens']:,} tokens) takes {number(row['gpu_ms'])} ms on {row['gpu']} and "
         f"{number(row['other_ms'])} ms on {row['other']} on average, ratio {_ratio_of(row)}: "
         f"{row['gpu']} is faster on average with probability {certainty(row['p_faster'])}, in a single step "

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.files import PLAN as JSON_NAME
-from bayes_sched.format import NONE, chance, count, number, percent, span, sureness
+from bayes_sched.format import NONE, chance, count, counted, number, percent, span, sureness
 from bayes_sched.planning.capacity import CapacityPlan
 from bayes_sched.planning.next_step import NextStep
 from bayes_sched.planning.settings import Optimum
@@ -214,7 +214,7 @@ def _times(plan: CapacityPlan) -> doc.Section:
         doc.Column(tuple(f"within_{end}" for end in _ENDS), "", _shares, short="kept by"),
         doc.Column("confidence", "confidence", sureness),
     )
-    head = f"Requests with {shown.replicas:,} server{'' if shown.replicas == 1 else 's'}:"
+    head = f"Requests with {counted(shown.replicas, 'server')}:"
     table = doc.Table(pd.DataFrame(rows).astype(object), columns)
     return doc.Section("Times of requests", (doc.Text(head, on="terminal"), table))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.files import POPULATION, UNSEEN
-from bayes_sched.format import cut, cut_start, listed, number, percent, records, span
+from bayes_sched.format import counted, cut, cut_start, listed, number, percent, records, span
 from bayes_sched.pooling.population import BETWEEN, WITHIN
 from bayes_sched.pooling.prior import SUMS
 from bayes_sched.pooling.summary import PoolSummary
@@ -257,9 +257,9 @@ def paragraph(result: PoolSummary) -> list[str]:
 def _pooled(result: PoolSummary) -> list[str]:
     population = result.population
     servers = list(population.server_of_trace.values())
-    each = [f"{server} ({_count(servers.count(server), 'trace')})" for server in population.servers]
+    each = [f"{server} ({counted(servers.count(server), 'trace')})" for server in population.servers]
     pooled = (
-        f"Pooled: {_count(len(servers), 'trace')} of {_count(len(each), 'server')}, {listed(each)}; model "
+        f"Pooled: {counted(len(servers), 'trace')} of {counted(len(each), 'server')}, {listed(each)}; model "
         f"{population.model}, {population.noise} noise (result {population.name})."
     )
     if not result.converged:
@@ -320,11 +320,7 @@ def _expected(steps: pd.DataFrame, probability: float) -> list[str]:
 
 
 def _step(row: Mapping[str, Any]) -> str:
-    requests = _count(row["batch_size"], "request")
+    requests = counted(row["batch_size"], "request")
     if row["batch_size"] == row["total_tokens"]:
         return requests
     return f"{row['total_tokens']:,} tokens ({requests})"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

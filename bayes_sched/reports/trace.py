@@ -11,7 +11,18 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.files import ANALYSIS
-from bayes_sched.format import NONE, count, cut_start, listed, number, percent, quantity, records, sentence
+from bayes_sched.format import (
+    NONE,
+    count,
+    counted,
+    cut_start,
+    listed,
+    number,
+    percent,
+    quantity,
+    records,
+    sentence,
+)
 from bayes_sched.reports import document as doc
 from bayes_sched.trace.analysis import DECODE_ONLY, LEVELS, MIXED, PREFILL_ONLY, TraceAnalysis
 from bayes_sched.trace.findings import (
@@ -102,7 +113,7 @@ _FIGURES = {
 def _(result: TraceAnalysis, *, command: str = "") -> doc.Document:
     lead = " ".join(sentences(result))
     num = len(result.findings)
-    found = doc.Text(f"{num:,} finding{_s(num)}", "bad", on="page")
+    found = doc.Text(counted(num, "finding"), "bad", on="page")
     findings = pd.DataFrame(
         [asdict(finding) for finding in result.findings], columns=list(Finding.__dataclass_fields__)
     )
@@ -301,7 +312,7 @@ def _measured(result: TraceAnalysis) -> str:
             what += f" ({number(totals['decode_tokens_per_s'])} of them decoded)"
     elif totals["tokens_per_model_run_s"] is not None:
         what += f": {number(totals['tokens_per_model_run_s'])} tokens for each second of model run"
-    idle = f"; {result.num_idle:,} idle step{_s(result.num_idle)} left out" if result.num_idle else ""
+    idle = f"; {counted(result.num_idle, 'idle step')} left out" if result.num_idle else ""
     return f"Measured: {what}{idle}."
 
 
@@ -349,7 +360,7 @@ def _found(result: TraceAnalysis, rows: Mapping[str, Any]) -> list[str]:
     if found := of_kind[SLOW_SCHEDULING]:
         num = sum(f.num_steps for f in found)
         said.append(
-            f"{num:,} step{_s(num)} ({percent(num / rows['schedule_ms']['steps'], 2)}) scheduled for more "
+            f"{counted(num, 'step')} ({percent(num / rows['schedule_ms']['steps'], 2)}) scheduled for more "
             f"than {limits.slow_schedule_ms:g} ms, {_worst(found)}: such a pause is seldom the scheduler's "
             "own; look for garbage collection and for other load on its CPU at these moments."
         )
@@ -417,7 +428,3 @@ def _missing(missing: tuple[str, ...]) -> str:
     unseen = _unseen(missing)
     consequence = f", so it cannot show {listed(unseen)}" if unseen else ""
     return f"The trace does not hold {listed([_MISSING[name] for name in missing])}{consequence}."
-
-
-def _s(num: int) -> str:
-    return "" if num == 1 else "s"

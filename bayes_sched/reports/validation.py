@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bayes_sched.format import NONE, cut, number, percent
+from bayes_sched.format import NONE, counted, cut, number, percent
 from bayes_sched.reports import document as doc
 from bayes_sched.steps import REGIMES
 from bayes_sched.studies.forecasts import METRICS
@@ -217,7 +217,7 @@ def _regimes(found: Validation, server: str, split: str) -> doc.Table:
 
 def _how_made(found: Validation, command: str) -> doc.Section:
     settings = found.settings
-    repeats = f"{settings['repeats']} time{'' if settings['repeats'] == 1 else 's'}"
+    repeats = counted(settings["repeats"], "time")
     traces = " ".join(f"{server}: {', '.join(names)}." for server, names in settings["traces"].items())
     links = "[every score](validation.csv), [fits](tables/fits.csv) (CSV), [summary.json](summary.json)"
     return doc.Section(

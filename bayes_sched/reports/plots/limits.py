@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bayes_sched.arrays import Floats
+from bayes_sched.format import counted
 from bayes_sched.planning.capacity import CapacityPlan
 from bayes_sched.planning.settings import ANY_STEP, CASES, DECODES, Optimum
 from bayes_sched.planning.simulator import KEYS
@@ -182,7 +183,7 @@ def _best_text(best: Any, case: str) -> str:
     if best is None:
         return f"{case.capitalize()}: none keeps the limit"
     tokens = "" if case == DECODES else f" and {best['total_tokens']:,} tokens"
-    requests = f"{best['batch_size']:,} request{'' if best['batch_size'] == 1 else 's'}"
+    requests = counted(best["batch_size"], "request")
     return f"{case.capitalize()}: best are up to {requests}{tokens}"
 
 
@@ -250,8 +251,7 @@ def request_times(plan: CapacityPlan) -> Figure:
     """Draw the share of the requests that take longer than a time: to first token, per token, end to end."""
     known = plan.request_times.dropna()
     keys = [key for key in KEYS if (known["time"] == key).any()]
-    servers = f"{plan.shown.replicas:,} server{'' if plan.shown.replicas == 1 else 's'}"
-    title = f"How long requests take with {servers}"
+    title = f"How long requests take with {counted(plan.shown.replicas, 'server')}"
     figure, axes = style.new_panels(title, len(keys), head_in=1.0, each_in=1.9)
     for ax, key in zip(axes[:, 0], keys, strict=True):
         times, objective = known[known["time"] == key], plan.objectives[key]

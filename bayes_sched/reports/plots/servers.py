@@ -22,7 +22,7 @@ from bayes_sched.arrays import Floats
 from bayes_sched.comparison.compare import MAX_PAIRS, Comparison
 from bayes_sched.comparison.verdicts import UNDECIDED, rope_bounds
 from bayes_sched.files import UNSEEN
-from bayes_sched.format import cut, cut_start
+from bayes_sched.format import counted, cut, cut_start
 from bayes_sched.pooling.summary import PoolSummary
 from bayes_sched.reports.plots import style
 
@@ -144,7 +144,7 @@ def comparison_bands(comparison: Comparison) -> Figure:
     b = int(comparison.bands["mixed"]["batch_size"].max())
     decode.set_title("Decode-only steps (S = B)")
     decode.set(xlabel="decoding requests in the step, B = S", ylabel="latency (ms)", ylim=(0.0, None))
-    mixed.set_title(f"Steps of {b:,} request{'' if b == 1 else 's'}, prefill included")
+    mixed.set_title(f"Steps of {counted(b, 'request')}, prefill included")
     mixed.set(xlabel="tokens in the step, S", ylabel="latency (ms)", ylim=(0.0, None))
     style.log_axis(mixed.xaxis)
     share = f"{100 * comparison.probability:g}%"
@@ -283,7 +283,7 @@ def pool_latency(found: PoolSummary) -> Figure:
     figure, axes = style.new_figure(title, height_in=7.6, rows=len(panels), sharex=True)
     for ax, (requests, curves) in zip(axes[:, 0], panels, strict=True):
         _draw_curves(ax, found, curves)
-        ax.set_title(f"{requests} request{'' if requests == 1 else 's'}")
+        ax.set_title(counted(int(curves["requests"].iloc[0]), "request"))
         ax.set_ylabel("mean latency (ms)")
         style.log_axis(ax.yaxis)
     style.log_axis(axes[-1, 0].xaxis)

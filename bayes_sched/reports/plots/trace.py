@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from bayes_sched.arrays import Floats
-from bayes_sched.format import number
+from bayes_sched.format import counted, number
 from bayes_sched.reports.plots import style
 from bayes_sched.steps import MAX_POINTS
 from bayes_sched.trace.analysis import LEVELS, QUANTILES, REGIMES, TraceAnalysis, axis_of
@@ -95,11 +95,7 @@ class TraceAxis:
         """Say how much each piece of the lines stands for."""
         num = len(self.analysis.over_time)
         batches = round(float(self.analysis.over_time["steps"].sum()) / num)
-        return f"each line is made of {num:,} piece{_s(num)} of about {batches:,} batches"
-
-
-def _s(num: int) -> str:
-    return "s" * (num > 1)
+        return f"each line is made of {counted(num, 'piece')} of about {batches:,} batches"
 
 
 @style.styled
@@ -163,7 +159,7 @@ def tokens_over_time(analysis: TraceAnalysis) -> Figure:
         ax.stairs(total, edges, baseline=decoded, fill=True, color=style.ORANGE, label="prefilled")
     else:
         ax.stairs(total, edges, fill=True, color=style.BLUE, label="prefilled and decoded")
-    ax.set_title(f"mean of each of {len(pieces):,} equal piece{_s(len(pieces))}", fontsize=8.0)
+    ax.set_title(f"mean of each of {counted(len(pieces), 'equal piece')}", fontsize=8.0)
     ax.set(ylabel=unit, ylim=(0.0, None))
     style.count_axis(ax.yaxis)
     place.label(ax)
