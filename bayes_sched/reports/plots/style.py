@@ -193,7 +193,7 @@ def save_figure(figure: Figure, folder: Path, name: str, *, with_svg: bool = Fal
     """
     paths = tuple(folder / f"{name}.{kind}" for kind in ("png", "svg")[: 1 + with_svg])
     with mpl.rc_context(STYLE):
-        figure.savefig(paths[0], dpi=DPI)
+        figure.savefig(paths[0], dpi=DPI, pil_kwargs={"compress_level": 3})  # of 9: half the time, 2 % more
         figure.set_layout_engine("none")  # keeps the layout that was just found instead of finding it again
         for svg in paths[1:]:
             figure.savefig(svg, metadata={"Date": None})
