@@ -281,7 +281,7 @@ def pool_latency(found: PoolSummary) -> Figure:
     panels = list(found.curves.groupby("requests"))
     title = "Mean latency expected of a server not yet seen, beside the pooled servers"
     figure, axes = style.new_figure(title, height_in=7.6, rows=len(panels), sharex=True)
-    for ax, (requests, curves) in zip(axes[:, 0], panels, strict=True):
+    for ax, (_, curves) in zip(axes[:, 0], panels, strict=True):
         _draw_curves(ax, found, curves)
         ax.set_title(counted(int(curves["requests"].iloc[0]), "request"))
         ax.set_ylabel("mean latency (ms)")
