@@ -31,7 +31,7 @@ def _add_study(parser: Parser, *, folder: str) -> None:
     add("--overwrite", action="store_true", help="replace the study in the folder")
 
 
-def _add_sampling(add: Any, *, draws: int, chains: int, least: int = 50, tune: int | None = 200) -> None:
+def _add_sampling(add: Any, *, draws: int, chains: int, least: int = 50, tune: int | None = 50) -> None:
     add("--draws", type=at_least(least), default=draws, metavar="N", help="kept of each chain")
     if tune is not None:
         words = "tuning draws of each chain, for each part"
@@ -332,7 +332,7 @@ def _add_benchmark_sampling(parser: Parser) -> None:
     add, one = parser.add_argument, at_least(1)
     add("--rows", type=at_least(20), default=1000, metavar="N", help="steps, chosen at random")
     _add_sampling(add, draws=1000, chains=4, least=1, tune=None)
-    tune = "tuning draws of each chain (default: ours 200 for each part, direct 1000)"
+    tune = "tuning draws of each chain (default: ours 50 for each part, direct 1000)"
     add("--tune", type=one, metavar="N", help=tune)
     _add_seed(add, default=0, of="of the rows and of the samplers")
     depth = "greatest tree depth of the direct formulation, 2**N leapfrog steps a draw"

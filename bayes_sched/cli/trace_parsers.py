@@ -46,7 +46,7 @@ def add_sampling(parser: Parser, *, least_draws: int = 1) -> Any:
     """Add how long is sampled, as a group of options that may grow."""
     add, one = parser.add_argument_group("sampling").add_argument, at_least(1)
     add("--draws", type=at_least(least_draws), default=1000, metavar="N", help="draws kept of each chain")
-    add("--tune", type=one, default=200, metavar="N", help="tuning draws of each chain, for each part")
+    add("--tune", type=one, default=50, metavar="N", help="tuning draws of each chain, for each part")
     add("--chains", type=one, default=4, metavar="N", help="number of chains")
     add("--seed", type=at_least(0), default=0, metavar="N", help="the same seed gives the same numbers")
     return add

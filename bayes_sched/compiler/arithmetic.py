@@ -74,6 +74,8 @@ class Arithmetic:
         own = value.type.element if lanes_of(value) else value.type
         if own == kind:
             return value
+        if isinstance(value, ir.Constant) and not lanes_of(value) and kind != I1:
+            return ir.Constant(kind, value.constant)
         target = ir.VectorType(kind, lanes_of(value)) if lanes_of(value) else kind
         if kind == I1:
             return self.compare("!=", value, self.number(0, value, own))
@@ -230,19 +232,10 @@ class Arithmetic:
         return self.select(self.compare(">", x, self.number(-math.log(2.0), x)), near, far)
 
     def power(self, a: Any, b: Any) -> Any:
-        """Return a to the power b; only by constants is it written out, and the rest is LLVM's."""
-        shortcuts: dict[float, Callable[[], Any]] = {
-            2.0: lambda: self.mul(a, a),
-            3.0: lambda: self.mul(a, self.mul(a, a)),
-            1.0: lambda: a,
-            0.5: lambda: self.intrinsic("sqrt", a),
-            -1.0: lambda: self.div(self.number(1.0, a), a),
-            -0.5: lambda: self.div(self.number(1.0, a), self.intrinsic("sqrt", a)),
-            -2.0: lambda: self.div(self.number(1.0, a), self.mul(a, a)),
-        }
-        constant = b.constant if isinstance(b, ir.Constant) else None
-        constant = constant[0].constant if isinstance(constant, list) else constant
-        return shortcuts[constant]() if constant in shortcuts else self.intrinsic("pow", a, b)
+        """Return a to the power b."""
+        if isinstance(b, ir.Constant) and b.constant == 0.5:
+            return self.intrinsic("sqrt", a)
+        return self.intrinsic("pow", a, b)
 
     def sign(self, x: Any) -> Any:
         """Return -1, 0 or 1."""

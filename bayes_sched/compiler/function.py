@@ -223,10 +223,10 @@ class _Emitter:
         op = node.op
         if isinstance(op, PASSED):
             return self.value(node.inputs[0], index)
-        if isinstance(op, Elemwise) and isinstance(op.scalar_op, ps.TrueDiv) and kind == F64:
-            above, below = node.inputs
-            found = self.math.to(self.value(above, self._own(above, index)), F64)
-            return reduce(self.math.mul, self._reciprocals(below, self._own(below, index)), found)
+        if kind == F64 and isinstance(op, Elemwise) and isinstance(op.scalar_op, ps.TrueDiv | ps.Reciprocal | ps.Pow):
+            factors = _factors(variable)
+            if factors:
+                return reduce(self.math.mul, [x for v, power in factors for x in self._power(v, self._own(v, index), power)])
         if isinstance(op, Elemwise):
             values = [self.value(v, self._own(v, index)) for v in node.inputs]
             return self.math.apply(op.scalar_op, kind, values)
@@ -248,25 +248,23 @@ class _Emitter:
         raise UnsupportedError(f"the operation {op}")
 
     def _reciprocals(self, variable: Any, index: Sequence[_Index | None]) -> list[Any]:
-        """Return the reciprocals of the factors of a variable, each divided once."""
-        op = (
-            variable.owner.op.scalar_op
-            if variable.owner and isinstance(variable.owner.op, Elemwise)
-            else None
-        )
+        """Return numbers whose product is the reciprocal of a variable: each factor of it is divided once."""
         single = self.plan.is_single(variable)
-        if variable not in self.arrays and isinstance(op, ps.Mul | ps.Sqr) and not single:
-            inputs = variable.owner.inputs * (2 if isinstance(op, ps.Sqr) else 1)
-            return [r for v in inputs for r in self._reciprocals(v, self._own(v, index))]
-        known, key = (
-            (self.singles, (variable, "reciprocal"))
-            if single
-            else (self.memo, (variable, tuple(index), "reciprocal"))
-        )
+        factors = [] if single or variable in self.arrays else _factors(variable)
+        if factors:
+            return [r for v, power in factors for r in self._power(v, self._own(v, index), -power)]
+        known = self.singles if single else self.memo
+        key = (variable, "reciprocal") if single else (variable, tuple(index), "reciprocal")
         if key not in known:
             value = self.math.to(self.value(variable, index), F64)
             known[key] = self.math.div(self.math.number(1.0, value), value)
         return [known[key]]
+
+    def _power(self, variable: Any, index: Sequence[_Index | None], power: int) -> list[Any]:
+        """Return numbers whose product is a variable to an integer power."""
+        if power > 0:
+            return [self.math.to(self.value(variable, index), F64)] * power
+        return self._reciprocals(variable, index) * -power
 
     def _own(self, variable: Any, index: Sequence[_Index | None]) -> list[_Index | None]:
         axes = self.plan.axes(variable)
@@ -543,6 +541,22 @@ class _Emitter:
         bad = b.fcmp_unordered("!=", b.load(finite), zero)
         b.ret(b.select(bad, ir.Constant(I64, _NOT_FINITE), ir.Constant(I64, 0)))
         ir.IRBuilder(self.entry).branch(self.function.basic_blocks[1])
+
+
+def _factors(variable: Any) -> list[tuple[Any, int]]:
+    """Return the factors of a product, a quotient or an integer power, with their powers; none for others."""
+    if variable.owner is None or not isinstance(variable.owner.op, Elemwise):
+        return []
+    op, inputs = variable.owner.op.scalar_op, variable.owner.inputs
+    if isinstance(op, ps.Mul):
+        return [(v, 1) for v in inputs]
+    if isinstance(op, ps.TrueDiv):
+        return [(inputs[0], 1), (inputs[1], -1)]
+    if isinstance(op, ps.Pow) and isinstance(inputs[1], Constant) and inputs[1].data.size == 1:
+        power = inputs[1].data.item()
+        return [(inputs[0], int(power))] if power in (-3, -2, -1, 1, 2, 3) else []
+    power = {ps.Sqr: 2, ps.Reciprocal: -1}.get(type(op))
+    return [(inputs[0], power)] if power else []
 
 
 def _emit_copy(module: ir.Module) -> None:

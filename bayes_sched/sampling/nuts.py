@@ -53,7 +53,7 @@ class SamplerSettings:
     """
 
     draws: int = 1000
-    tune: int = 200
+    tune: int = 50
     chains: int = 4
     seed: int = 0
     sampler: str = "nutpie"

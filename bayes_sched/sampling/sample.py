@@ -33,10 +33,10 @@ from bayes_sched.sampling.mixture import GaussianMixture, fit_mixture
 from bayes_sched.sampling.nuts import SAMPLE_STATS, ComponentSampler, Progress, SamplerSettings, portion
 
 _PRIOR_DRAWS = 4000
-_VISITS = (500, 2000)  # draws a chain of NUTS in two rounds, where importance sampling finds a bad mixture
+_VISITS = (200, 500)  # draws a chain of NUTS in two rounds, where importance sampling finds a bad mixture
 _WIDE = 24  # coordinates from which importance sampling is hopeless
-_MASS_BATCH, _MAX_MASS_BATCHES = 1000, 20  # draws of the mixture for a chain's estimate of the masses
-_MASS_EFFECTIVE = 800.0  # effective ones among them that are enough
+_MASS_BATCH, _MAX_MASS_BATCHES = 500, 40  # draws of the mixture for a chain's estimate of the masses
+_MASS_EFFECTIVE = 400.0  # effective ones among them that are enough
 _NEGLIGIBLE_MASS = 2e-3  # a component of less posterior mass than this is left out
 _SPARE = (1.3, 20)  # times as many draws, and so many more, as one of uncertain mass is expected to need
 

@@ -25,7 +25,7 @@ from bayes_sched.sampling.sample import Sampler
 
 ADAPTATIONS = ("diag", "draw_diag", "low_rank")
 """Of nutpie's mass matrix."""
-_TUNE_OURS, _TUNE_DIRECT = 200, 1000
+_TUNE_OURS, _TUNE_DIRECT = 50, 1000
 
 type Say = Callable[[str], None]
 
