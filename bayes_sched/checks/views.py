@@ -87,7 +87,6 @@ class ParameterView:
     """Densities of a parameter's decimal logarithm, and the range of its values worth showing."""
 
     parameter: Parameter
-    contraction: float
     prior: tuple[Floats, Floats]
     posterior: tuple[Floats, Floats]
     span: tuple[float, float]
@@ -99,7 +98,6 @@ class ParameterView:
         low, high = (float(prior.quantile(q)) for q in (0.001, 0.999))
         return cls(
             parameter,
-            fit.contraction(parameter.name),
             log10_density(prior),
             log10_density(posterior),
             (min(low, float(posterior.min())), max(high, float(posterior.max()))),

@@ -276,6 +276,7 @@ def _scale(axis: Axis, values: Floats) -> None:
 def prior_posterior(summary: FitSummary) -> Figure:
     """Draw the prior and the posterior density of each parameter."""
     views = views_of(summary).parameters
+    contraction = summary.parameters.set_index("name")["contraction"]
     title = "Prior against posterior of each parameter"
     figure, axes = style.new_panels(title, len(views), head_in=0.9, each_in=1.25, columns=2)
     for ax, view in zip(axes.flat, views, strict=False):
@@ -287,7 +288,7 @@ def prior_posterior(summary: FitSummary) -> Figure:
         style.log_axis(ax.xaxis, sparse=True)
         unit = view.parameter.unit
         ax.set(ylim=(0.0, 1.08), yticks=[], xlabel="(no unit)" if unit == "1" else unit)
-        ax.set_title(f"${view.parameter.symbol}$   contraction {view.contraction:.2f}")
+        ax.set_title(f"${view.parameter.symbol}$   contraction {contraction[view.parameter.name]:.2f}")
         ax.spines["left"].set_visible(False)
     return style.figure_legend(figure, axes[0, 0])
 
