@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from bayes_sched.cli.command import DONE, Call, write_whole
+from bayes_sched.cli.command import DONE, Call, given, write_whole
 from bayes_sched.cli.progress import shown_progress
 from bayes_sched.cli.results import print_result, write_document
 from bayes_sched.reports import trace as _  # noqa: F401, it registers the report
@@ -39,10 +39,5 @@ def run(options: argparse.Namespace, call: Call) -> int:
 
 def limits(options: argparse.Namespace) -> Limits:
     """Return what is a finding."""
-    return Limits(
-        slow_schedule_ms=options.slow_schedule_ms,
-        schedule_rise=options.schedule_rise,
-        long_queue=options.long_queue,
-        full_kv_cache=options.full_kv_cache,
-        num_slowest=options.top,
-    )
+    names = ("slow_schedule_ms", "schedule_rise", "long_queue", "full_kv_cache")
+    return Limits(num_slowest=options.top, **given(options, *names))

@@ -167,6 +167,11 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return options as the arguments of the library that have their names."""
+    return {name: getattr(options, name) for name in names}
+
+
 def option_of(name: str) -> str:
     """Return the option that a name in the options stands for."""
     return f"--{name.replace('_', '-')}"

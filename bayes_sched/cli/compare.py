@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, given
 from bayes_sched.cli.progress import shown_progress
 from bayes_sched.cli.results import print_result
 from bayes_sched.comparison.compare import compare
@@ -25,13 +25,8 @@ def run(options: argparse.Namespace, call: Call) -> int:
         show("comparing", None)
         found = compare(
             fits,
-            prices=options.prices,
-            slo_ms=options.slo_ms,
-            slo_quantile=options.slo_quantile,
-            rope=options.rope,
-            probability=options.probability,
             max_draws=options.draws,
-            seed=options.seed,
+            **given(options, "prices", "slo_ms", "slo_quantile", "rope", "probability", "seed"),
         )
         show("writing the tables" if options.no_report else "writing the report", None)
         document = report(found, command=call.line())

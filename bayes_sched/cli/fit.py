@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from bayes_sched.checks.summary import summarize
-from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, given
 from bayes_sched.cli.progress import Show, shown_progress
 from bayes_sched.cli.results import print_result
 from bayes_sched.errors import InputError
@@ -71,13 +71,12 @@ class FitArguments(TypedDict):
 
 def fit_arguments(options: argparse.Namespace) -> FitArguments:
     """Return the options as arguments of :func:`bayes_sched.fit`."""
-    names = ("draws", "tune", "chains", "seed", "sampler")
     return FitArguments(
         model=options.model,
         noise=options.noise,
         min_latency_ms=options.min_latency_ms,
         max_latency_ms=options.max_latency_ms,
-        settings=SamplerSettings(**{name: getattr(options, name) for name in names}),
+        settings=SamplerSettings(**given(options, "draws", "tune", "chains", "seed", "sampler")),
         max_rows=options.max_rows,
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, Parser, option_of
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, Parser, given, option_of
 from bayes_sched.cli.fit import fit_arguments, fit_trace
 from bayes_sched.cli.fit import write as write_fit
 from bayes_sched.cli.progress import Show, prefixed, shown_progress
@@ -122,12 +122,11 @@ def pooled(
         trace = traces.get(name)
         return None if trace is None else fit(trace, population=prior, **fit_arguments(options)).fit
 
-    names = ("draws", "chains", "seed", "sampler")
     return pool(
         fits,
         servers=options.servers,
         name=options.folder.name,
-        settings=replace(POPULATION_SETTINGS, **{name: getattr(options, name) for name in names}),
+        settings=replace(POPULATION_SETTINGS, **given(options, "draws", "chains", "seed", "sampler")),
         accept_unconverged=options.accept_unconverged,
         refit=fit_again,
         command=call.line(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from bayes_sched.cli.command import Call
+from bayes_sched.cli.command import Call, given
 from bayes_sched.cli.fit_parsers import TRUST
 from bayes_sched.posterior.fitted import FittedModel
 
@@ -23,7 +23,7 @@ def say_cautions(fit: FittedModel, call: Call) -> None:
 
 def trust(options: argparse.Namespace) -> dict[str, Any]:
     """Return how sure an answer has to be, as arguments of the library."""
-    return {name: getattr(options, name) for name in TRUST}
+    return given(options, *TRUST)
 
 
 def token_budget(fit: FittedModel, options: argparse.Namespace, call: Call) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bayes_sched
-from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, print_json
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, given, print_json
 from bayes_sched.cli.progress import shown_progress
 from bayes_sched.cli.results import print_result
 from bayes_sched.cli.study_parsers import SCHEDULER
@@ -80,8 +80,7 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
             [read_trace(file) for file in options.files],
             pooled=not options.each,
             mark=options.server_mark,
-            min_latency_ms=options.min_latency_ms,
-            max_latency_ms=options.max_latency_ms,
+            **given(options, "min_latency_ms", "max_latency_ms"),
         )
         chosen, missing = competitors_by_name(options.models, settings=_settings(options, seed=0))
         for sentence in missing:
@@ -90,7 +89,7 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
         found = validate(
             servers,
             competitors=chosen,
-            settings=StudySettings(**{name: getattr(options, name) for name in names}),
+            settings=StudySettings(**given(options, *names)),
             cache=ForecastCache(options.unfinished),
             notes=missing,
             progress=show,
@@ -112,9 +111,9 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
     return DONE
 
 
-def _settings(options: argparse.Namespace, **given: Any) -> SamplerSettings:
+def _settings(options: argparse.Namespace, **more: Any) -> SamplerSettings:
     names = [name for name in ("draws", "tune", "chains", "seed") if getattr(options, name, None) is not None]
-    return SamplerSettings(**{name: getattr(options, name) for name in names} | given)
+    return SamplerSettings(**given(options, *names) | more)
 
 
 def _simulated(options: argparse.Namespace, *, model: str, noise: str | None = None) -> SimulatedFits:
@@ -182,8 +181,7 @@ def make_servers(options: argparse.Namespace) -> TableStudy[Findings]:
         _simulated(options, model="saturation"),
         load_model_file("saturation"),
         num_runs=options.servers,
-        quantile=options.quantile,
-        confidence=options.confidence,
+        **given(options, "quantile", "confidence"),
     )
 
 
@@ -194,8 +192,7 @@ def make_traces(options: argparse.Namespace) -> TableStudy[Findings]:
         splits=_HELD_OUT,
         settings=_settings(options),
         max_rows=options.max_rows,
-        quantile=options.quantile,
-        confidence=options.confidence,
+        **given(options, "quantile", "confidence"),
     )
 
 
@@ -247,7 +244,7 @@ def _check_simulator(options: argparse.Namespace, call: Call) -> int:
         found = check_simulator(
             first_half,
             record,
-            record.settings(**{name: getattr(options, name) for name in SCHEDULER}),
+            record.settings(**given(options, *SCHEDULER)),
             num_draws=options.draws,
             probability=options.probability,
             seed=options.seed,

@@ -60,7 +60,7 @@ def _study(
     **more: Any,
 ) -> StudyFolder:
     """Return the folder of a study and note the command; refuse what is there and may not be touched."""
-    settings = {name: getattr(options, name) for name in names.split()} | more
+    settings = command.given(options, *names.split()) | more
     made = StudyFolder(folder=folder or options.results_dir, table=table, number=number, settings=settings)
     if options.resume and options.overwrite:
         raise InputError("--resume and --overwrite contradict each other")
