@@ -21,7 +21,7 @@ def run(options: argparse.Namespace, call: Call) -> int:
     paths: dict[str, str] = {}
     with shown_progress(call) as show:
         show("reading the trace", None)
-        trace = read_trace(options.traces, max_bad_share=options.max_bad_share)
+        trace = read_trace(options.traces, max_bad_share=options.max_bad_share, progress=show)
         show("analysing", None)
         found = analyze(trace, limits=limits(options))
         document = report(found, command=call.line(traces=options.traces))

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, call: Call) -> int:
     start = time.perf_counter()
     with shown_progress(call) as show:
         show("reading the trace", None)
-        trace = read_trace(options.traces, max_bad_share=options.max_bad_share)
+        trace = read_trace(options.traces, max_bad_share=options.max_bad_share, progress=show)
         result = fit_trace(options, call, trace, show, command=call.line(traces=options.traces))
         show("summing up" if options.no_report else "writing the report", None)
         document, paths = write(options, call, result)

@@ -104,7 +104,7 @@ class Member:
 def cleaned_steps(options: argparse.Namespace, call: Call, show: Show) -> pd.DataFrame:
     """Read and clean the trace."""
     show("reading the trace", None)
-    trace = read_trace(options.traces)
+    trace = read_trace(options.traces, progress=show)
     cleaned = clean_steps(trace.steps, **given(options, "min_latency_ms", "max_latency_ms"))
     call.warn((*trace.warnings, *cleaned.warnings))
     return cleaned.steps

@@ -33,9 +33,8 @@ def run(options: argparse.Namespace, call: Call) -> int:
     """Do what was asked for; return the exit status."""
     start = time.perf_counter()
     with shown_progress(call) as show:
-        show("reading the traces", None)
-        share = options.max_bad_share
-        traces = {m.name: read_trace(m.traces, max_bad_share=share) for m in options.members if m.traces}
+        given, share = [one for one in options.members if one.traces], options.max_bad_share
+        traces = {one.name: read_trace(one.traces, max_bad_share=share, progress=show) for one in given}
         fits = fits_of(options, call, traces, show)
         show("pooling", None)
         pooling = time.perf_counter()

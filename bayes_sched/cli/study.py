@@ -75,9 +75,8 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
     if options.overwrite:
         shutil.rmtree(options.unfinished, ignore_errors=True)
     with shown_progress(call) as show:
-        show("reading", None)
         servers = servers_of(
-            [read_trace(file) for file in options.files],
+            [read_trace(file, progress=show) for file in options.files],
             pooled=not options.each,
             mark=options.server_mark,
             **given(options, "min_latency_ms", "max_latency_ms"),
