@@ -226,3 +226,36 @@ def test_the_cap_is_the_largest_that_fits_and_none_is_refused(counts: list[int],
         assert np.minimum(counts, cap + 1).sum() > max_rows
     with pytest.raises(InputError, match="max_rows is 0"):
         thin_steps(steps_of(3), 0)
+
+
+def free(total_tokens: Any, latency_ms: Any, batch_size: Any = 1) -> Any:
+    """Clean steps with limits that may move."""
+    return clean_steps(
+        make_steps(total_tokens, latency_ms, batch_size), min_latency_ms=None, max_latency_ms=None
+    )
+
+
+def test_a_limit_that_would_hide_a_kind_of_step_is_moved_and_said() -> None:
+    """Of the whole trace it is a half percent; of the steps with prefill all."""
+    cleaned = free([*[1] * 2000, *[512] * 10], [*[20.0] * 2000, *[412.0] * 10])
+    assert (cleaned.num_after, cleaned.limits_ms) == (2010, (1.0, 420.0))
+    assert cleaned.warnings == (
+        "max_latency_ms is 420 in place of 300, which would remove 10 of 10 steps with prefill (100.00%): "
+        "that is what this server does; to remove them all the same, give max_latency_ms 300",
+    )
+    quick = free([*[1] * 2000, *[512] * 10], [*[0.57] * 2000, *[20.0] * 10])
+    assert (quick.num_after, quick.limits_ms) == (2010, (0.57, 300.0))
+
+
+def test_freaks_move_no_limit() -> None:
+    for count, kept in ((2, 100), (3, 103)):
+        cleaned = free([*[8] * 100, *[9] * count], [*[20.0] * 100, *[5000.0] * count])
+        assert cleaned.num_after == kept
+    many = free([8] * 5000, [*[20.0] * 4950, *[900.0] * 50])
+    assert (many.num_after, many.limits_ms) == (4950, (1.0, 300.0))
+
+
+def test_a_limit_that_was_given_is_kept() -> None:
+    steps = make_steps([512] * 100, [*[20.0] * 50, *[412.0] * 50])
+    cleaned = clean_steps(steps, max_latency_ms=300.0, min_latency_ms=None)
+    assert (cleaned.num_after, cleaned.limits_ms) == (50, (1.0, 300.0))

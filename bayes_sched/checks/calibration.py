@@ -18,9 +18,6 @@ MAX_STEPS = 12_000
 """Of a longer trace, a random sample of so many steps is checked."""
 MAX_MISCOVERAGE = 0.03
 """A 90% band that holds between 87% and 93% of the observed steps counts as right."""
-MAX_KIND_MISCOVERAGE = 0.07
-"""The same for one kind of step, such as decode-only ones."""
-_MIN_KIND_STEPS = 100
 _RESIDUAL_DRAWS = 100
 
 
@@ -40,13 +37,6 @@ class Calibration:
     def coverage_of(self, probability: float) -> float:
         """Return the share of all steps inside the central predictive band of a probability."""
         return _share_inside(self.pit, probability)
-
-    @property
-    def miscovered(self) -> pd.DataFrame:
-        """The kinds of steps, rows of `coverage`, whose 90% band is clearly wrong."""
-        table = self.coverage
-        kinds = table[(table["probability"] == 0.9) & (table["num_steps"] >= _MIN_KIND_STEPS)].iloc[1:]
-        return kinds[(kinds["coverage"] - 0.9).abs() > MAX_KIND_MISCOVERAGE]
 
     @property
     def text(self) -> str:

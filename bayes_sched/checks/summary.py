@@ -12,6 +12,7 @@ import pandas as pd
 
 from bayes_sched.checks.calibration import Calibration, calibrate
 from bayes_sched.checks.discrepancy import Discrepancy, estimate_discrepancy
+from bayes_sched.checks.local import LocalCheck, check_locally
 from bayes_sched.checks.views import FitViews, band_sizes
 from bayes_sched.errors import InputError
 from bayes_sched.format import records
@@ -58,10 +59,11 @@ class FitSummary:
     table : DataFrame
         What typical steps take: ``step``, ``batch_size``, ``total_tokens``; of the predictive distribution
         ``lower_ms``, ``median_ms``, ``upper_ms``, ``q99_ms`` (99th percentile); of the mean latency
-        ``mean_lower_ms``, ``mean_median_ms``, ``mean_upper_ms``; ``extrapolation``.
+        ``mean_lower_ms``, ``mean_median_ms``, ``mean_upper_ms``; ``extrapolation``; and the trace's own
+        answer, :meth:`LocalCheck.beside`.
     costs : DataFrame
         What one more request or token adds to the mean latency: ``cost``, ``at`` (where, in words), ``unit``,
-        ``lower``, ``median``, ``upper``.
+        ``lower``, ``median``, ``upper``; ``is_contradicted``, ``extrapolation``: so is the fit at either end.
     coverage : DataFrame
         Share of the observed steps inside predictive bands, as in :class:`Calibration`.
     parameters : DataFrame
@@ -86,6 +88,8 @@ class FitSummary:
         Most requests and most tokens of a step of the trace.
     calibration : Calibration
         The observed steps in their predictive distributions.
+    local : LocalCheck
+        The fit against its own trace, bin by bin.
     views : FitViews or None
         What the figures show, where they are to be drawn.
     """
@@ -105,6 +109,7 @@ class FitSummary:
     grid: pd.DataFrame
     largest: tuple[int, int]
     calibration: Calibration
+    local: LocalCheck
     views: FitViews | None
 
     @property
@@ -124,8 +129,8 @@ class FitSummary:
         ``rows``, ``cleaning``, ``bad_lines``, ``priors``, ``sampler``, ``timings_s``, ``package_versions``,
         ``bayes_sched_version``, ``command``, ``created_at``, ``prior_from`` as in
         :class:`~bayes_sched.posterior.provenance.FitMetadata`; ``probability``, ``converged``, ``problems``;
-        ``typical_steps``, ``costs``, ``coverage``, ``parameters``, ``convergence``, ``effects``: lists with
-        one mapping a row of the tables above; ``gate``; ``misfit``: the fields of
+        ``typical_steps``, ``costs``, ``coverage``, ``parameters``, ``convergence``, ``effects``, ``local``:
+        lists with one mapping a row of the tables above; ``gate``; ``misfit``: the fields of
         :class:`~bayes_sched.checks.discrepancy.Discrepancy`, or None; ``typical_load``.
         """
         metadata = self.fit.metadata.to_attrs()
@@ -143,6 +148,7 @@ class FitSummary:
             "convergence": records(self.convergence),
             "gate": self.gate,
             "effects": records(self.effects),
+            "local": records(self.local.table),
             "misfit": None if self.discrepancy is None else dataclasses.asdict(self.discrepancy),
             "typical_load": self.typical_load,
         }
@@ -185,11 +191,16 @@ def summarize(
     found = band_table(fit, asked, probability=probability).groupby("part")
     bands = {str(part): rows.droplevel("part") for part, rows in found}
     gate, calibration = fit.convergence, calibrate(fit, steps)
+    local = check_locally(fit, steps, probability=probability)
+    costs = cost_table(fit, typical, probability=probability)
+    ends = [costs[[f"{end}_requests", f"{end}_tokens"]].to_numpy().T for end in ("first", "last")]
+    costs["is_contradicted"] = np.any([local.is_contradicted(*end) for end in ends], axis=0)
+    costs["extrapolation"] = ~np.all([fit.region.contains(*end) for end in ends], axis=0)
     return FitSummary(
         fit=fit.description,
         probability=probability,
-        table=named.join(bands["typical"].drop(columns=[*SIZES])),
-        costs=cost_table(fit, typical, probability=probability),
+        table=local.beside(named.join(bands["typical"].drop(columns=[*SIZES]))),
+        costs=costs,
         coverage=calibration.coverage,
         parameters=fit.parameter_table(probability=probability),
         priors=prior_table(fit),
@@ -203,9 +214,10 @@ def summarize(
         effects=effect_table(fit, steps, probability=probability),
         discrepancy=estimate_discrepancy(fit, steps),
         typical_load=fit.typical.text(fit.model.columns),
-        grid=grid.join(bands["grid"].drop(columns=[*SIZES])),
+        grid=local.beside(grid.join(bands["grid"].drop(columns=[*SIZES]))),
         largest=(int(fit.cells["batch_size"].max()), int(fit.cells["total_tokens"].max())),
         calibration=calibration,
+        local=local,
         views=FitViews.of(fit, steps, bands) if is_drawn else None,
     )
 

@@ -63,8 +63,8 @@ class FitArguments(TypedDict):
 
     model: str
     noise: str | None
-    min_latency_ms: float
-    max_latency_ms: float
+    min_latency_ms: float | None
+    max_latency_ms: float | None
     settings: SamplerSettings
     max_rows: int
 

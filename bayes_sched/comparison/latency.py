@@ -35,7 +35,7 @@ _NUM_FURTHER = 5  # steps of each pair that are named as worth further data
 
 _KINDS: Any = {"batch_size": int, "total_tokens": int, "extrapolation": bool, "fewest_like": int}
 _RATIO = ("ratio_median", "ratio_lower", "ratio_upper")
-_PAIR_VALUES = (*_RATIO, "p_faster", "p_step_faster", "verdict")
+_PAIR_VALUES = (*_RATIO, "own_ratio", "p_faster", "p_step_faster", "verdict")
 PAIR_COLUMNS = ["gpu", "other", *_KINDS, "gpu_ms", "other_ms", *_PAIR_VALUES]
 FURTHER_COLUMNS = [
     *("gpu", "other", "batch_size", "total_tokens", *_RATIO, "width", "measure", "steps_seen", "times_data")
@@ -174,8 +174,31 @@ def latency_maps(
     joined = xr.concat(parts, dim=pd.Index([" / ".join(pair) for pair in pairs], name="pair"), join="exact")
     firsts, seconds = (list(labels) for labels in zip(*pairs, strict=True))
     joined = joined.assign_coords(first=("pair", firsts), second=("pair", seconds))
-    found = verdicts(joined["ratio_lower"].to_numpy(), joined["ratio_upper"].to_numpy(), rope=rope)
-    return maps.merge(joined.assign(verdict=joined["ratio_lower"].copy(data=found)))
+    first, second = (servers.own_factors(steps).sel(gpu=joined[end]) for end in ("first", "second"))
+    factors = (first / second).reset_coords(drop=True)
+    found, is_withdrawn = own_verdicts(joined["ratio_lower"], joined["ratio_upper"], factors, rope=rope)
+    return maps.merge(
+        joined.assign(
+            verdict=found,
+            own_ratio=joined["ratio_median"] * factors,
+            p_faster=joined["p_faster"].where(~is_withdrawn),
+            p_step_faster=joined["p_step_faster"].where(~is_withdrawn),
+        )
+    )
+
+
+def own_verdicts(
+    lower: xr.DataArray, upper: xr.DataArray, factors: xr.DataArray, *, rope: float
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return verdicts, and where they were withdrawn: what the traces' own medians give another is undecided.
+
+    `factors` make the ratio that of the traces where they contradict a fit.
+    """
+    factors = factors.transpose(*lower.dims)
+    found = verdicts(lower.to_numpy(), upper.to_numpy(), rope=rope)
+    seen = verdicts((lower * factors).to_numpy(), (upper * factors).to_numpy(), rope=rope)
+    is_withdrawn = (found != seen) & (found != UNDECIDED)
+    return lower.copy(data=np.where(is_withdrawn, UNDECIDED, found)), lower.copy(data=is_withdrawn)
 
 
 def _three(quantiles: xr.DataArray, name: str, unit: str) -> dict[str, xr.DataArray]:
@@ -208,7 +231,8 @@ def _step_faster(
 def pair_rows(maps: xr.Dataset, steps: xr.Dataset) -> pd.DataFrame:
     """Return the maps of marked steps as a table with `PAIR_COLUMNS`, one row a pair and possible step.
 
-    ``gpu_ms``, ``other_ms`` are medians of the mean latency.
+    ``gpu_ms``, ``other_ms`` are medians of the mean latency, ``own_ratio`` the ratio with the traces' own
+    medians where they contradict a fit; ``p_faster`` is missing where they give another verdict.
     """
     tables = []
     for first, second in zip(maps["first"].to_numpy(), maps["second"].to_numpy(), strict=True):
@@ -243,13 +267,15 @@ def seen_rows(servers: Servers, cells: pd.DataFrame, *, rope: float, probability
     """Return `cells` with ``gpu``, ``other``, ``ratio_median``, ``verdict``: one row a pair and cell."""
     if cells.empty:
         return pd.DataFrame(columns=[*cells.columns, "gpu", "other", "ratio_median", "verdict"])
-    mean_ms = servers.mean_latency_ms(cells)
+    mean_ms, own = servers.mean_latency_ms(cells), servers.own_factors(cells)
     tables = []
     for first, second in combinations(servers.labels, 2):
         ratio = mean_ms.sel(gpu=first) / mean_ms.sel(gpu=second)
-        lower, median, upper = ratio.quantile(band_levels(probability), dim="draw").to_numpy()
-        verdict = verdicts(lower, upper, rope=rope)
-        tables.append(cells.assign(gpu=first, other=second, ratio_median=median, verdict=verdict))
+        lower, median, upper = ratio.quantile(band_levels(probability), dim="draw")
+        factors = own.sel(gpu=first, drop=True) / own.sel(gpu=second, drop=True)
+        verdict, _ = own_verdicts(lower, upper, factors, rope=rope)
+        told = {"ratio_median": median.to_numpy(), "verdict": verdict.to_numpy()}
+        tables.append(cells.assign(gpu=first, other=second, **told))
     return pd.concat(tables, ignore_index=True)
 
 

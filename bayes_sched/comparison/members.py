@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from numbers import Real
 
@@ -21,12 +22,13 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sched.arrays import Floats
+from bayes_sched.checks.local import LocalCheck, check_locally
 from bayes_sched.errors import InputError
 from bayes_sched.format import listed, percent
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.prediction import Evaluator
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.steps import Steps
+from bayes_sched.steps import Steps, as_steps
 
 DEFAULT_PAIRED_DRAWS = 4000
 """Draws of each posterior that a comparison uses at most, unless told otherwise."""
@@ -291,6 +293,20 @@ class Servers:
     def in_regions(self, steps: Steps) -> xr.DataArray:
         """Return whether the trace of each server covers each step: bool, dims (gpu, *steps)."""
         return self._joined([fit.in_region(steps) for fit in self.fits.values()]).rename("in_region")
+
+    @cached_property
+    def local(self) -> dict[str, LocalCheck]:
+        """Where the fit of each server is right, by label."""
+        return {label: check_locally(fit) for label, fit in self.fits.items()}
+
+    def own_factors(self, steps: Steps) -> xr.DataArray:
+        """Return what makes fitted medians those of the trace where it contradicts the fit, else 1.
+
+        Dims (gpu, *steps).
+        """
+        b, s = xr.broadcast(as_steps(steps)["batch_size"], as_steps(steps)["total_tokens"])
+        parts = [b.copy(data=of.factors(b, s)).reset_coords(drop=True) for of in self.local.values()]
+        return self._joined(parts).rename("own_factors")
 
     def _joined(self, parts: Sequence[xr.DataArray]) -> xr.DataArray:
         return xr.concat(parts, dim=pd.Index(self.labels, name="gpu"), join="exact")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from bayes_sched.arrays import Floats, Ints
+from bayes_sched.checks.local import LocalCheck
 from bayes_sched.errors import InputError
 from bayes_sched.planning.replay_kernel import (
     LOG_COLUMNS,
@@ -119,6 +120,12 @@ class StepTimes:
     def num_draws(self) -> int:
         """How many draws there are."""
         return len(self.nu)
+
+    def corrected(self, local: LocalCheck) -> StepTimes:
+        """Return the times with the trace's own medians where it contradicts the fit."""
+        b, s = np.meshgrid(self.nodes_b, self.nodes_s, indexing="ij")
+        factors = local.factors(b, np.maximum(b, s))
+        return replace(self, mean_ms=self.mean_ms * factors, scale_ms=self.scale_ms * factors)
 
     def table(self, draw: int, *, overhead_ms: float) -> StepTable:
         """Return the step times of one draw as a replay reads them."""

@@ -28,9 +28,9 @@ from bayes_sched.posterior.prediction import (
 )
 from bayes_sched.posterior.provenance import FitDescription, FitMetadata
 from bayes_sched.posterior.store import model_of, read_fit, write_fit
-from bayes_sched.posterior.typical_load import TypicalLoad, complete
-from bayes_sched.region import Region
-from bayes_sched.steps import Steps, as_steps, region_of
+from bayes_sched.posterior.typical_load import LOADS, SeenLoads, TypicalLoad, complete
+from bayes_sched.region import Region, region_of
+from bayes_sched.steps import SIZES, Steps, as_steps
 
 DEFAULT_PROBABILITY = 0.9
 """Probability of every interval and band, unless told otherwise: 5 % on either side."""
@@ -58,7 +58,8 @@ class FittedModel:
     ----------
     data : DataTree
         Groups ``posterior`` (chain, draw), ``prior`` (draw) and ``cells`` (cell), for the convergence gate
-        ``sample_stats`` and ``coordinates`` (chain, draw), and for models of more than B and S ``typical``.
+        ``sample_stats`` and ``coordinates`` (chain, draw), ``observed`` (step), and for models of more than
+        B and S ``typical``.
     model : LatencyModel
     metadata : FitMetadata
     load_warnings : tuple of str
@@ -98,6 +99,16 @@ class FittedModel:
     def cells(self) -> xr.Dataset:
         """Steps used by (B, S), dims (cell,), with ``count``, ``q05_ms``, ``median_ms`` and ``q95_ms``."""
         return self.data["cells"].to_dataset()
+
+    @cached_property
+    def observed(self) -> pd.DataFrame:
+        """The trace's cleaned steps, not thinned: B, S, ``latency_ms`` and what else it tells of a step.
+
+        Without rows where the file does not keep them, as older ones do not.
+        """
+        if "observed" not in self.data.children:
+            return pd.DataFrame(columns=[*SIZES, "latency_ms"], dtype=float)
+        return self.data["observed"].to_dataset().to_dataframe().reset_index(drop=True)
 
     @property
     def typical(self) -> TypicalLoad:
@@ -149,14 +160,29 @@ class FittedModel:
     @cached_property
     def region(self) -> Region:
         """The (B, S) region that the trace covers."""
-        return region_of(self.cells["batch_size"].to_numpy(), self.cells["total_tokens"].to_numpy())
+        if not self.observed.empty:
+            return region_of(*(self.observed[name].to_numpy() for name in SIZES))
+        return region_of(*(self.cells[name].to_numpy() for name in (*SIZES, "count")))
 
     def in_region(self, steps: Steps) -> xr.DataArray:
-        """Return whether the trace covers each step: bool, dims of the steps."""
-        cells = Cells.of(as_steps(steps), columns=("batch_size", "total_tokens"))
+        """Return whether the trace covers each step: bool, dims of the steps.
+
+        Steps like it were seen: :class:`~bayes_sched.region.Region`, and where they hold what else the model
+        asks of a step, such as context, with about as much of that for each request.
+        """
+        columns = (*SIZES, *(name for name in self._seen_loads.names if name in steps))
+        cells = Cells.of(as_steps(steps, columns=columns), columns=columns)
         inside = self.region.contains(cells.table["batch_size"], cells.table["total_tokens"])
+        if len(columns) == len(SIZES) + len(self._seen_loads.names) > len(SIZES):
+            inside = inside & self._seen_loads.contain(cells.table)
         is_seen = inside[cells.cell_of_step].reshape(cells.template.shape)
         return cells.template.copy(data=is_seen & cells.template.to_numpy()).rename("in_region")
+
+    @cached_property
+    def _seen_loads(self) -> SeenLoads:
+        """The steps of the trace with what the model asks of them besides B and S, where the fit keeps it."""
+        names = tuple(name for name in LOADS if name in self.model.columns and name in self.observed)
+        return SeenLoads(self.observed, names)
 
     def extrapolation(self, steps: Steps) -> xr.DataArray:
         """Return whether the prediction for each step is an extrapolation: bool, dims of the steps."""

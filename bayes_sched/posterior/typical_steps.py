@@ -21,6 +21,7 @@ SMALLEST = "smallest step"
 PER_REQUEST = "one more decoding request"
 PER_TOKEN = "one more prefill token"
 
+_ENDS = ("first_requests", "first_tokens", "last_requests", "last_tokens")
 _FULL_QUANTILE = 0.99
 _FULL_NEIGHBOURHOOD = 0.95
 
@@ -95,7 +96,8 @@ def cost_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
     trace goes, stands instead.
 
     One row a cost: ``cost`` (what is one more), ``at`` (where, in words), ``unit``, ``lower``, ``median``,
-    ``upper``.
+    ``upper``, and requests and tokens of the ends: ``first_requests``, ``first_tokens``, ``last_requests``,
+    ``last_tokens``.
     """
     by_name = {step.name: step for step in typical}
     rows = []
@@ -103,18 +105,18 @@ def cost_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
         few, many = _requests_between(fit, decode.batch_size)
         draws = _difference(fit, (few, few), (many, many)) / (many - few)
         at = f"decode-only steps, from {few} to {many} requests"
-        rows.append((PER_REQUEST, at, "ms/request", draws))
+        rows.append((PER_REQUEST, at, "ms/request", (few, few, many, many), draws))
     if full := by_name.get(FULL_PREFILL):
         b, high = full.batch_size, full.total_tokens
         low = max(b, high // 2)
         if low < high:
             draws = _difference(fit, (b, low), (b, high)) / (high - low)
             at = f"steps of {b} requests, from {low:,} to {high:,} tokens"
-            rows.append((PER_TOKEN, at, "ms/token", draws))
+            rows.append((PER_TOKEN, at, "ms/token", (b, low, b, high), draws))
     levels = [0.5 - probability / 2, 0.5, 0.5 + probability / 2]
     return pd.DataFrame(
-        [(cost, at, unit, *np.quantile(draws, levels)) for cost, at, unit, draws in rows],
-        columns=["cost", "at", "unit", "lower", "median", "upper"],
+        [(cost, at, unit, *np.quantile(draws, levels), *ends) for cost, at, unit, ends, draws in rows],
+        columns=["cost", "at", "unit", "lower", "median", "upper", *_ENDS],
     )
 
 

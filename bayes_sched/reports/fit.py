@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.checks.calibration import MAX_MISCOVERAGE
+from bayes_sched.checks.local import CONTRADICTED, WIDE
 from bayes_sched.checks.summary import FitSummary
 from bayes_sched.format import NONE, count, cut, listed, number, percent, records, span
 from bayes_sched.posterior.diagnostics import PARTLY, WEAKLY
@@ -31,6 +32,15 @@ _LEVELS = (
     "The levels of the departures from the equation are shown where they fail; all are in "
     "tables/convergence.csv."
 )
+_LOCAL = (
+    "A bin is contradicted where, with 99% confidence, its median is off by more than 3%, fewer than 85% of "
+    "its steps lie in their 90% band, or more than 2% above their 99% limit. What rests on such a bin is "
+    "given as the trace has it, or said to be undecided."
+)
+_SEEN = (
+    *doc.titled(verdict="verdict", seen_steps="such steps in the trace", seen_ms="their median (ms)"),
+    doc.Column(("seen_lower_ms", "seen_upper_ms"), "their middle (ms)", span),
+)
 _PRIORS = (
     "From {}: what data identify of a server is as likely as these servers make it, and the rest, given "
     "that, as documented. The table shows what that allowed each parameter, and last the combinations; the "
@@ -48,6 +58,7 @@ def _(result: FitSummary, *, command: str = "") -> doc.Document:
         "typical_steps": result.table,
         "costs": result.costs,
         "coverage": result.coverage,
+        "local": result.local.table,
         "latency_grid": result.grid,
         **({} if result.effects.empty else {"effects": result.effects}),
     }
@@ -115,12 +126,7 @@ def notes_of(result: FitSummary) -> tuple[str, ...]:
         f"the {row['step']} (B = {row['batch_size']:,}, S = {row['total_tokens']:,}) is an extrapolation"
         for row in records(result.table[result.table["extrapolation"]])
     ]
-    found += [
-        f"of the {row['num_steps']:,} {row['steps']} steps {percent(row['coverage'])} lie in their 90% band: "
-        f"it is too {'narrow' if row['coverage'] < 0.9 else 'wide'} for them"
-        for row in records(result.calibration.miscovered)
-    ]
-    return tuple(found)
+    return (*found, *((result.local.text,) if result.local.contradicted else ()))
 
 
 def _measured(result: FitSummary) -> str:
@@ -140,12 +146,12 @@ def _trust(result: FitSummary) -> str:
     if not result.converged:
         problem = result.problems[0] if result.problems else "see the convergence table"
         return f"The fit has NOT CONVERGED: {problem}. Do not act on the numbers below until it has; {held}."
+    wrong, kinds = result.local.contradicted, len(result.local.bins)
+    but = f" But its trace contradicts it in {len(wrong)} of {kinds} kinds of steps." if wrong else ""
     if abs(share - probability) > MAX_MISCOVERAGE:
         side = "narrow" if share < probability else "wide"
-        return f"The fit converged, but its bands are too {side}: {held}; take them as approximate."
-    if len(result.calibration.miscovered):
-        return f"The fit converged and its bands hold on the whole, but not for every kind of step: {held}."
-    return f"The fit converged and its bands hold: {held}."
+        return f"The fit converged, but its bands are too {side}: {held}; take them as approximate.{but}"
+    return f"The fit converged and its bands hold{' on the whole' if but else ''}: {held}.{but}"
 
 
 def _step_sentences(table: pd.DataFrame, probability: float) -> list[str]:
@@ -158,10 +164,9 @@ def _step_sentences(table: pd.DataFrame, probability: float) -> list[str]:
             text += f"; one of {largest['batch_size']:,}, the most seen, {_band(largest, probability)}"
         sentences.append(f"{text}.")
     if (row := rows.get(FULL_PREFILL)) is not None:
-        sentences.append(
-            f"A full prefill step ({row['total_tokens']:,} tokens, {_requests(row)}) takes "
-            f"{_band(row, probability)}, and 1 in 100 takes longer than {number(row['q99_ms'])} ms."
-        )
+        text = f"A full prefill step ({row['total_tokens']:,} tokens, {_requests(row)}) takes "
+        late = f", and 1 in 100 takes longer than {number(row['q99_ms'])} ms"
+        sentences.append(f"{text}{_band(row, probability)}{'' if row['verdict'] == CONTRADICTED else late}.")
     if not sentences:
         row = records(table)[0]
         sentences.append(
@@ -171,8 +176,16 @@ def _step_sentences(table: pd.DataFrame, probability: float) -> list[str]:
 
 
 def _band(row: Mapping[str, Any], probability: float, *, words: str = ":") -> str:
+    """Write the band of a step, or the trace's own where the trace contradicts it."""
+    if row["verdict"] == CONTRADICTED:
+        seen = f"{percent(probability)} of its {row['seen_steps']:,} such steps"
+        interval = span(row["seen_lower_ms"], row["seen_upper_ms"])
+        says = f"the model, which says {number(row['median_ms'])} ms"
+        return f"{number(row['seen_ms'])} ms in the trace ({seen}: {interval} ms), which CONTRADICTS {says}"
     interval = span(row["lower_ms"], row["upper_ms"])
-    return f"{number(row['median_ms'])} ms ({percent(probability)}{words} {interval} ms)"
+    own = f", closer than that in the trace, {span(row['seen_lower_ms'], row['seen_upper_ms'])} ms"
+    own = own if row["verdict"] == WIDE else ""
+    return f"{number(row['median_ms'])} ms ({percent(probability)}{words} {interval} ms{own})"
 
 
 def _requests(row: Mapping[str, Any]) -> str:
@@ -185,14 +198,20 @@ def _cost_sentences(costs: pd.DataFrame, probability: float) -> list[str]:
         PER_REQUEST: (1.0, "one more decoding request adds"),
         PER_TOKEN: (100.0, "100 more prefill tokens add"),
     }
+    contradicted = {name for name in rows if rows[name]["is_contradicted"]}
+    wrong = [name for name in told if name in contradicted | {n for n in rows if rows[n]["extrapolation"]}]
     parts = [
         f"{words} {number(factor * rows[name]['median'])} ms "
         f"({span(factor * rows[name]['lower'], factor * rows[name]['upper'])})"
         for name, (factor, words) in told.items()
-        if name in rows
+        if name in rows and name not in wrong
     ]
     brackets = f"{percent(probability)} credible intervals in brackets"
-    return [f"On average, {' and '.join(parts)}; {brackets}."] if parts else []
+    said = [f"On average, {' and '.join(parts)}; {brackets}."] if parts else []
+    if wrong:
+        why = "the trace contradicts the model" if contradicted else "the trace holds no such steps"
+        said.append(f"What {' or '.join(wrong)} adds is undecided: {why} there.")
+    return said
 
 
 def _open(parameters: pd.DataFrame) -> str:
@@ -220,7 +239,9 @@ def _costs(result: FitSummary) -> doc.Section:
             doc.Column("q99_ms", "99th percentile (ms)"),
             doc.Column(("mean_lower_ms", "mean_upper_ms"), f"mean, {share} credible (ms)", span),
             doc.Column("extrapolation", "extrapolation"),
+            *_SEEN,
         ),
+        failed=[verdict == CONTRADICTED for verdict in result.table["verdict"]],
         on="page",
     )
     costs = doc.Table(
@@ -228,8 +249,9 @@ def _costs(result: FitSummary) -> doc.Section:
         (
             *doc.titled(cost="cost", at="at", median="median"),
             doc.Column(("lower", "upper"), f"{share} interval", span),
-            doc.Column("unit", "unit"),
+            *doc.titled(unit="unit", is_contradicted="trace contradicts it", extrapolation="extrapolation"),
         ),
+        failed=[bool(flag) for flag in result.costs["is_contradicted"]],
         on="page",
     )
     return doc.Section(
@@ -261,7 +283,15 @@ def _figures(result: FitSummary) -> tuple[doc.Item, ...]:
     )
     return (
         doc.Section("Latency bands", (*drawn("latency_by_tokens", "latency_by_batch", "latency_contours"),)),
-        doc.Section("Does the model fit?", (*drawn("posterior_predictive_check", "residuals"), *effects)),
+        doc.Section(
+            "Does the model fit?",
+            (
+                doc.Text(f"{result.local.text} {_LOCAL}", on="page"),
+                *_local(result),
+                *drawn("local_check", "posterior_predictive_check", "residuals"),
+                *effects,
+            ),
+        ),
         *richer,
         doc.Section(
             "Parameters",
@@ -306,6 +336,14 @@ def _captioned(result: FitSummary) -> dict[str, doc.Figure]:
             "Steps along a line take equally long. To keep a promise, stay on the near side of its line "
             "in the lower panel. Dots are steps of the trace; hatched parts are extrapolation. A step "
             f"cannot hold fewer tokens than requests.{load}",
+            result,
+        ),
+        doc.figure(
+            "fit.local_check",
+            "Where the fit is right",
+            f"Each mark is a bin of steps that are alike. Grey: the fitted median and {share} band of the "
+            f"typical step in it. Coloured: the median of its steps, and where {share} of them lie; red "
+            "where the trace contradicts the fit, pale where too few steps tell.",
             result,
         ),
         doc.figure(
@@ -367,6 +405,49 @@ def _captioned(result: FitSummary) -> dict[str, doc.Figure]:
         ),
     )
     return {one.name: one for one in figures}
+
+
+def _local(result: FitSummary) -> tuple[doc.Item, ...]:
+    """Return the check of each bin; on a terminal of those that the trace contradicts."""
+    table, share = result.local.table, percent(result.probability)
+    if table.empty:
+        return ()
+    columns = (
+        doc.Column("kind", "steps"),
+        doc.Column(("first_requests", "last_requests"), "requests", _range),
+        doc.Column(("first_tokens", "last_tokens"), "tokens", _range),
+        doc.Column("num_steps", "number"),
+        doc.Column("observed_ms", "observed (ms)", short="seen ms"),
+        doc.Column("fitted_ms", "fitted (ms)", short="fitted ms"),
+        doc.Column("error", "error", _signed),
+        doc.Column(("error_lower", "error_upper"), "99% interval", _signed_span, short=""),
+        doc.Column("coverage", f"in {share} band", _percents, short="in band"),
+        doc.Column(("coverage_lower", "coverage_upper"), "99% interval", _percents, short=""),
+        doc.Column("late", "above 99% limit", _percents, short=">99%"),
+        doc.Column(("late_lower", "late_upper"), "99% interval", _percents, short=""),
+        doc.Column("verdict", "verdict", short=""),
+    )
+    wrong = table["verdict"] == CONTRADICTED
+    lead = f"The trace contradicts the fit in {wrong.sum()} of {len(table)} kinds of steps:"
+    shown = (doc.Text(lead, on="terminal"), doc.Table(table[wrong], columns, on="terminal", max_rows=12))
+    page = doc.Table(table, columns, failed=wrong.tolist(), on="page")
+    return (page, *(shown if wrong.any() else ()))
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+
+def _signed(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:+.1f}%"
+
+
+def _signed_span(lower: float | None, upper: float | None) -> str:
+    return NONE if lower is None or upper is None else f"{_signed(lower)} to {_signed(upper)}"
+
+
+def _percents(*shares: float) -> str:
+    return " to ".join(percent(share, 1) for share in shares)
 
 
 def _parameters(result: FitSummary, *, combinations: bool) -> doc.Table:

@@ -84,7 +84,12 @@ def _(step: NextStep, *, command: str = "") -> doc.Document:
         f"{'keeps' if budget.is_kept else 'does NOT keep'} {step.slo_ms:g} ms."
     )
     speed = f"An answer takes {step.microseconds:.2f} us (StepBudgets.next_step)."
-    sections = (doc.Text(told), doc.Text(speed), _verdict(is_promised=step.is_promised))
+    sections = (
+        doc.Text(told),
+        *map(doc.Text, step.notes),
+        doc.Text(speed),
+        _verdict(is_promised=step.is_promised),
+    )
     return doc.Document(
         title="The next step", name="The next step", sections=sections, numbers=step.to_dict()
     )

@@ -94,7 +94,8 @@ def _leads(steps: StepSLA | None, request: RequestSLA | None) -> list[doc.Text]:
             [f"{sentence(steps.objective.text)}.", *floor, *(limit.text for limit in steps.limits)]
         )
     if request is not None:
-        answers.append([request.request_text, *(time.text for time in request.times)])
+        own = [request.own_text] if request.own else []
+        answers.append([request.request_text, *(time.text for time in request.times), *own])
     return [
         *(doc.Text(" ".join(said), "lead", on="page") for said in answers),
         *(doc.Text(text, on="terminal") for said in answers for text in said),
@@ -137,14 +138,16 @@ def _limits(steps: StepSLA) -> doc.Table:
             "extrapolation": None if cap is None else cap.extrapolation,
             "near_steps": None if cap is None else cap.evidence.num_steps,
             "near_late": None if cap is None else cap.evidence.late_share,
+            "local": None if cap is None or cap.local is None else cap.local.verdict,
         }
         for limit in steps.limits
         for name, cap in (
             ("promised", limit.promised),
             ("asked", limit.asked),
+            ("by the trace alone", limit.refuted),
             ("point estimate", limit.point),
         )
-        if cap is not None or name != "asked"
+        if cap is not None or name in ("promised", "point estimate")
     ]
     return doc.Table(
         pd.DataFrame(rows).astype(object),
@@ -155,7 +158,8 @@ def _limits(steps: StepSLA) -> doc.Table:
             doc.Column("confidence", "confidence", sureness),
             doc.Column("extrapolation", "extrapolation"),
             doc.Column("near_steps", "trace: steps near it", count),
-            doc.Column("near_late", "of them late, at least", _known(percent)),
+            doc.Column("near_late", "of them late", _known(percent)),
+            doc.Column("local", "the model there"),
         ),
         failed=[row["limit"] == "asked" and not steps.is_promised for row in rows],
         on="page",
@@ -177,10 +181,12 @@ def _frontier(steps: StepSLA) -> doc.Table:
             doc.Column("confidence", "confidence", sureness),
             doc.Column("extrapolation", "extrapolation", short=""),
             doc.Column("near_steps", "trace: steps near it", count, short=""),
-            doc.Column("near_late", "of them late, at least", _known(percent), short=""),
+            doc.Column("near_late", "of them late", _known(percent), short=""),
             doc.Column(("near_late", "near_steps", "is_contradicted"), "", _seen, short="late in trace"),
+            doc.Column("seen_tokens", "by the trace alone", count, short="trace alone"),
+            doc.Column(("seen_late", "seen_steps"), "late near that", _late_of, short=""),
             doc.Column("point_tokens", "a point estimate allows", count, short="point allows"),
-            doc.Column("point_breach", "late there", chance),
+            doc.Column("point_breach", "late there", chance, short=""),
         ),
         failed=[bool(flag) for flag in steps.frontier["is_contradicted"].fillna(False)],
         max_rows=_MAX_ROWS,
@@ -232,7 +238,8 @@ def _request(request: RequestSLA, survival: dict[str, pd.DataFrame]) -> doc.Sect
         request.step_table,
         (
             *doc.titled(phase="phase", batch_size="requests, B", total_tokens="tokens, S", count="steps"),
-            *doc.titled(extrapolation="extrapolation"),
+            *doc.titled(extrapolation="extrapolation", verdict="the model there"),
+            *doc.titled(seen_ms="median in the trace (ms)"),
         ),
         on="page",
     )
@@ -260,6 +267,10 @@ def _known(write: Any) -> Any:
 
 def _marked(tokens: int | None, extrapolation: bool | None) -> str:
     return count(tokens) + ("*" if extrapolation else "")
+
+
+def _late_of(late: float | None, steps: int | None) -> str:
+    return NONE if late is None or steps is None else f"{percent(late, 1)} of {steps:,}"
 
 
 def _seen(late: float | None, steps: int | None, is_contradicted: bool | None) -> str:

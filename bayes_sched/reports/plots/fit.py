@@ -18,6 +18,7 @@ from scipy.stats import binom, kstwo
 
 from bayes_sched.arrays import Floats
 from bayes_sched.checks.calibration import PROBABILITIES
+from bayes_sched.checks.local import CONTRADICTED, DECODE, FEW, HOLDS, WIDE
 from bayes_sched.checks.summary import FitSummary
 from bayes_sched.checks.views import CONTOURED, FitViews, log10_density
 from bayes_sched.model.likelihood import Effect
@@ -32,6 +33,7 @@ _BANDS = {0.99: 0.15, 0.9: 0.25, 0.5: 0.4}
 _NUM_POINT_GRID = 160
 _UNSEEN = "no such steps in the trace"
 _DECADE = 15.0
+_VERDICT_COLOURS = {HOLDS: style.BLUE, WIDE: style.GREEN, CONTRADICTED: style.VERMILLION, FEW: style.SKY}
 _BEYOND = 1.25
 """How far beyond the largest level with steps the axis goes: what is said of larger steps has to be seen."""
 _QUANTITIES = {"batch_size": "requests of the step, B", "total_tokens": "tokens of the step, S"}
@@ -261,6 +263,39 @@ def combination_pairs(summary: FitSummary) -> Figure:
         if column == 0:
             ax.set_ylabel(label[y], fontsize=8.0)
     return figure
+
+
+@style.styled
+def local_check(summary: FitSummary) -> Figure:
+    """Draw the fitted band and the observed latencies of each bin of :class:`LocalCheck`."""
+    table = summary.local.table
+    panels = {
+        "decode-only steps": (table[table["kind"] == DECODE], "requests"),
+        "steps with prefill": (table[table["kind"] != DECODE], "tokens"),
+    }
+    panels = {name: panel for name, panel in panels.items() if len(panel[0])}
+    figure, axes = style.new_panels("The fit against its own trace", len(panels), head_in=0.9, each_in=2.6)
+    for ax, (name, (rows, of)) in zip(axes.flat, panels.items(), strict=False):
+        places = np.arange(len(rows))
+        lower, upper = rows["fitted_lower_ms"], rows["fitted_upper_ms"]
+        ax.bar(places, upper - lower, bottom=lower, width=0.7, color=style.BAND, label="fitted band")
+        ax.hlines(rows["fitted_ms"], places - 0.35, places + 0.35, color=style.GREY, label="fitted median")
+        for verdict, colour in _VERDICT_COLOURS.items():
+            shown = (rows["verdict"] == verdict).to_numpy()
+            if not shown.any():
+                continue
+            of_kind = rows[shown]
+            ends = (
+                of_kind[["observed_lower_ms", "observed_upper_ms"]].sub(of_kind["observed_ms"], axis=0).abs()
+            )
+            look: Any = {"fmt": "o", "markersize": 3.5, "color": colour, "label": verdict}
+            ax.errorbar(places[shown], of_kind["observed_ms"], yerr=ends.to_numpy().T, **look)
+        first, last = rows[f"first_{of}"], rows[f"last_{of}"]
+        labels = [f"{a:,}" if a == b else f"{a:,}-{b:,}" for a, b in zip(first, last, strict=True)]
+        ax.set_xticks(places, labels, rotation=60, ha="right", fontsize=7.0)
+        ax.set(title=name, xlabel=of, ylabel="latency (ms)")
+        style.log_axis(ax.yaxis)
+    return style.figure_legend(figure, axes[0, 0], columns=3)
 
 
 def _scale(axis: Axis, values: Floats) -> None:
