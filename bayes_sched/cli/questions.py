@@ -18,7 +18,9 @@ def load_fit(options: argparse.Namespace) -> FittedModel:
 def say_cautions(fit: FittedModel, call: Call) -> None:
     """Say what is to be known of a fit before its answers are acted on."""
     unconverged = () if fit.converged else ("the fit has not converged", *fit.metadata.problems)
-    call.warn(dict.fromkeys((*fit.warnings, *unconverged)))
+    unheld = "the fit keeps no steps of its trace, so that answers cannot be held against them: fit it again"
+    warnings = (*fit.warnings, *unconverged, *((unheld,) if fit.observed.empty else ()))
+    call.warn(dict.fromkeys(warnings))
 
 
 def trust(options: argparse.Namespace) -> dict[str, Any]:

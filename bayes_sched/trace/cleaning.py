@@ -56,8 +56,8 @@ class Cleaned:
 def clean_steps(
     steps: pd.DataFrame,
     *,
-    min_latency_ms: float | None = LIMITS_MS[0],
-    max_latency_ms: float | None = LIMITS_MS[1],
+    min_latency_ms: float | None = None,
+    max_latency_ms: float | None = None,
 ) -> Cleaned:
     """Remove idle, too short and too long steps.
 
@@ -65,10 +65,10 @@ def clean_steps(
     ----------
     steps : DataFrame
         One row a step, with ``batch_size``, ``total_tokens`` and ``latency_ms`` (ms).
-    min_latency_ms, max_latency_ms : float or None
-        Steps below the one and above the other are removed; the limits themselves are kept. None: the
-        documented limit, but moved, with a warning, where it would remove more than 1 % of the steps of a
-        kind (decode-only, or with prefill): these are what the server does.
+    min_latency_ms, max_latency_ms : float, optional
+        Steps below the one and above the other are removed; the limits themselves are kept. By default the
+        documented 1 and 300 ms, but moved, with a warning, where that would remove more than 1 % of the steps
+        of a kind (decode-only, or with prefill): these are what the server does.
 
     Returns
     -------
