@@ -134,7 +134,7 @@ def test_models_and_regions_that_do_not_go_together_are_refused(compared_fits: l
     far = with_groups(server(name="far"), cells=cells_of([100, 200, 100], [9000, 9000, 20000]))
     for other, match in (
         (replace(compared_fits[1], model=few), "incompatible models .saturation, affine"),
-        (replace(compared_fits[1], model=wide), "its model attention asks for context_tokens"),
+        (replace(compared_fits[1], model=wide), "the steps have no context_tokens; the model needs"),
         (far, "no step lies where all traces have data.*fast: The trace covers 1 to 64"),
     ):
         refuses(match, [compared_fits[0], other])

@@ -10,7 +10,8 @@ halves change places, so that noise that is merely imitated counts against the r
 2. The levels of the richer model's effects: the median of the rest relative to the latency, level by level,
    drawn towards 0 as the levels' spread and their numbers of steps ask for.
 
-A richer model is a shipped one that has every parameter and column of this one, and more. One that takes the
+A richer model is a shipped one that has every parameter and column of this one, and more, and noise of the
+same kind: by level or not. One that takes the
 use of the KV cache for the context is considered where the trace tells no more of the context than that.
 """
 
@@ -127,6 +128,7 @@ def estimate_discrepancy(fit: FittedModel, steps: pd.DataFrame) -> Discrepancy |
 def richer_models(model: LatencyModel) -> list[LatencyModel]:
     """Return the shipped models with every parameter and column of a model, and more; the simplest first."""
     shipped, own = [load_model_file(name).model for name in shipped_models()], {*_names(model)}
+    shipped = [other for other in shipped if _has_noisy_levels(other) == _has_noisy_levels(model)]
     richer = [other for other in shipped if own < {*_names(other)} and {*model.columns} <= {*other.columns}]
     return sorted(richer, key=lambda other: len(other.parameters))
 
@@ -144,6 +146,10 @@ def further_effects(model: LatencyModel, richer: LatencyModel) -> tuple[Effect, 
 
 def _names(model: LatencyModel) -> list[str]:
     return [p.name for p in model.parameters]
+
+
+def _has_noisy_levels(model: LatencyModel) -> bool:
+    return any(effect.noise for effect in effects_of(model))
 
 
 def _holds(steps: pd.DataFrame, columns: Sequence[str]) -> bool:

@@ -213,7 +213,7 @@ def summarize(
         },
         effects=effect_table(fit, steps, probability=probability),
         discrepancy=estimate_discrepancy(fit, steps),
-        typical_load=fit.typical.text(fit.model.columns),
+        typical_load=fit.context_text,
         grid=local.beside(grid.join(bands["grid"].drop(columns=[*SIZES]))),
         largest=(int(fit.cells["batch_size"].max()), int(fit.cells["total_tokens"].max())),
         calibration=calibration,

@@ -68,7 +68,7 @@ class FitViews:
             steps=steps,
             by_tokens={b: bands["by_tokens"].query("batch_size == @b") for b in typical_batch_sizes(steps)},
             by_batch=bands["by_batch"],
-            surface=fit.quantile(fit.completed(coarse), list(CONTOURED)).where(coarse["possible"]),
+            surface=fit.quantile(coarse, list(CONTOURED)).where(coarse["possible"]),
             veil=fine.assign(extrapolation=fit.extrapolation(fine)),
             residuals=residual_table(fit, steps),
             prior_latency=xr.DataArray(

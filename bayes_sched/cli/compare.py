@@ -21,7 +21,8 @@ def run(options: argparse.Namespace, call: Call) -> int:
     start = time.perf_counter()
     with shown_progress(call) as show:
         show("reading the fits", None)
-        fits = [FittedModel.load(file, model=options.model) for file in options.posteriors]
+        of = {"model": options.model, "context_tokens": options.context}
+        fits = [FittedModel.load(file, **of) for file in options.posteriors]
         show("comparing", None)
         found = compare(
             fits,

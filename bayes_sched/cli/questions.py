@@ -12,7 +12,7 @@ from bayes_sched.posterior.fitted import FittedModel
 
 def load_fit(options: argparse.Namespace) -> FittedModel:
     """Read the fit that is asked."""
-    return FittedModel.load(options.posterior, model=options.model)
+    return FittedModel.load(options.posterior, model=options.model, context_tokens=options.context)
 
 
 def say_cautions(fit: FittedModel, call: Call) -> None:
@@ -21,6 +21,8 @@ def say_cautions(fit: FittedModel, call: Call) -> None:
     unheld = "the fit keeps no steps of its trace, so that answers cannot be held against them: fit it again"
     warnings = (*fit.warnings, *unconverged, *((unheld,) if fit.observed.empty else ()))
     call.warn(dict.fromkeys(warnings))
+    if fit.context_text:
+        call.say(fit.context_text)
 
 
 def trust(options: argparse.Namespace) -> dict[str, Any]:

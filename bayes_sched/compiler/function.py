@@ -223,10 +223,17 @@ class _Emitter:
         op = node.op
         if isinstance(op, PASSED):
             return self.value(node.inputs[0], index)
-        if kind == F64 and isinstance(op, Elemwise) and isinstance(op.scalar_op, ps.TrueDiv | ps.Reciprocal | ps.Pow):
+        if (
+            kind == F64
+            and isinstance(op, Elemwise)
+            and isinstance(op.scalar_op, ps.TrueDiv | ps.Reciprocal | ps.Pow)
+        ):
             factors = _factors(variable)
             if factors:
-                return reduce(self.math.mul, [x for v, power in factors for x in self._power(v, self._own(v, index), power)])
+                return reduce(
+                    self.math.mul,
+                    [x for v, power in factors for x in self._power(v, self._own(v, index), power)],
+                )
         if isinstance(op, Elemwise):
             values = [self.value(v, self._own(v, index)) for v in node.inputs]
             return self.math.apply(op.scalar_op, kind, values)
@@ -497,12 +504,13 @@ class _Emitter:
     def _stretches(self, node: Any) -> Axes:
         """Return the axes of the part of an array that is changed."""
         found: list[Axis | None] = []
-        for part, axis in zip(indices(node), self.plan.axes(node.inputs[0]), strict=True):
+        array = node.inputs[0]
+        for part, axis, size in zip(indices(node), self.plan.axes(array), array.type.shape, strict=True):
             if isinstance(part, slice):
                 if part == slice(None) or axis is None:
                     found.append(axis)
-                elif isinstance(axis.size, int) or (part.stop or -1) > 0:
-                    length = axis.size if isinstance(axis.size, int) else part.stop
+                elif isinstance(size, int) or (part.stop or -1) > 0:
+                    length = size if isinstance(size, int) else part.stop
                     found.append(Axis(len(range(*part.indices(length)))))
                 else:
                     raise UnsupportedError("a stretch of unknown length")

@@ -39,7 +39,14 @@ SCATTERS = (AdvancedIncSubtensor, IncSubtensor)
 _ROOTS = (CAReduce, *SCATTERS)
 _CHEAP = (ps.Add, ps.Sub, ps.Mul, ps.Neg, ps.Sqr, ps.Cast, ps.Second, ps.Switch, ps.LogicalComparison, ps.Abs)
 _REWRITES = ("canonicalize", "stabilize", "specialize", "uncanonicalize", "fast_run")
-_NOT_REWRITTEN = ("fusion", "inplace", "BlasOpt", "local_careduce_fusion", "symbolic_op_recognition", "local_pow_to_nested_squaring")
+_NOT_REWRITTEN = (
+    "fusion",
+    "inplace",
+    "BlasOpt",
+    "local_careduce_fusion",
+    "symbolic_op_recognition",
+    "local_pow_to_nested_squaring",
+)
 
 
 class Axis:

@@ -20,7 +20,7 @@ from bayes_sched.posterior.prediction import check_probability
 from bayes_sched.predictor.predictor import Predictor
 from bayes_sched.region import Region
 from bayes_sched.sla.limits import StepLine, StepSearch
-from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, check_columns
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective
 from bayes_sched.steps import steps_arrays
 
 _EXACT, _RATIO = 64, 1.02
@@ -99,7 +99,6 @@ class StepBudgets:
         is by default that of the trace; numbers out of range, and a fit whose model needs more than B and S,
         raise InputError.
         """
-        check_columns(fit)
         b, nodes = _axes(fit.region, max_batch_size, max_tokens)
         level = check_probability(confidence, name="confidence")
         rows = []

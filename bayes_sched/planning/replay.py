@@ -22,7 +22,7 @@ from bayes_sched.planning.replay_kernel import (
 )
 from bayes_sched.planning.workload import Workload
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.sla.risk import check_columns, noise_draws
+from bayes_sched.sla.risk import noise_draws
 from bayes_sched.steps import POSSIBLE
 
 BLOCK_TOKENS = 16
@@ -99,7 +99,6 @@ class StepTimes:
     @classmethod
     def of(cls, fit: FittedModel, *, max_batch_size: int, max_tokens: int, max_draws: int) -> StepTimes:
         """Tabulate a fit; one whose model needs more of a step than B and S is refused."""
-        check_columns(fit)
         nodes_b, nodes_s = (whole_numbers(max(n, 2), _EXACT, _RATIO) for n in (max_batch_size, max_tokens))
         b, s = (axis.ravel() for axis in np.meshgrid(nodes_b, nodes_s, indexing="ij"))
         # Corners of cells may have fewer tokens than requests: the equation holds there too.

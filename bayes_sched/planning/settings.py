@@ -21,7 +21,7 @@ from bayes_sched.posterior.prediction import band_levels, check_probability, thi
 from bayes_sched.posterior.provenance import FitDescription
 from bayes_sched.sla.evidence import FEW, Evidence
 from bayes_sched.sla.limits import StepLine, StepSearch
-from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, check_columns, refusals
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, refusals
 from bayes_sched.steps import steps_arrays, steps_grid
 
 ANY_STEP, DECODES = "any step", "decode-only steps"
@@ -180,7 +180,6 @@ def optimize_steps(
     InputError
         A value is out of range, or the fit's model needs more than B and S.
     """
-    check_columns(fit)
     check_probability(probability, name="probability")
     objective = Objective(limit_ms=slo_ms, quantile=quantile, confidence=confidence)
     b, s = _axes(fit, extrapolate=extrapolate)

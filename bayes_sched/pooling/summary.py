@@ -71,7 +71,7 @@ def pool_summary(
         members=_members(pool),
         steps=_steps(pool, probability),
         curves=_curves(pool, probability),
-        typical_load=next(iter(pool.alone.values())).typical.text(pool.unseen.model.columns),
+        typical_load=next(iter(pool.alone.values())).context_text,
         seconds=None if seconds is None else round(seconds, 1),
         warnings=warnings_of(pool, spread),
     )
@@ -118,21 +118,19 @@ def _steps(pool: Pool, probability: float) -> pd.DataFrame:
     cells = pool.unseen.cells.to_dataframe()
     every = cells.loc[cells.index.repeat(cells["count"].to_numpy()), ["batch_size", "total_tokens"]]
     sizes = size_table(typical_steps(every.reset_index(drop=True)))
-    first = next(iter(pool.alone.values()))
     tables = [
-        band_table(fit, sizes.assign(trace=name), probability=probability, like=first)
+        band_table(fit, sizes.assign(trace=name), probability=probability)
         for name, fit in pool.members.items()
     ]
     return pd.concat(tables, ignore_index=True)
 
 
 def _curves(pool: Pool, probability: float) -> pd.DataFrame:
-    first = next(iter(pool.alone.values()))
     most = float(pool.unseen.cells["total_tokens"].max())
     tables = []
     for requests in CURVES:
         tokens = log_grid(requests, max(most, 2.0 * requests), _NUM_POINTS)
-        steps = first.completed(steps_arrays(float(requests), tokens))
+        steps = steps_arrays(float(requests), tokens)
         for name, fit in pool.members.items():
             band = fit.mean_band(steps, probability=probability)
             ends = {f"{key}_ms": band[key].to_numpy() for key in ("lower", "median", "upper")}

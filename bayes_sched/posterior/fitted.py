@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import LatencyModel, ModelFile, all_parameters
+from bayes_sched.posterior.contexts import Contexts
 from bayes_sched.posterior.diagnostics import Convergence, convergence, known_priors, parameter_table
 from bayes_sched.posterior.prediction import (
     Cells,
@@ -23,7 +24,6 @@ from bayes_sched.posterior.prediction import (
     as_threshold,
     band_levels,
     check_probability,
-    component_cdf,
     quantile_levels,
 )
 from bayes_sched.posterior.provenance import FitDescription, FitMetadata
@@ -64,6 +64,9 @@ class FittedModel:
     metadata : FitMetadata
     load_warnings : tuple of str
         What loading found to say.
+    context_tokens : float or None
+        Tokens of context that each decoding request is taken to have where steps do not tell; None integrates
+        over what the trace shows at steps like them.
 
     Raises
     ------
@@ -75,6 +78,7 @@ class FittedModel:
     model: LatencyModel
     metadata: FitMetadata
     load_warnings: tuple[str, ...] = ()
+    context_tokens: float | None = None
     _evaluators: dict[int | None, Evaluator] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +113,35 @@ class FittedModel:
         if "observed" not in self.data.children:
             return pd.DataFrame(columns=[*SIZES, "latency_ms"], dtype=float)
         return self.data["observed"].to_dataset().to_dataframe().reset_index(drop=True)
+
+    @cached_property
+    def contexts(self) -> Contexts | None:
+        """Where steps of B and S alone take the model's other columns from; None where nothing tells them."""
+        columns = self.model.columns
+        if set(columns) <= set(SIZES):
+            return None
+        if self.context_tokens is not None:
+            load = replace(self.typical, context_per_decode=self.context_tokens, cached_per_chunk=0.0)
+            return Contexts.typical(load, columns)
+        return Contexts.of(self.observed, columns) or Contexts.typical(self.typical, columns)
+
+    @property
+    def context_text(self) -> str:
+        """For what context answers over (B, S) alone are, a sentence; empty where B and S say it all."""
+        if self.contexts is None:
+            return ""
+        if self.context_tokens is not None:
+            return f"Each decoding request is taken to have {self.context_tokens:,.0f} tokens of context."
+        if Contexts.of(self.observed, self.model.columns) is None:
+            return self.typical.text(self.model.columns)
+        return (
+            "Where only requests and tokens are given, the rest of a step (context, prefill chunks) is as "
+            "varied as in the steps of the trace nearest to it."
+        )
+
+    def with_context(self, tokens: float) -> FittedModel:
+        """Return this fit, whose decoding requests all have so many tokens of context where nobody says."""
+        return replace(self, context_tokens=tokens)
 
     @property
     def typical(self) -> TypicalLoad:
@@ -148,7 +181,9 @@ class FittedModel:
     def evaluator(self, max_draws: int | None) -> Evaluator:
         """Return the model with so many draws of its posterior, made once: what all predictions ask."""
         if max_draws not in self._evaluators:
-            self._evaluators[max_draws] = Evaluator(self.model, self.posterior, max_draws=max_draws)
+            self._evaluators[max_draws] = Evaluator(
+                self.model, self.posterior, max_draws=max_draws, contexts=self.contexts
+            )
         return self._evaluators[max_draws]
 
     @cached_property
@@ -195,8 +230,7 @@ class FittedModel:
 
     def mean_latency(self, steps: Steps, *, max_draws: int | None = DEFAULT_MAX_DRAWS) -> xr.DataArray:
         """Return draws of the mean latency, ms, dims (chain, draw, *steps): what we know of the server."""
-        evaluator = self.evaluator(max_draws)
-        return _named(evaluator.per_draw(steps, lambda mean, scale, nu, x: mean), "mean_latency_ms", "ms")
+        return _named(self.evaluator(max_draws).mean(steps), "mean_latency_ms", "ms")
 
     def mean_band(
         self,
@@ -217,6 +251,7 @@ class FittedModel:
             steps,
             lambda mixture, mean, scale, x: np.quantile(mean, levels, axis=0),
             leading={"quantile": levels},
+            level=None,
         )
         return self._band(steps, quantiles, kind="mean", probability=probability)
 
@@ -298,7 +333,7 @@ class FittedModel:
         -------
         DataArray, dims (chain, draw, *steps and latency_ms)
         """
-        result = self.evaluator(max_draws).per_draw(steps, component_cdf, threshold=as_threshold(latency_ms))
+        result = self.evaluator(max_draws).cdf(steps, as_threshold(latency_ms))
         return _named(result, "probability_below", "1")
 
     def sample_latency(
@@ -355,7 +390,11 @@ class FittedModel:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, model: str | os.PathLike[str] | ModelFile | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        model: str | os.PathLike[str] | ModelFile | None = None,
+        context_tokens: float | None = None,
     ) -> FittedModel:
         """Read a fit written by :meth:`save`. Nothing in the file is executed.
 
@@ -365,6 +404,8 @@ class FittedModel:
             Such as ``results/h100/posterior.nc``.
         model : str, path-like or ModelFile, optional
             The model's file, needed where it is not one of the project's own: it is run.
+        context_tokens : float, optional
+            As of :meth:`with_context`.
 
         Raises
         ------
@@ -375,7 +416,13 @@ class FittedModel:
         try:
             metadata = FitMetadata.from_attrs({str(key): value for key, value in data.attrs.items()})
             fitted_with, warnings = model_of(metadata, model=model)
-            return cls(data=data, model=fitted_with, metadata=metadata, load_warnings=warnings)
+            return cls(
+                data=data,
+                model=fitted_with,
+                metadata=metadata,
+                load_warnings=warnings,
+                context_tokens=context_tokens,
+            )
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 

@@ -79,6 +79,13 @@ class TypicalLoad:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return xr.Dataset({name: ((), value) for name, value in values.items() if value is not None})
 
+    def tells(self, columns: Sequence[str]) -> bool:
+        """Return whether every column of a model, in `columns`, can be completed from it."""
+        further = [name for name in columns if name not in SIZES]
+        return all(name in _TAKES for name in further) and not any(
+            getattr(self, taken) is None for name in further for taken in _TAKES[name]
+        )
+
     def text(self, columns: Sequence[str]) -> str:
         """Return a sentence on the steps that bands over (B, S) are for; empty where B and S say it all.
 

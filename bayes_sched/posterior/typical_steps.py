@@ -67,16 +67,14 @@ def size_table(typical: tuple[TypicalStep, ...]) -> pd.DataFrame:
     return pd.DataFrame(list(typical)).rename(columns={"name": "step"})
 
 
-def band_table(
-    fit: FittedModel, sizes: pd.DataFrame, *, probability: float, like: FittedModel | None = None
-) -> pd.DataFrame:
-    """Return what steps of some sizes take, completed by what is typical of the trace (or of another fit's).
+def band_table(fit: FittedModel, sizes: pd.DataFrame, *, probability: float) -> pd.DataFrame:
+    """Return what steps of some sizes take.
 
     The columns of `sizes`, ``batch_size`` and ``total_tokens`` among them; of the predictive distribution
     ``lower_ms``, ``median_ms``, ``upper_ms``, ``q99_ms`` (99th percentile); of the mean latency
     ``mean_lower_ms``, ``mean_median_ms``, ``mean_upper_ms``; ``extrapolation``.
     """
-    points = (like or fit).completed(steps_arrays(sizes["batch_size"], sizes["total_tokens"]))
+    points = steps_arrays(sizes["batch_size"], sizes["total_tokens"])
     quantiles = fit.quantile(points, [*band_levels(probability), 0.99]).to_numpy()
     mean = fit.mean_band(points, probability=probability)
     return sizes.assign(

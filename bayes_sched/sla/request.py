@@ -23,7 +23,6 @@ from bayes_sched.sla.risk import (
     DEFAULT_CONFIDENCE,
     DEFAULT_QUANTILE,
     Objective,
-    check_columns,
     noise_draws,
     objectives_of,
     refusals,
@@ -313,7 +312,6 @@ def request_sla(
         A value is outside its range, `output_tokens` is missing for a limit, or the fit's model needs more
         than B and S.
     """
-    check_columns(fit)
     limits = {"ttft": ttft_ms, "tpot": tpot_ms, "e2e": e2e_ms}
     objectives = objectives_of(limits, quantile=quantile, confidence=confidence, probability=probability)
     steps = RequestSteps(

@@ -23,7 +23,6 @@ from bayes_sched.sla.risk import (
     DEFAULT_CONFIDENCE,
     DEFAULT_QUANTILE,
     Objective,
-    check_columns,
     refusals,
     step_risk,
 )
@@ -177,7 +176,6 @@ def step_sla(
     InputError
         A value is outside its range, or the fit's model needs more than B and S.
     """
-    check_columns(fit)
     objective = Objective(limit_ms=slo_ms, quantile=quantile, confidence=confidence)
     _check_counts(batch_size, decodes, token_budget)
     search = StepSearch(fit, objective, extrapolate, probability, max_draws)
