@@ -44,6 +44,7 @@ type Multiplied = Callable[[Effect, Mapping[str, Any], Mapping[str, Any]], Any]
 """(effect, draws of the parameters, columns of steps) -> what the effect's factors multiply."""
 
 _NEGLIGIBLE = 8.0  # nats by which the evidence of a mode may fall short of the best one's
+_VALLEY = 1.0  # nats that the density between two modes is less than at the lower one
 _LEAST_INFORMATION = 1e-2  # that data have on a level's log factor, relative to what its population has
 _LEAST_CURVATURE = 0.5  # of the log density, whose coordinates are of the size of 1
 _MAX_ROUNDS, _MAX_ITERATIONS = 12, 200  # of a climb, and of BFGS in each round
@@ -220,13 +221,9 @@ class Mode:
     """A mode of a density, and the Gaussian that has its curvature."""
 
     point: Floats
+    height: float
     covariance: Floats
     log_evidence: float  # of that Gaussian at the density's height, up to a constant
-
-    def resembles(self, other: Mode) -> bool:
-        """Return whether the other mode is within one standard deviation of this one."""
-        distance = self.point - other.point
-        return bool(distance @ np.linalg.solve(self.covariance, distance) < 1.0)
 
 
 def explore_levels(density: Density, coordinates: LevelCoordinates, priors: Priors) -> Exploration:
@@ -240,7 +237,7 @@ def explore_levels(density: Density, coordinates: LevelCoordinates, priors: Prio
     starts = [coordinates.from_logs(logs | dict(coordinates.start)) for logs in shifted]
     found: list[Mode] = []
     for mode in sorted((find_mode(density, start) for start in starts), key=lambda mode: -mode.log_evidence):
-        if not any(mode.resembles(other) for other in found):
+        if not any(_are_one(density, mode, other) for other in found):
             found.append(mode)
     found = [mode for mode in found if mode.log_evidence > found[0].log_evidence - _NEGLIGIBLE]
     points = [coordinates.to_logs(mode.point, np)[0] for mode in found]
@@ -266,7 +263,14 @@ def find_mode(density: Density, start: Floats) -> Mode:
         if np.linalg.norm(found.x) < _SETTLED:
             break
     covariance = root @ root.T
-    return Mode(point, covariance, -float(found.fun) + 0.5 * float(np.linalg.slogdet(covariance)[1]))
+    height = -float(found.fun)
+    return Mode(point, height, covariance, height + 0.5 * float(np.linalg.slogdet(covariance)[1]))
+
+
+def _are_one(density: Density, one: Mode, other: Mode) -> bool:
+    """Return whether no valley lies between two modes: climbs along a flat ridge end where they please."""
+    between = density(0.5 * (one.point + other.point))[0]
+    return between > min(one.height, other.height) - _VALLEY
 
 
 def _climb(density: Density, origin: Floats, root: Floats) -> Any:
