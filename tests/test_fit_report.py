@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from bayes_sched.checks.calibration import calibrate, residual_table
 from bayes_sched.checks.summary import FitSummary, effect_table, summarize
 from bayes_sched.checks.views import rank_deviation, typical_batch_sizes
-from bayes_sched.comparison.compare import compare
 from bayes_sched.errors import InputError
 from bayes_sched.format import number, span
 from bayes_sched.model.likelihood import effects_of
@@ -33,8 +32,13 @@ from bayes_sched.predictor.compile import compile_predictor
 from bayes_sched.reports.document import Document, report
 from bayes_sched.reports.fit import notes_of, sentences_of
 from bayes_sched.reports.html import html as html_of
-from bayes_sched.reports.plots.checks import ranks, running_quantiles
-from bayes_sched.reports.plots.fit import latency_by_batch, latency_by_tokens, latency_contours
+from bayes_sched.reports.plots.fit import (
+    latency_by_batch,
+    latency_by_tokens,
+    latency_contours,
+    ranks,
+    running_quantiles,
+)
 from bayes_sched.reports.plots.style import new_figure, save_figure
 from bayes_sched.reports.terminal import WIDTH, terminal
 from bayes_sched.reports.write import ReportPaths, write_report
@@ -71,13 +75,13 @@ def drawn() -> dict[str, Figure]:
 def written(
     tmp_path_factory: pytest.TempPathFactory, document: Document, drawn: dict[str, Figure]
 ) -> ReportPaths:
-    def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    def save(figure: Figure, folder: Path, name: str, **options: Any) -> tuple[Path, ...]:
         drawn[name] = figure
-        return save_figure(figure, folder, name)
+        return save_figure(figure, folder, name, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bayes_sched.reports.write.save_figure", save)
-        return write_report(document, tmp_path_factory.mktemp("report"))
+        patch.setattr("bayes_sched.reports.plots.style.save_figure", save)
+        return write_report(document, tmp_path_factory.mktemp("report"), with_svg=True)
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +376,7 @@ def test_a_figure_is_saved_as_png_and_svg_with_the_same_bytes_each_time(
 ) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        png, svg = save_figure(latency_by_batch(found), tmp_path / folder, "x")
+        png, svg = save_figure(latency_by_batch(found), tmp_path / folder, "x", with_svg=True)
         assert png.read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in svg.read_bytes()
     for name in ("x.png", "x.svg"):
@@ -466,7 +470,7 @@ def test_the_report_shows_the_effects_and_keeps_their_table(
     document = report(richer_found)
     assert "effect_factors" in {figure.name for figure in document.figures}
     assert len(document.frames["effects"]) == sum(effect.num_levels for effect in effects_of(richer.model))
-    page = html_of(document, {figure.name: Path(__file__) for figure in document.figures})
+    page = html_of(document, {figure.name: (Path(__file__),) for figure in document.figures})
     assert "Factors of the levels that have steps" in page
     assert html.escape(richer.typical.text(richer.model.columns)) in page
 

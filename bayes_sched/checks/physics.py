@@ -33,17 +33,12 @@ _SLACK = f", by more than {_LEVEL:.0%}"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PhysicalChecks:
-    """What the checks found.
-
-    Attributes
-    ----------
-    table : DataFrame
-        One row a check: ``check`` (what should be so), ``group`` (``sign``, ``range``, ``saturation`` or
-        ``boundary``), ``probability`` (share of the draws in which it is; 0 or 1 for a point estimate),
-        ``holds`` (the probability is at least 90 %), ``detail`` (numbers, and where it fails).
-    """
+    """What the checks found."""
 
     table: pd.DataFrame
+    """One row a check: ``check`` (what should be so), ``group`` (``sign``, ``range``, ``saturation`` or
+    ``boundary``), ``probability`` (share of the draws in which it is; 0 or 1 for a point estimate), ``holds``
+    (the probability is at least 90 %), ``detail`` (numbers, and where it fails)."""
 
     @property
     def plausible(self) -> bool:

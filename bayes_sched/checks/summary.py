@@ -13,7 +13,7 @@ import pandas as pd
 from bayes_sched.checks.calibration import Calibration, calibrate
 from bayes_sched.checks.discrepancy import Discrepancy, estimate_discrepancy
 from bayes_sched.checks.local import LocalCheck, check_locally
-from bayes_sched.checks.views import FitViews
+from bayes_sched.checks.views import FitViews, band_sizes
 from bayes_sched.errors import InputError
 from bayes_sched.format import records
 from bayes_sched.model.likelihood import effects_of
@@ -21,8 +21,8 @@ from bayes_sched.model.protocol import all_parameters
 from bayes_sched.posterior.diagnostics import known_priors
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.posterior.typical_steps import band_table, cost_table, step_table, typical_steps
-from bayes_sched.steps import steps_arrays
+from bayes_sched.posterior.typical_steps import band_table, cost_table, size_table, typical_steps
+from bayes_sched.steps import SIZES
 
 SUMMARY_VERSION = 1
 """Raised when a field of :meth:`FitSummary.to_dict` changes its meaning or goes."""
@@ -185,8 +185,11 @@ def summarize(
     """
     steps = _complete(fit, steps)
     typical = typical_steps(steps)
-    grid = _grid(steps)
-    points = steps_arrays(grid["batch_size"], grid["total_tokens"])
+    named, grid = size_table(typical), _grid(steps)
+    sizes = {"typical": named, "grid": grid, **(band_sizes(steps) if is_drawn else {})}
+    asked = pd.concat(sizes, names=["part", "row"])[[*SIZES]]
+    found = band_table(fit, asked, probability=probability).groupby("part")
+    bands = {str(part): rows.droplevel("part") for part, rows in found}
     gate, calibration = fit.convergence, calibrate(fit, steps)
     local = check_locally(fit, steps, probability=probability)
     costs = cost_table(fit, typical, probability=probability)
@@ -196,7 +199,7 @@ def summarize(
     return FitSummary(
         fit=fit.description,
         probability=probability,
-        table=local.beside(step_table(fit, typical, probability=probability)),
+        table=local.beside(named.join(bands["typical"].drop(columns=[*SIZES]))),
         costs=costs,
         coverage=calibration.coverage,
         parameters=fit.parameter_table(probability=probability),
@@ -211,11 +214,11 @@ def summarize(
         effects=effect_table(fit, steps, probability=probability),
         discrepancy=estimate_discrepancy(fit, steps),
         typical_load=fit.context_text,
-        grid=local.beside(grid.join(band_table(fit, points, probability=probability))),
+        grid=local.beside(grid.join(bands["grid"].drop(columns=[*SIZES]))),
         largest=(int(fit.cells["batch_size"].max()), int(fit.cells["total_tokens"].max())),
         calibration=calibration,
         local=local,
-        views=FitViews.of(fit, steps, probability=probability) if is_drawn else None,
+        views=FitViews.of(fit, steps, bands) if is_drawn else None,
     )
 
 
@@ -263,13 +266,10 @@ def prior_table(fit: FittedModel) -> pd.DataFrame:
 def effect_table(fit: FittedModel, steps: pd.DataFrame, *, probability: float) -> pd.DataFrame:
     """Return the factors by which latencies depart from the equation; the steps say which levels have data.
 
-    Returns
-    -------
-    DataFrame
-        One row a level of an effect: ``effect``, ``meaning``, ``column`` (of the steps), ``level`` (the
-        values it holds, in words), ``first`` and ``last`` of them (the last level of an effect is open:
-        missing), ``num_steps``, and the factor: ``lower``, ``median``, ``upper`` (equal tails). Of a level
-        without steps the factor is the population's. No row where the model has no effects.
+    One row a level of an effect: ``effect``, ``meaning``, ``column`` (of the steps), ``level`` (the values it
+    holds, in words), ``first`` and ``last`` of them (the last level of an effect is open: missing),
+    ``num_steps``, and the factor: ``lower``, ``median``, ``upper`` (equal tails). Of a level without steps
+    the factor is the population's.
     """
     tail = 0.5 * (1.0 - probability)
     tables = []

@@ -300,8 +300,7 @@ def _check_models(options: argparse.Namespace, call: Call) -> None:
                 "path of a model's .py file"
             )
     files, warnings = expand_paths(options.traces)
-    for warning in warnings:
-        call.say(f"warning: {warning}")
+    call.warn(warnings)
     for path in filter(None, (options.csv, options.figure)):
         command.check_output(path, inputs=files, overwrite=options.overwrite)
 

@@ -22,7 +22,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.prediction import band_levels, component_cdf
 from bayes_sched.posterior.typical_steps import LARGEST_DECODE, MEDIAN_DECODE
-from bayes_sched.steps import POSSIBLE, Steps, steps_arrays, steps_grid
+from bayes_sched.steps import POSSIBLE, Steps, log_grid, steps_arrays, steps_grid
 
 FULL_STEP = "largest step"
 
@@ -47,9 +47,9 @@ def shared_grid(
 ) -> xr.Dataset:
     """Return the grid, as :func:`marked` marks it, over given requests and tokens or over all traces'."""
     shared, seen = shared_cells(servers), seen_steps(servers)
-    requests = _log_points(seen["batch_size"], _NUM_BATCH_SIZES)
+    requests = _over(seen["batch_size"], _NUM_BATCH_SIZES)
     b = requests if batch_size is None else np.asarray(batch_size, float)
-    tokens = np.union1d(_log_points(seen["total_tokens"], _NUM_TOKENS), b)
+    tokens = np.union1d(_over(seen["total_tokens"], _NUM_TOKENS), b)
     s = tokens if total_tokens is None else np.asarray(total_tokens, float)
     grid = marked(servers, steps_grid(batch_size=b, total_tokens=s))
     if not _is_any_shared(grid) and not shared.empty and batch_size is None and total_tokens is None:
@@ -96,10 +96,8 @@ def _is_any_shared(grid: xr.Dataset) -> bool:
     return bool(grid["in_region"].all("gpu").any())
 
 
-def _log_points(values: pd.Series[Any], num: int) -> Floats:
-    """Return whole numbers over the range of the values, evenly spread on a logarithmic scale."""
-    points: Floats = np.unique(np.rint(np.geomspace(float(values.min()), float(values.max()), num)))
-    return points
+def _over(values: pd.Series[Any], num: int) -> Floats:
+    return log_grid(float(values.min()), float(values.max()), num)
 
 
 def seen_steps(servers: Servers) -> pd.DataFrame:
@@ -331,8 +329,8 @@ def latency_bands(servers: Servers, typical: pd.DataFrame, *, probability: float
     largest = typical.loc[typical["step"] == FULL_STEP, "batch_size"]
     b = int(largest.iloc[0]) if len(largest) else 1
     seen = seen_steps(servers)
-    requests = _log_points(seen["batch_size"], _NUM_BAND)
-    tokens = _log_points(seen["total_tokens"].clip(lower=b), _NUM_BAND)
+    requests = _over(seen["batch_size"], _NUM_BAND)
+    tokens = _over(seen["total_tokens"].clip(lower=b), _NUM_BAND)
     chosen = {"decode": steps_arrays(requests, requests), "mixed": steps_arrays(b, tokens)}
     return {name: _bands(servers, steps, probability) for name, steps in chosen.items()}
 

@@ -44,9 +44,14 @@ class Cells:
             {name: steps[name] for name in columns if set(steps[name].dims) <= set(template.dims)}
         )
         rows = np.stack([value.transpose(*template.dims).to_numpy().ravel() for value in values], axis=-1)
-        distinct, cell_of_step = np.unique(rows, axis=0, return_inverse=True)
+        is_asked = template.to_numpy().ravel()
+        if not is_asked.any():
+            is_asked = np.ones_like(is_asked)
+        distinct, cell_of_asked = np.unique(rows[is_asked], axis=0, return_inverse=True)
+        cell_of_step = np.zeros(len(rows), np.int64)
+        cell_of_step[is_asked] = cell_of_asked.ravel()
         table = xr.Dataset({name: ("cell", distinct[:, i]) for i, name in enumerate(columns)})
-        return cls(table, cell_of_step.ravel(), template)
+        return cls(table, cell_of_step, template)
 
     def spread(
         self, values: NDArray[np.float64], *, leading: Mapping[str, NDArray[np.generic]] | None = None
@@ -247,19 +252,19 @@ class Evaluator:
         """
         cells = self._cells(steps, threshold)
         nu = self._nu[:, None]
-        values = [function(*self._moments(part), nu, _threshold(part)) for part in _parts(cells, len(nu))]
+        values = [function(mean, scale, nu, x) for mean, scale, x in self._chunks(cells)]
         return cells.spread(np.concatenate(values, -1).reshape(*self._shape, -1), leading=self._leading)
 
     def mean(self, steps: Steps) -> xr.DataArray:
         """Return the mean latency of each draw, over contexts where steps lack columns."""
         cells = self._cells(steps, None)
-        values = [self._moments(part, None)[0] for part in _parts(cells, len(self._nu))]
+        values = [self._moments(part, None)[0] for part in _parts(cells.table, len(self._nu))]
         return cells.spread(np.concatenate(values, -1).reshape(*self._shape, -1), leading=self._leading)
 
     def cdf(self, steps: Steps, threshold: xr.DataArray) -> xr.DataArray:
         """Return P(latency <= threshold) of each draw, over contexts where steps lack columns."""
         cells = self._cells(steps, threshold)
-        values = [self._cdf_draws(part, _threshold(part)) for part in _parts(cells, len(self._nu))]
+        values = [self._cdf_draws(part, _threshold(part)) for part in _parts(cells.table, len(self._nu))]
         return cells.spread(np.concatenate(values, -1).reshape(*self._shape, -1), leading=self._leading)
 
     def _cdf_draws(self, part: xr.Dataset, x: Floats) -> Floats:
@@ -286,10 +291,7 @@ class Evaluator:
     ) -> xr.DataArray:
         """Apply a function of all draws to each step: dims (*leading, *dims of steps and threshold)."""
         cells = self._cells(steps, threshold)
-        found = [
-            function(self.mixture, *self._moments(part, level), _threshold(part))
-            for part in _parts(cells, len(self._nu))
-        ]
+        found = [function(self.mixture, *chunk) for chunk in self._chunks(cells, level)]
         return cells.spread(np.concatenate(found, axis=-1), leading=leading)
 
     def quantile(self, steps: Steps, levels: Floats) -> xr.DataArray:
@@ -306,7 +308,7 @@ class Evaluator:
         Of its noise; where steps lack columns, of noise and contexts together.
         """
         cells = self._cells(steps, None)
-        found = [self._quantiles_of_draws(part, levels) for part in _parts(cells, len(self._nu))]
+        found = [self._quantiles_of_draws(part, levels) for part in _parts(cells.table, len(self._nu))]
         values = np.concatenate(found, -1).reshape(len(levels), *self._shape, -1)
         return cells.spread(values, leading={"quantile": levels, **self._leading})
 
@@ -337,7 +339,7 @@ class Evaluator:
     def sample(self, steps: Steps, *, seed: int) -> xr.DataArray:
         """Draw one latency for each draw and step, independent between steps, at least 0."""
         cells = self._cells(steps, None)
-        moments = [self._moments(part) for part in _parts(cells, len(self._nu))]
+        moments = [self._moments(part) for part in _parts(cells.table, len(self._nu))]
         mean, scale = (np.concatenate(values, -1) for values in zip(*moments, strict=True))
         shape = (len(self._nu), cells.cell_of_step.size)
         noise = np.random.default_rng(seed).standard_t(self._nu[:, None], size=shape)
@@ -359,6 +361,25 @@ class Evaluator:
             raise InputError(
                 f"{THRESHOLD} and the steps differ in the length or the labels of their dims ({error})"
             ) from error
+
+    def _chunks(self, cells: Cells, level: str | None = "each") -> Iterator[tuple[Floats, Floats, Floats]]:
+        """Yield location and scale, dims (draw, cell), and threshold, dims (cell,), of consecutive cells.
+
+        Cells that differ in nothing but the threshold follow each other: the model is evaluated once for all.
+        """
+        table, num = cells.table, len(self._nu)
+        sizes = np.stack([table[name].to_numpy() for name in table if name != THRESHOLD])
+        is_new = np.append(True, (np.diff(sizes) != 0.0).any(axis=0))
+        x, of_cell, first = _threshold(table), np.cumsum(is_new) - 1, 0
+        for block in _parts(table.isel(cell=is_new), num):
+            mean, scale = self._moments(block, level)
+            if not x.size:
+                yield mean, scale, x
+                continue
+            rows = np.flatnonzero((of_cell >= first) & (of_cell < first + mean.shape[1]))
+            for part in np.array_split(rows, -(-len(rows) * num // MAX_CHUNK_VALUES)):
+                yield mean[:, of_cell[part] - first], scale[:, of_cell[part] - first], x[part]
+            first += mean.shape[1]
 
     def _lacks(self, part: xr.Dataset) -> bool:
         return bool(set(self.model.columns) - set(part))
@@ -387,11 +408,11 @@ class _Shape:
     centre: Floats  # dims (cell,)
 
 
-def _parts(cells: Cells, num_draws: int) -> Iterator[xr.Dataset]:
+def _parts(table: xr.Dataset, num_draws: int) -> Iterator[xr.Dataset]:
     """Yield consecutive cells, so few that their values for all draws stay in a cache."""
     size = max(1, MAX_CHUNK_VALUES // num_draws)
-    for start in range(0, cells.table.sizes["cell"], size):
-        yield cells.table.isel(cell=slice(start, start + size))
+    for start in range(0, table.sizes["cell"], size):
+        yield table.isel(cell=slice(start, start + size))
 
 
 def _threshold(part: xr.Dataset) -> Floats:

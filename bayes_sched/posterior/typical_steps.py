@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from bayes_sched.arrays import Floats
 from bayes_sched.model.likelihood import effects_of
 from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.steps import steps_arrays
 
 MEDIAN_DECODE = "median decode step"
@@ -62,36 +62,25 @@ def typical_steps(steps: pd.DataFrame) -> tuple[TypicalStep, ...]:
     return tuple(chosen)
 
 
-def step_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probability: float) -> pd.DataFrame:
-    """Return what typical steps take, completed by what is typical of the trace.
+def size_table(typical: tuple[TypicalStep, ...]) -> pd.DataFrame:
+    """Return typical steps as a table: ``step`` (the name), ``batch_size``, ``total_tokens``."""
+    return pd.DataFrame(list(typical)).rename(columns={"name": "step"})
 
-    ``step``, ``batch_size``, ``total_tokens``; of the predictive distribution ``lower_ms``, ``median_ms``,
-    ``upper_ms``, ``q99_ms`` (99th percentile); of the mean latency ``mean_lower_ms``, ``mean_median_ms``,
-    ``mean_upper_ms``; ``extrapolation``.
+
+def band_table(fit: FittedModel, sizes: pd.DataFrame, *, probability: float) -> pd.DataFrame:
+    """Return what steps of some sizes take.
+
+    The columns of `sizes`, ``batch_size`` and ``total_tokens`` among them; of the predictive distribution
+    ``lower_ms``, ``median_ms``, ``upper_ms``, ``q99_ms`` (99th percentile); of the mean latency
+    ``mean_lower_ms``, ``mean_median_ms``, ``mean_upper_ms``; ``extrapolation``.
     """
-    names = pd.DataFrame(
-        [(t.name, t.batch_size, t.total_tokens) for t in typical],
-        columns=["step", "batch_size", "total_tokens"],
-    )
-    points = steps_arrays(names["batch_size"], names["total_tokens"])
-    return names.join(band_table(fit, points, probability=probability).reset_index(drop=True))
-
-
-def band_table(fit: FittedModel, points: xr.Dataset, *, probability: float) -> pd.DataFrame:
-    """Return the bands of steps, the columns from ``lower_ms`` on of :func:`step_table`; dims (step,)."""
-    predictive = fit.predictive_band(points, probability=probability)
+    points = steps_arrays(sizes["batch_size"], sizes["total_tokens"])
+    quantiles = fit.quantile(points, [*band_levels(probability), 0.99]).to_numpy()
     mean = fit.mean_band(points, probability=probability)
-    return pd.DataFrame(
-        {
-            "lower_ms": predictive["lower"].to_numpy(),
-            "median_ms": predictive["median"].to_numpy(),
-            "upper_ms": predictive["upper"].to_numpy(),
-            "q99_ms": np.ravel(fit.quantile(points, 0.99)),
-            "mean_lower_ms": mean["lower"].to_numpy(),
-            "mean_median_ms": mean["median"].to_numpy(),
-            "mean_upper_ms": mean["upper"].to_numpy(),
-            "extrapolation": predictive["extrapolation"].to_numpy().astype(bool),
-        }
+    return sizes.assign(
+        **dict(zip(("lower_ms", "median_ms", "upper_ms", "q99_ms"), quantiles, strict=True)),
+        **{f"mean_{end}_ms": mean[end].to_numpy() for end in ("lower", "median", "upper")},
+        extrapolation=mean["extrapolation"].to_numpy().astype(bool),
     )
 
 

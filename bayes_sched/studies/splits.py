@@ -59,20 +59,8 @@ def servers_of(
 ) -> tuple[Server, ...]:
     """Group traces, one a file, by their servers, cleaned.
 
-    Parameters
-    ----------
-    traces : sequence of Trace
-    pooled : bool
-        Whether traces with the same labels (``gpu``, ``llm``), or without labels the same name up to `mark`,
-        are of one server; else each is on its own.
-    mark : str
-    min_latency_ms, max_latency_ms : float, optional
-        Limits of the cleaning, by default as in `clean_steps`.
-
-    Raises
-    ------
-    InputError
-        No step of a trace is left after cleaning, or two servers have one name.
+    If `pooled`, traces with the same labels (``gpu``, ``llm``), or without labels the same name up to `mark`,
+    are of one server; else each is on its own.
     """
     groups: dict[str, list[Trace]] = {}
     for trace in traces:
