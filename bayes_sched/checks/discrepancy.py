@@ -52,27 +52,16 @@ _SEED = 20240501
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discrepancy:
-    """How much of a fit's error a richer model would explain.
+    """How much of a fit's error a richer model would explain."""
 
-    Attributes
-    ----------
-    error_ms : float
-        Mean absolute difference between the steps' latencies and the fit's mean latency.
-    context_share : float
-        Share of it that goes away with the further columns of the richer model.
-    staircase_share : float
-        Share of it that goes away, on top of that, with the richer model's departures by level.
-    richer : str or None
-        Name of the richer model that is worth fitting; of several, the shares are its; None if none is.
-    lacking : tuple of str
-        Columns that richer models need and the steps lack; empty where one of them can be fitted.
-    """
-
-    error_ms: float
-    context_share: float = 0.0
+    error_ms: float  # mean absolute difference between the steps' latencies and the fit's mean latency
+    context_share: float = 0.0  # share of it that goes away with the further columns of the richer model
     staircase_share: float = 0.0
+    """Share of it that goes away, on top of that, with the richer model's departures by level."""
     richer: str | None = None
+    """Name of the richer model that is worth fitting; of several, the shares are its; None if none is."""
     lacking: tuple[str, ...] = ()
+    """Columns that richer models need and the steps lack; empty where one of them can be fitted."""
 
     @property
     def share(self) -> float:
@@ -112,19 +101,9 @@ class Discrepancy:
 
 
 def estimate_discrepancy(fit: FittedModel, steps: pd.DataFrame) -> Discrepancy | None:
-    """Estimate how much of a fit's error a richer model would explain.
+    """Estimate how much of a fit's error a richer model would explain; None where no shipped one is richer.
 
-    Parameters
-    ----------
-    fit : FittedModel
-    steps : DataFrame
-        The cleaned steps in the order of the trace: the model's columns, ``latency_ms`` (ms), and those
-        further columns that the trace holds.
-
-    Returns
-    -------
-    Discrepancy or None
-        None where no shipped model is richer.
+    `steps` are the cleaned ones in the order of the trace, with all columns that it holds.
     """
     richer = richer_models(fit.model)
     if not richer:
