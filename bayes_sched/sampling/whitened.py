@@ -7,9 +7,10 @@ level's log factor share in that. With m the log that the data of level j alone 
 .. math::  r = \frac{s^2}{s^2 + e^2} \bigl(m - \log E(\theta)\bigr) + w u, \qquad w^{-2} = s^{-2} + e^{-2},
 
 the standardised departure from what data and population say together (data-based centring; Papaspiliopoulos,
-Roberts and Sköld, 2007, Statistical Science 22). Noise that a level has of its own is in its e. Where the levels of one effect lie within those of another,
-E has the other's factor in it. The equation is tied to the levels by the population alone: its ridges are as
-wide as s, not as narrow as noise, and no funnel opens at small s.
+Roberts and Sköld, 2007, Statistical Science 22). Noise that a level has of its own is in its e, and where the
+levels of one effect lie within those of another, E has the other's factor in it. The equation is tied to the
+levels by the population alone: its ridges are as wide as s, not as narrow as noise, and no funnel opens at
+small s.
 
 The prior rules a term such as :math:`\tau_R`, normal in its logarithm, as long as it is too small to be seen;
 then the likelihood does, normal in the term itself. Both hold for y with :math:`\tau = b\,
@@ -115,19 +116,14 @@ class LevelCoordinates:
             spread = np.fmax(1.48 * deviation, 1e-3)
             means = numeric.loc[acted.index].groupby(level).mean().reindex(seen).fillna(numeric.mean())
             self._columns[effect.name] = {str(name): means[name].to_numpy(float) for name in means}
-            around = {
-                other: np.searchsorted(other.seen(steps), other.level(means[effect.column]))
-                for other in self._effects[:number]
-                if (other.column, other.prefill) == (effect.column, effect.prefill)
-            }
-            self._containing[effect.name] = {
-                other.name: position for other, position in around.items() if other.noise == effect.noise
-            }
-            self._noise |= {
-                effect.name: (other, position)
-                for other, position in around.items()
-                if other.noise > effect.noise
-            }
+            containing = self._containing.setdefault(effect.name, {})
+            for other in self._effects[:number]:
+                if (other.column, other.prefill) == (effect.column, effect.prefill):
+                    position = np.searchsorted(other.seen(steps), other.level(means[effect.column]))
+                    if other.noise == effect.noise:
+                        containing[other.name] = position
+                    else:
+                        self._noise[effect.name] = other, position
             self._slices[effect.name] = slice(end, end := end + len(seen))
             wanted = np.full(len(seen), np.log(spread)) if effect.noise else np.log(medians)
             self._geometry.take({f"{effect.name}_wanted": wanted, f"{effect.name}_information": count})
