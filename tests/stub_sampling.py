@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from bayes_sched.model.likelihood import effects_of, with_effects
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import LatencyModel
 from bayes_sched.sampling.nuts import Progress, SamplerSettings
@@ -48,12 +49,13 @@ def stub_sample(
         for name, prior in priors.items()
     }
     prior = {name: ("draw", np.exp(p.mu + p.sigma * rng.standard_normal(500))) for name, p in priors.items()}
+    effects = effects_of(model)
     tree = xr.DataTree.from_dict(
         {
-            "/posterior": xr.Dataset(posterior, coords=data["posterior"].coords),
+            "/posterior": with_effects(xr.Dataset(posterior, coords=data["posterior"].coords), effects, rng),
             "/coordinates": data["coordinates"].to_dataset(),
             "/sample_stats": data["sample_stats"].to_dataset(),
-            "/prior": xr.Dataset(prior),
+            "/prior": with_effects(xr.Dataset(prior), effects, rng),
         }
     )
     return Samples(tree, {"compile": 0.5, "sampling": 0.25}, {"num_modes": 1, "part_masses": [0.25, 0.75]})

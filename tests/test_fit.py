@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.conftest import documented_record
 from tests.stub_sampling import stub_sample, unmixed_sample
 from tests.synthetic_fit import simulated_steps
 
+fit = partial(fitting.fit, model="saturation")
 SETTINGS = SamplerSettings(draws=300, tune=20, chains=4)
 QUICK = SamplerSettings(draws=20, tune=20, chains=2)
 """For what does not need convergence."""
