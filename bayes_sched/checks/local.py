@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest, quantile_test
+from scipy.stats import quantile_test
 
 from bayes_sched.arrays import Floats, Ints
+from bayes_sched.checks.scores import share_interval
 from bayes_sched.format import number, percent, span
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import band_levels
@@ -283,17 +284,18 @@ def _bin(kind: str, steps: pd.DataFrame, fitted: Floats, probability: float) -> 
     error = observed / median - 1.0
     inside, late = (observed >= lower) & (observed <= upper), observed > limit
     off = quantile_test(error, p=0.5).confidence_interval(INTERVAL)
-    in_band, above = (
-        binomtest(int(flags.sum()), len(flags)).proportion_ci(INTERVAL) for flags in (inside, late)
+    counts = [inside.sum(), late.sum()]
+    (least_inside, least_late), (most_inside, most_late) = share_interval(
+        counts, len(observed), level=INTERVAL
     )
     outside = (1.0 - probability) / (1.0 - DEFAULT_PROBABILITY)  # the margins are those of a 90 % band
     is_wrong = (
         off.low > MAX_ERROR
         or off.high < -MAX_ERROR
-        or 1.0 - in_band.high > outside * (1.0 - MIN_COVERAGE)
-        or above.low > MAX_LATE
+        or 1.0 - most_inside > outside * (1.0 - MIN_COVERAGE)
+        or least_late > MAX_LATE
     )
-    is_wide = 1.0 - in_band.low < outside * (1.0 - MAX_COVERAGE)
+    is_wide = 1.0 - least_inside < outside * (1.0 - MAX_COVERAGE)
     sound = WIDE if is_wide else HOLDS if len(steps) >= MIN_STEPS else FEW
     seen, typical = np.quantile(observed, band_levels(probability)), np.median(fitted, axis=0)
     return Bin(
@@ -313,11 +315,11 @@ def _bin(kind: str, steps: pd.DataFrame, fitted: Floats, probability: float) -> 
         error_lower=None if np.isnan(off.low) else float(off.low),
         error_upper=None if np.isnan(off.high) else float(off.high),
         coverage=float(inside.mean()),
-        coverage_lower=float(in_band.low),
-        coverage_upper=float(in_band.high),
+        coverage_lower=float(least_inside),
+        coverage_upper=float(most_inside),
         late=float(late.mean()),
-        late_lower=float(above.low),
-        late_upper=float(above.high),
+        late_lower=float(least_late),
+        late_upper=float(most_late),
         verdict=CONTRADICTED if is_wrong else sound,
     )
 
