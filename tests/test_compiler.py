@@ -30,7 +30,7 @@ EXPRESSIONS = {
     "rows": pt.log((SQUARE * POINT).sum(axis=1) ** 2).sum() * NUMBER + (SQUARE**2).sum(axis=0)[1],
     "columns": ((SQUARE * pt.exp(POINT)[None, :]).sum(axis=0) * POINT).sum() + SQUARE.sum() * POINT[2],
     "products": pt.dot(pt.dot(SQUARE, POINT), SQUARE[:, 1] * SQUARE[2, 3]),
-    "stretches": (POINT[1:4] ** 3).sum() + POINT[-1] * (POINT[::2] ** 2).sum(),
+    "stretches": (POINT[1:4] ** 3).sum() + POINT[-1] * (POINT[:2] ** 2).sum(),
     "set": pt.exp(
         pt.set_subtensor(POINT[1], POINT[0] * 2) + pt.inc_subtensor((POINT * TABLE)[1:3], POINT[3])
     ).sum(),
