@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytensor.scalar as ps
+from pytensor import config
 from pytensor.graph import Constant, FunctionGraph, rewrite_graph
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.graph.traversal import io_toposort
@@ -35,8 +36,11 @@ _PASSED = (CheckAndRaise, SpecifyShape, ScalarFromTensor, TensorFromScalar)
 VIEWS = (*_PASSED, Alloc, DimShuffle, Subtensor)
 """Operations whose elements are those of their first input."""
 _CHEAP = (ps.Add, ps.Sub, ps.Mul, ps.Neg, ps.Sqr, ps.Cast, ps.Second, ps.Switch, ps.LogicalComparison, ps.Abs)
-_REWRITES = ("canonicalize", "stabilize", "specialize", "uncanonicalize", "fast_run")
-_NOT_REWRITTEN = ("fusion", "inplace", "BlasOpt", "local_careduce_fusion", "symbolic_op_recognition", "local_pow_to_nested_squaring")
+_REWRITES = ("ShapeOpt", "canonicalize", "stabilize", "specialize")
+_NOT_REWRITTEN = (
+    *("symbolic_op_recognition", "local_pow_to_nested_squaring", "cxx_only"),  # what is for C, or for one loop
+    "local_greedy_distributor",  # slow, and nothing is gained
+)
 
 
 class Axis:
@@ -93,6 +97,7 @@ def _dot_as_sum(_: Any, node: Any) -> Any:
     return [(a * b).sum(axis=1)] if b.type.ndim == 1 else [(a[:, :, None] * b).sum(axis=1)]
 
 
+@config.change_flags(traceback__limit=0)
 def simplified(outputs: Sequence[Any]) -> list[Any]:
     """Return outputs after PyTensor's own simplifications, without those for its compilers."""
     graph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False)
