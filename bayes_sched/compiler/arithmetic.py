@@ -1,8 +1,8 @@
 """PyTensor's operations on single numbers, as instructions in LLVM's language.
 
-All is written for one number and without branches: LLVM computes several elements of a loop at once. exp is its
-Taylor series on [-ln 2 / 2, ln 2 / 2], log fdlibm's rational approximation (Sun Microsystems 1993, e_log.c);
-their relative errors are some units of the last place. What is not here is called in SciPy's compiled library.
+All is written for one number and without branches: LLVM computes several elements of a loop at once. exp is
+its Taylor series on [-ln 2 / 2, ln 2 / 2], log fdlibm's rational approximation (Sun Microsystems 1993,
+e_log.c); their relative errors are some units of the last place. What is not here is called in SciPy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
+from itertools import count
 from typing import Any
 
 from scipy.special import cython_special
@@ -41,23 +42,18 @@ class Code:
     entry: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     declared: dict[str, None] = field(default_factory=dict)
-    count: int = 0
-
-    def name(self) -> int:
-        """Return a number that no other name has."""
-        self.count += 1
-        return self.count
+    names: Iterator[int] = field(default_factory=lambda: count(5))
 
     def emit(self, kind: str, instruction: str) -> Number:
         """Append an instruction that makes a number."""
-        found = Number(self, kind, f"%v{self.name()}")
+        found = Number(self, kind, f"%v{next(self.names)}")
         self.lines.append(f"{found.text} = {instruction}")
         return found
 
     def constant(self, value: float, kind: str = F64) -> Number:
         """Return a constant."""
-        bits = struct.unpack("Q", struct.pack("d", value))[0] if kind == F64 else 0
-        return Number(self, kind, f"0x{bits:016X}" if kind == F64 else str(int(value)), value)
+        text = f"0x{struct.pack('>d', value).hex()}" if kind == F64 else str(int(value))
+        return Number(self, kind, text, value)
 
     @contextmanager
     def at(self, lines: list[str]) -> Iterator[None]:
@@ -65,6 +61,19 @@ class Code:
         here, self.lines = self.lines, lines
         yield
         self.lines = here
+
+
+def _operator(real: str, other: str) -> Callable[[Number, Number | float], Number]:
+    """Return a method that combines two numbers by an instruction for reals or one for others."""
+    return lambda a, b: a.code.emit(
+        a.kind, f"{real if a.kind == F64 else other} {a.kind} {a.text}, {a.like(b).text}"
+    )
+
+
+def _comparison(real: str, integer: str) -> Callable[[Number, Number | float], Number]:
+    return lambda a, b: a.code.emit(
+        I1, f"{f'fcmp {real}' if a.kind == F64 else f'icmp {integer}'} {a.kind} {a.text}, {a.like(b).text}"
+    )
 
 
 @dataclass(frozen=True)
@@ -76,60 +85,32 @@ class Number:
     text: str
     constant: float | None = None
 
-    def like(self, value: Number | float) -> Number:
-        """Return a constant of the same kind."""
-        return value if isinstance(value, Number) else self.code.constant(value, self.kind)
-
-    def _with(self, operation: str, other: Number | float) -> Number:
-        real = f"f{operation} contract" if self.kind == F64 else operation
-        return self.code.emit(self.kind, f"{real} {self.kind} {self.text}, {self.like(other).text}")
-
-    def __add__(self, other: Number | float) -> Number:
-        return self._with("add", other)
-
-    def __sub__(self, other: Number | float) -> Number:
-        return self._with("sub", other)
-
-    def __mul__(self, other: Number | float) -> Number:
-        return self._with("mul", other)
-
-    def __truediv__(self, other: Number | float) -> Number:
-        return self._with("div", other)
+    __add__ = _operator("fadd contract", "add")
+    __sub__ = _operator("fsub contract", "sub")
+    __mul__ = _operator("fmul contract", "mul")
+    __truediv__ = _operator("fdiv", "sdiv")
+    __and__ = _operator("", "and")
+    __or__ = _operator("", "or")
+    __xor__ = _operator("", "xor")
+    __lshift__ = _operator("", "shl")
+    __rshift__ = _operator("", "ashr")
+    __lt__ = _comparison("olt", "slt")
+    __le__ = _comparison("ole", "sle")
+    __gt__ = _comparison("ogt", "sgt")
+    __ge__ = _comparison("oge", "sge")
+    equals = _comparison("oeq", "eq")
+    differs = _comparison("une", "ne")
 
     def __neg__(self) -> Number:
         minus = "fneg double" if self.kind == F64 else "sub i64 0,"
         return self.code.emit(self.kind, f"{minus} {self.text}")
 
-    def _bitwise(self, operation: str, other: Number | float) -> Number:
-        return self.code.emit(self.kind, f"{operation} {self.kind} {self.text}, {self.like(other).text}")
+    def __abs__(self) -> Number:
+        return intrinsic("fabs", self)
 
-    def __and__(self, other: Number) -> Number:
-        return self._bitwise("and", other)
-
-    def __or__(self, other: Number) -> Number:
-        return self._bitwise("or", other)
-
-    def __xor__(self, other: Number | int) -> Number:
-        return self._bitwise("xor", other)
-
-    def __lshift__(self, bits: int) -> Number:
-        return self._bitwise("shl", bits)
-
-    def __rshift__(self, bits: int) -> Number:
-        return self._bitwise("ashr", bits)
-
-    def compare(self, how: str, other: Number | float) -> Number:
-        """Return whether eq, lt, ... holds; what is not a number differs from everything."""
-        operation = f"icmp {'' if how in ('eq', 'ne') else 's'}{how}"
-        if self.kind == F64:
-            operation = f"fcmp {'u' if how == 'ne' else 'o'}{how}"
-        return self.code.emit(I1, f"{operation} {self.kind} {self.text}, {self.like(other).text}")
-
-    def __lt__(self, other: Number | float) -> Number:
-        return self.compare("lt", other)
-
-    def __gt__(self, other: Number | float) -> Number:
-        return self.compare("gt", other)
+    def like(self, value: Number | float) -> Number:
+        """Return a constant of the same kind."""
+        return value if isinstance(value, Number) else self.code.constant(value, self.kind)
 
     def to(self, kind: str) -> Number:
         """Convert to a real number, an integer or a truth value."""
@@ -138,9 +119,9 @@ class Number:
         if self.constant is not None:
             return self.code.constant(self.constant, kind)
         if kind == I1:
-            return self.compare("ne", 0)
-        how = {I64: "fptosi" if self.kind == F64 else "zext", F64: "uitofp" if self.kind == I1 else "sitofp"}[kind]
-        return self.code.emit(kind, f"{how} {self.kind} {self.text} to {kind}")
+            return self.differs(0)
+        how = {(F64, I64): "fptosi", (I1, I64): "zext", (I1, F64): "uitofp", (I64, F64): "sitofp"}
+        return self.code.emit(kind, f"{how[self.kind, kind]} {self.kind} {self.text} to {kind}")
 
     def bits(self, kind: str) -> Number:
         """Return the same bits as another kind of number."""
@@ -193,7 +174,7 @@ def exp(x: Number) -> Number:
 def expm1(x: Number) -> Number:
     """Return e^x - 1."""
     exponent, excess = _reduced(x)
-    return where(exponent.compare("eq", 0), excess, _scaled(excess + 1.0, exponent) - 1.0)
+    return where(exponent.equals(0), excess, _scaled(excess + 1.0, exponent) - 1.0)
 
 
 def _split(x: Number) -> tuple[Number, Number]:
@@ -210,8 +191,8 @@ def _log(x: Number, f: Number, k: Number) -> Number:
     half_square = f * f * 0.5
     low = s * (half_square + z * _polynomial(z, _LOG)) + k * _LN2_LOW
     found = k * _LN2_HIGH - (half_square - low - f)
-    found = where(x.compare("eq", math.inf), x, found)
-    return where(x > 0.0, found, where(x.compare("eq", 0.0), x.like(-math.inf), math.nan))
+    found = where(x.equals(math.inf), x, found)
+    return where(x > 0.0, found, where(x.equals(0.0), x.like(-math.inf), math.nan))
 
 
 def log(x: Number) -> Number:
@@ -225,17 +206,7 @@ def log1p(x: Number) -> Number:
     """Return log(1 + x); 1 + x is rounded, which counts where f is small, and there f is x."""
     u = x + 1.0
     f, k = _split(u)
-    return _log(u, where(k.compare("eq", 0.0), x, f), k)
-
-
-def softplus(x: Number) -> Number:
-    """Return log(1 + e^x)."""
-    return intrinsic("maximum", x, x.like(0.0)) + log1p(exp(-intrinsic("fabs", x)))
-
-
-def log1mexp(x: Number) -> Number:
-    """Return log(1 - e^x) for x < 0."""
-    return where(x > -math.log(2.0), log(-expm1(x)), log1p(-exp(x)))
+    return _log(u, where(k.equals(0.0), x, f), k)
 
 
 def power(a: Number, b: Number) -> Number:
@@ -246,12 +217,7 @@ def power(a: Number, b: Number) -> Number:
     return a.code.emit(F64, f"call double @llvm.powi.f64.i32(double {a.text}, i32 {int(b.constant)})")
 
 
-def sign(x: Number) -> Number:
-    """Return -1, 0 or 1, or what is not a number."""
-    return where(x > 0.0, x.like(1.0), where(x < 0.0, x.like(-1.0), x))
-
-
-def _called(name: str, *values: Number) -> Number:
+def scipy(name: str, *values: Number) -> Number:
     """Call SciPy's compiled function of real numbers."""
     wanted = f"double ({'double, ' * len(values)}int __pyx_skip_dispatch)"
     pointer, label = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_GetName
@@ -260,9 +226,9 @@ def _called(name: str, *values: Number) -> Number:
     for found, capsule in cython_special.__pyx_capi__.items():
         plain = found.removeprefix("__pyx_fuse_").lstrip("0123456789")
         if plain == name and label(capsule).decode() == wanted:
-            arguments = ", ".join([f"double {value.text}" for value in values] + ["i32 0"])
+            arguments = "".join(f"double {value.text}, " for value in values)
             address = f"inttoptr (i64 {pointer(capsule, label(capsule))} to ptr)"
-            return values[0].code.emit(F64, f"call double {address}({arguments})")
+            return values[0].code.emit(F64, f"call double {address}({arguments}i32 0)")
     raise UnsupportedError(f"the function {name} of {len(values)} real numbers")
 
 
@@ -282,35 +248,32 @@ _OF_INTEGERS: dict[str, Callable[..., Number]] = {
     "Sub": operator.sub,
     "Neg": operator.neg,
 }
+_INTRINSICS = ("sqrt", "floor", "ceil", "maximum", "minimum")
 _OF_REALS: dict[str, Callable[..., Number]] = {
     **_OF_INTEGERS,
-    "EQ": lambda x, y: x.compare("eq", y),
-    "NEQ": lambda x, y: x.compare("ne", y),
+    **{name.capitalize(): partial(intrinsic, name) for name in _INTRINSICS},
     "LT": operator.lt,
-    "LE": lambda x, y: x.compare("le", y),
+    "LE": operator.le,
     "GT": operator.gt,
-    "GE": lambda x, y: x.compare("ge", y),
-    "IsNan": lambda x: x.compare("ne", x),
-    "IsInf": lambda x: intrinsic("fabs", x).compare("eq", math.inf),
-    "TrueDiv": operator.truediv,
+    "GE": operator.ge,
+    "EQ": Number.equals,
+    "NEQ": Number.differs,
+    "IsNan": lambda x: x.differs(x),
+    "IsInf": lambda x: abs(x).equals(math.inf),
+    "Abs": abs,
+    "Sign": lambda x: where(x > 0.0, x.like(1.0), where(x < 0.0, x.like(-1.0), x)),
+    "Clip": lambda x, low, high: intrinsic("minimum", intrinsic("maximum", x, low), high),
+    "TrueDiv": lambda x, y: x * (x.like(1.0) / y),  # one reciprocal serves all that is divided by y
     "IntDiv": lambda x, y: intrinsic("floor", x / y),
     "Reciprocal": lambda x: x.like(1.0) / x,
     "Sqr": lambda x: x * x,
-    "Sqrt": partial(intrinsic, "sqrt"),
-    "Abs": partial(intrinsic, "fabs"),
-    "Floor": partial(intrinsic, "floor"),
-    "Ceil": partial(intrinsic, "ceil"),
-    "Maximum": _folded(partial(intrinsic, "maximum")),
-    "Minimum": _folded(partial(intrinsic, "minimum")),
-    "Clip": lambda x, low, high: intrinsic("minimum", intrinsic("maximum", x, low), high),
-    "Sign": sign,
     "Pow": power,
     "Exp": exp,
     "Expm1": expm1,
     "Log": log,
     "Log1p": log1p,
-    "Log1mexp": log1mexp,
-    "Softplus": softplus,
+    "Log1mexp": lambda x: where(x > -math.log(2.0), log(-expm1(x)), log1p(-exp(x))),
+    "Softplus": lambda x: intrinsic("maximum", x, x.like(0.0)) + log1p(exp(-abs(x))),
     "Sigmoid": lambda x: x.like(1.0) / (exp(-x) + 1.0),
 }
 
@@ -327,19 +290,16 @@ def apply(op: Any, kind: str, values: Sequence[Number]) -> Number:
     elif kind == I64 and name in _OF_INTEGERS:
         found = _OF_INTEGERS[name](*(value.to(I64) for value in values))
     else:
-        scipy_name = (getattr(op, "nfunc_spec", None) or (str(op),))[0].removeprefix("scipy.special.")
-        found = _OF_REALS.get(name, partial(_called, scipy_name))(*(value.to(F64) for value in values))
+        called = (getattr(op, "nfunc_spec", None) or (str(op),))[0].removeprefix("scipy.special.")
+        found = _OF_REALS.get(name, partial(scipy, called))(*(value.to(F64) for value in values))
     if found.kind != kind:
         raise UnsupportedError(f"{op} of integers")
     return found
 
 
 def kind_of(dtype: str) -> str:
-    """Return the kind of number that stands for a dtype: truth value, integer or real."""
-    if dtype in ("float64", "float32"):
-        return F64
-    if dtype.startswith(("int", "uint")):
-        return I64
-    if dtype == "bool":
-        return I1
-    raise UnsupportedError(f"numbers of type {dtype}")
+    """Return the kind of number that stands for a dtype."""
+    kinds = {"b": I1, "i": I64, "u": I64, "f": F64}
+    if dtype[0] not in kinds:
+        raise UnsupportedError(f"numbers of type {dtype}")
+    return kinds[dtype[0]]

@@ -21,20 +21,41 @@ import numpy as np
 import pytensor.scalar as ps
 import pytensor.tensor as pt
 from numpy.typing import NDArray
-from pytensor.graph import Constant
-from pytensor.tensor.elemwise import CAReduce, Elemwise
+from pytensor.tensor.elemwise import CAReduce
 from pytensor.tensor.shape import Shape_i
 from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedSubtensor, IncSubtensor
 
 from bayes_sched.arrays import Floats
-from bayes_sched.compiler.arithmetic import F64, I1, I64, Code, Number, UnsupportedError, apply, kind_of, where
-from bayes_sched.compiler.plan import VIEWS, Axis, Index, Loop, Plan, Shifted, is_kept, parts, reduced, simplified, sources
+from bayes_sched.compiler.arithmetic import (
+    F64,
+    I1,
+    I64,
+    Code,
+    Number,
+    UnsupportedError,
+    apply,
+    kind_of,
+    where,
+)
+from bayes_sched.compiler.plan import (
+    VIEWS,
+    Axis,
+    Index,
+    Loop,
+    Plan,
+    Shifted,
+    is_kept,
+    parts,
+    reduced,
+    simplified,
+    sources,
+)
 
 _NOT_FINITE = 4
 _IDENTITY = {"Add": 0.0, "Mul": 1.0, "Maximum": -inf, "Minimum": inf}
 _MODULE = """
-define i64 @log_density(i64 %dim, ptr noalias %point, ptr noalias %gradient, ptr noalias %value, ptr noalias %data)
-    nounwind "prefer-vector-width"="512" {{
+define i64 @log_density(i64 %dim, ptr noalias %point, ptr noalias %gradient, ptr noalias %value,
+    ptr noalias %data) nounwind "prefer-vector-width"="512" {{
 {entry}
 {lines}
 }}
@@ -95,7 +116,7 @@ class _Emitter:
         for loop in plan.loops:
             self._run(loop)
         *_, status = plan.outputs
-        bad = self.single(status).compare("ne", 0.0)
+        bad = self.single(status).differs(0.0)
         self.code.lines.append(f"call void @free(ptr {arena})")
         self.code.lines.append(f"ret i64 {where(bad, bad.code.constant(_NOT_FINITE, I64), 0).text}")
 
@@ -184,22 +205,7 @@ class _Emitter:
             return self.value(table, [self._position(position, at, table), *rest])
         if isinstance(node.op, VIEWS):
             return self.value(*sources(node, index)[0])
-        if isinstance(node.op.scalar_op, ps.TrueDiv | ps.Reciprocal) and kind == F64:
-            *above, below = node.inputs
-            return reduce(mul, [self.value(v, index).to(F64) for v in above] + self._over(below, index))
         return apply(node.op.scalar_op, kind, [self.value(v, index) for v in node.inputs])
-
-    def _over(self, variable: Any, index: Index) -> list[Number]:
-        """Return numbers whose product is the reciprocal of a variable: by each of its factors is divided once."""
-        node = variable.owner
-        inlined = node and isinstance(node.op, Elemwise) and variable not in self.arrays
-        op = node.op.scalar_op if inlined and not self.plan.is_single(variable) else None
-        if isinstance(op, ps.Mul):
-            return [found for v in node.inputs for found in self._over(v, index)]
-        if isinstance(op, ps.Sqr):
-            return self._over(node.inputs[0], index) * 2
-        value = self.value(variable, index).to(F64)
-        return [value.like(1.0) / value]
 
     def _place(self, place: Any) -> Any:
         if isinstance(place, Shifted):
@@ -224,10 +230,12 @@ class _Emitter:
         for part, place in zip(parts(node), index, strict=True):
             at = place or self.code.constant(0, I64)
             if isinstance(part, int):
-                inside &= at.compare("eq", part)
+                inside &= at.equals(part)
             elif part != slice(None):
                 inside &= (at > part.start - 1) & (at < part.stop)
-        new = self.value(added, [where(inside, self._place(p), 0) if isinstance(p, Shifted) else p for p in own])
+        new = self.value(
+            added, [where(inside, self._place(p), 0) if isinstance(p, Shifted) else p for p in own]
+        )
         return where(inside, new if node.op.set_instead_of_inc else old + new, old)
 
     # Loops
@@ -235,13 +243,13 @@ class _Emitter:
     @contextmanager
     def _repeated(self, length: Number, parallel: bool) -> Iterator[Number]:
         """Repeat what is emitted inside for 0, 1, 2, ... below a length, in any order if parallel."""
-        n = self.code.name()
+        n = next(self.code.names)
         self.code.lines.append(_LOOP.format(n=n, length=length.text))
         self.access = ", !llvm.access.group !4" if parallel else ""
         yield Number(self.code, I64, f"%i{n}")
         self.access = ""
-        self.code.lines.append(_END.format(n=n, about=f", !llvm.loop !{n + 4}" if parallel else ""))
-        self.loops.append(f"!{n + 4} = distinct !{{!{n + 4}, !0, !1, !2, !3}}")
+        self.code.lines.append(_END.format(n=n, about=f", !llvm.loop !{n}" if parallel else ""))
+        self.loops.append(f"!{n} = distinct !{{!{n}, !0, !1, !2, !3}}")
 
     @contextmanager
     def _elements(self, axes: Index, roots: Sequence[Any] = (), parallel: bool = True) -> Iterator[Index]:
@@ -263,7 +271,7 @@ class _Emitter:
             inner = not any(axes[1:])
             totals = [root for root in roots if inner and len(index) in reduced(root.owner)]
             for root in totals:
-                self.slots[root] = f"%total{self.code.name()}"
+                self.slots[root] = f"%total{next(self.code.names)}"
                 self.code.entry.append(f"{self.slots[root]} = alloca double")
                 self.code.lines.append(f"store double {self._identity(root).text}, ptr {self.slots[root]}")
             with (
@@ -300,7 +308,9 @@ class _Emitter:
             (position, at), (table, (_, *rest)), (added, place) = sources(root.owner, index)
             target = [self._position(position, at, table), *rest]
             new = self.value(added, place)
-            self._store(root, target, new if root.owner.op.set_instead_of_inc else self._load(root, target) + new)
+            self._store(
+                root, target, new if root.owner.op.set_instead_of_inc else self._load(root, target) + new
+            )
 
     def _identity(self, root: Any) -> Number:
         """Return what a reduction starts with."""
@@ -335,33 +345,19 @@ def _machine() -> llvm.TargetMachine:
 
 
 class CompiledFunction:
-    """A scalar function of a vector and its gradient, in machine code.
+    """A scalar function of a vector of known length, and its gradient, in machine code; all else is data.
 
-    Parameters
-    ----------
-    value : TensorVariable
-        The function, a scalar expression.
-    gradient : TensorVariable
-        Its gradient, dims as `point`.
-    point : TensorVariable
-        The vector, of known length.
-    data : sequence of SharedVariable
-        All other inputs.
-
-    Raises
-    ------
-    UnsupportedError
-        The graph holds an operation that is not compiled here.
+    Raises UnsupportedError where the graph holds what is not compiled here.
     """
 
     def __init__(self, value: Any, gradient: Any, point: Any, data: Sequence[Any]) -> None:
         value, gradient = (pt.tensor_copy(output) for output in simplified([value, gradient]))
         not_finite = (gradient * 0.0).sum() + value * 0.0
         plan = Plan([value, gradient, not_finite])
-        self.data = tuple(data)
+        self._data = tuple(data)
         self._constants = {v: v.data for v in plan.constants if not plan.is_single(v)}
         outputs = {value: "%value", gradient: "%gradient"}
-        self.emitter = _Emitter(plan, outputs, point, (*self.data, *self._constants))
+        self.emitter = _Emitter(plan, outputs, point, (*data, *self._constants))
         module = llvm.parse_assembly(str(self.emitter))
         machine = _machine()
         passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=1))
@@ -375,8 +371,26 @@ class CompiledFunction:
         self.call = signature(self.address)
 
     def bind(self, values: Mapping[Any, Any]) -> BoundFunction:
-        """Return the function of some data, by variable."""
-        return BoundFunction(self, [values[v] for v in self.data] + list(self._constants.values()))
+        """Return the function of some data, by variable; their lengths must agree with each other."""
+        arrays = {v: np.asarray(values[v]) for v in self._data} | self._constants
+        axes = self.emitter.plan.axes
+
+        def length(axis: Axis | None) -> int:
+            size = 1 if axis is None else axis.size
+            return size if isinstance(size, int) else arrays[size[0]].shape[size[1]]
+
+        for variable, array in arrays.items():
+            if array.shape != tuple(length(axis) for axis in axes(variable)):
+                raise ValueError(f"{variable} has the shape {array.shape}, which other data contradict")
+        for position, axis in self.emitter.lookups:
+            if (
+                not -length(axis)
+                <= arrays[position].min(initial=0)
+                <= arrays[position].max(initial=0)
+                < length(axis)
+            ):
+                raise IndexError(f"{position} points outside of {length(axis)} elements")
+        return BoundFunction(self, list(arrays.values()))
 
 
 class BoundFunction:
@@ -385,7 +399,9 @@ class BoundFunction:
     def __init__(self, function: CompiledFunction, arrays: Sequence[NDArray[Any]]) -> None:
         self.function = function
         self.address, self.copy_address = function.address, function.copy_address
-        self._arrays = [np.array(a, np.int64 if np.asarray(a).dtype.kind in "iub" else np.float64) for a in arrays]
+        self._arrays = [
+            np.array(a, np.int64 if a.dtype.kind in "iub" else np.float64, order="C") for a in arrays
+        ]
         words = [word for array in self._arrays for word in (array.ctypes.data, *array.shape)]
         self.user_data = np.array(words, dtype=np.int64)
 

@@ -1,8 +1,8 @@
 """What a graph computes in which loop: its axes, what is kept in memory, and an order.
 
-Most variables are *inlined*: computed wherever their value is needed, inside the loop that needs it. *Roots* are
-computed once and kept: reductions, what is scattered, outputs, and what is needed at other places than where it is
-computed. Roots of the same axes that do not wait for each other share one loop, with all that they have in common.
+Most variables are *inlined*: computed wherever their value is needed, inside the loop that needs it. *Roots*
+are computed once and kept: reductions, what is scattered, outputs, and what is needed at other places than
+where it is computed. Roots of the same axes that do not wait for each other share one loop.
 """
 
 from __future__ import annotations
@@ -38,22 +38,26 @@ VIEWS = (*_PASSED, Alloc, DimShuffle, Subtensor)
 _CHEAP = (ps.Add, ps.Sub, ps.Mul, ps.Neg, ps.Sqr, ps.Cast, ps.Second, ps.Switch, ps.LogicalComparison, ps.Abs)
 _REWRITES = ("ShapeOpt", "canonicalize", "stabilize", "specialize")
 _NOT_REWRITTEN = (
-    *("symbolic_op_recognition", "local_pow_to_nested_squaring", "cxx_only"),  # what is for C, or for one loop
+    *(
+        "symbolic_op_recognition",
+        "local_pow_to_nested_squaring",
+        "cxx_only",
+    ),  # what is for C, or for one loop
     "local_greedy_distributor",  # slow, and nothing is gained
 )
 
 
 class Axis:
-    """The axes of arrays that have the same length: a number, the (variable, axis) of data that has it, or None."""
+    """Axes of one length: a number, the (variable, axis) of data that has it, or None where nothing tells."""
 
     def __init__(self, size: Any = None) -> None:
-        self._parent: Axis | None = None
+        self._same = self
         self._size = size
 
     @property
     def root(self) -> Axis:
         """The axis that stands for all of them."""
-        return self if self._parent is None else self._parent.root
+        return self if self._same is self else self._same.root
 
     @property
     def size(self) -> Any:
@@ -63,32 +67,25 @@ class Axis:
     def join(self, other: Axis) -> None:
         """Let both have the same length; data tell it rather than a number."""
         one, two = self.root, other.root
-        if one is two:
-            return
         if isinstance(one._size, int) and isinstance(two._size, int) and one._size != two._size:
             raise UnsupportedError(f"axes of {one._size} and {two._size} elements in one operation")
         if one._size is None or (isinstance(one._size, int) and two._size is not None):
             one._size = two._size
-        two._parent = one
+        two._same = one
 
 
 @dataclass(frozen=True)
 class Shifted:
-    """A place `by` elements behind another one."""
+    """A place `by` elements behind another one, or behind the first."""
 
     place: Any
     by: int
-
-
-class LookedUp:
-    """A place that data tell."""
 
 
 type Index = Sequence[Any]
 """For each axis of an array an Axis or a place along it; None where its one element is broadcast."""
 
 
-@node_rewriter([Dot])
 def _dot_as_sum(_: Any, node: Any) -> Any:
     """Write a product of vectors and matrices as a sum of products."""
     a, b = node.inputs
@@ -97,49 +94,44 @@ def _dot_as_sum(_: Any, node: Any) -> Any:
     return [(a * b).sum(axis=1)] if b.type.ndim == 1 else [(a[:, :, None] * b).sum(axis=1)]
 
 
-@config.change_flags(traceback__limit=0)
 def simplified(outputs: Sequence[Any]) -> list[Any]:
     """Return outputs after PyTensor's own simplifications, without those for its compilers."""
     graph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False)
-    in2out(_dot_as_sum, name="dot_as_sum").rewrite(graph)
-    return list(rewrite_graph(graph, include=_REWRITES, exclude=_NOT_REWRITTEN).outputs)
+    with config.change_flags(traceback__limit=0):  # nobody reads where a variable was made
+        in2out(node_rewriter([Dot])(_dot_as_sum), name="dot_as_sum").rewrite(graph)
+        return list(rewrite_graph(graph, include=_REWRITES, exclude=_NOT_REWRITTEN).outputs)
 
 
 def parts(node: Any) -> list[int | slice]:
-    """Return the index or the stretch of each axis that a node takes of its first input, none of them negative."""
+    """Return the place or the stretch of each axis that a node takes of its first input."""
     op, shape = node.op, node.inputs[0].type.shape
+    unknown = UnsupportedError(f"{op}: a part of an array that is not known beforehand")
+    indices = node.inputs[1 if isinstance(op, Subtensor) else 2 :]
+    if not all(isinstance(index, Constant) for index in indices):
+        raise unknown
+    given = indices_from_subtensor([int(index.data) for index in indices], op.idx_list)
     found: list[int | slice] = []
-    given = indices_from_subtensor(node.inputs[1 if isinstance(op, Subtensor) else 2 :], op.idx_list)
-    for index, length in zip([*given, *[slice(None)] * (len(shape) - len(given))], shape, strict=True):
-        if isinstance(index, slice):
-            start, stop, step = (None if i is None else _known(i) for i in (index.start, index.stop, index.step))
-            whole = start in (None, 0) and stop in (None, length)
-            if step not in (None, 1) or (length is None and not whole):
-                raise UnsupportedError(f"{op}: a stretch with steps or of unknown length")
-            found.append(slice(None) if whole else slice(*slice(start, stop).indices(length)[:2]))
+    for part, length in zip([*given, *[slice(None)] * (len(shape) - len(given))], shape, strict=True):
+        if length is None:
+            if part != slice(None) and not (isinstance(part, int) and part >= 0):
+                raise unknown
+            found.append(part)
+        elif isinstance(part, int):
+            found.append(part % length)
         else:
-            position = _known(index)
-            found.append(position if position >= 0 else position + (length or 0))
-            if found[-1] < 0:
-                raise UnsupportedError(f"{op}: an element from the end of an array of unknown length")
+            start, stop, step = part.indices(length)
+            if step != 1:
+                raise UnsupportedError(f"{op}: a stretch with steps")
+            found.append(slice(None) if (start, stop) == (0, length) else slice(start, stop))
     return found
 
 
-def _known(index: Any) -> int:
-    data = index if isinstance(index, int) else getattr(index, "data", None)
-    if data is None:
-        raise UnsupportedError("a part of an array that is not known beforehand")
-    return int(data)
-
-
 def sources(node: Any, index: Index) -> list[tuple[Any, Index]]:
-    """Return the variables, and where, that the value of a node is computed from at an index of its loop."""
+    """Return the variables, and where, that a node needs at an index of its loop; None where data tell it."""
     op, inputs = node.op, node.inputs
     if isinstance(op, (Elemwise, CAReduce)):
         return [(variable, index) for variable in inputs]
-    if isinstance(op, _PASSED):
-        return [(inputs[0], index)]
-    if isinstance(op, Alloc):
+    if isinstance(op, (*_PASSED, Alloc)):
         return [(inputs[0], index[len(index) - inputs[0].type.ndim :])]
     if isinstance(op, DimShuffle):
         places = dict(zip(op.new_order, index, strict=True))
@@ -148,7 +140,9 @@ def sources(node: Any, index: Index) -> list[tuple[Any, Index]]:
         given = iter(index)
         return [(inputs[0], [_within(part, given) for part in parts(node)])]
     if isinstance(op, IncSubtensor):
-        stretches = [(part, place) for part, place in zip(parts(node), index, strict=True) if isinstance(part, slice)]
+        stretches = [
+            (part, place) for part, place in zip(parts(node), index, strict=True) if isinstance(part, slice)
+        ]
         own = [place if part == slice(None) else Shifted(place, -part.start) for part, place in stretches]
         return [(inputs[0], index), (inputs[1], own[len(own) - inputs[1].type.ndim :])]
     if isinstance(op, (AdvancedSubtensor, AdvancedIncSubtensor)):
@@ -156,7 +150,7 @@ def sources(node: Any, index: Index) -> list[tuple[Any, Index]]:
         if op.idx_list != (0,):
             raise UnsupportedError(f"{op}: a look-up by more than one index")
         rank = position.type.ndim
-        table = (inputs[0], [LookedUp(), *index[rank:]])
+        table = (inputs[0], [None, *index[rank:]])
         if isinstance(op, AdvancedSubtensor):
             return [(position, index[:rank]), table]
         return [(position, index[:rank]), table, (inputs[1], index[len(index) - inputs[1].type.ndim :])]
@@ -196,7 +190,9 @@ class Plan:
         self.outputs = list(outputs)
         self._axes: dict[Any, Index] = {}
         self.roots: dict[Any, None] = {}
-        used = {v for output in outputs for v in (output, *(parent for parent, _ in self._inlined(output)))}
+        used = dict.fromkeys(
+            v for output in outputs for v in (output, *(parent for parent, _ in self._inlined(output)))
+        )
         self.nodes = [node for node in io_toposort([], list(outputs)) if node.outputs[0] in used]
         self.constants = dict.fromkeys(v for v in used if isinstance(v, Constant))
         for node in self.nodes:
@@ -214,7 +210,9 @@ class Plan:
         """Return the axes of a variable."""
         if variable not in self._axes:
             is_data = variable.owner is None and not isinstance(variable, Constant)
-            shape = variable.data.shape if isinstance(variable, Constant) else getattr(variable.type, "shape", ())
+            shape = (
+                variable.data.shape if isinstance(variable, Constant) else getattr(variable.type, "shape", ())
+            )
             self._axes[variable] = [
                 None if n == 1 else Axis((variable, i) if is_data and n is None else n)
                 for i, n in enumerate(shape)
@@ -276,7 +274,7 @@ class Plan:
         return (dear or isinstance(op, AdvancedSubtensor)) and not self.is_single(variable)
 
     def _inlined(self, root: Any) -> Iterator[tuple[Any, bool]]:
-        """Return what a root needs up to other roots, and whether at the same place, so that a loop may be shared."""
+        """Return what a root needs up to other roots, and whether at the same place, as in one loop."""
         seen: set[tuple[Any, bool]] = set()
         waiting = [(root, True)]
         while waiting:
