@@ -102,3 +102,18 @@ def count(value: float | None) -> str:
 def sentence(text: str) -> str:
     """Begin a text with a capital letter."""
     return text[:1].upper() + text[1:]
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def cut(text: str, width: int) -> str:
+    """Shorten a text at its end."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def cut_start(text: str, width: int) -> str:
+    """Shorten a text at its beginning: names of results, traces and files differ at their ends."""
+    return text if len(text) <= width else f"…{text[1 - width :]}"

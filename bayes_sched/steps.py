@@ -1,4 +1,4 @@
-"""Tables of scheduler steps: making and checking them, the region they cover, and their regimes."""
+"""Tables of scheduler steps: making and checking them, and their regimes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import ConvexHull
+from numpy.typing import ArrayLike
 
 from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
-from bayes_sched.region import TOLERANCE, Region
 
 type Steps = pd.DataFrame | xr.Dataset
 
@@ -153,20 +151,6 @@ def _first(wrong: Bools) -> tuple[int, ...]:
 
 def _place(index: tuple[int, ...]) -> str:
     return ", ".join(str(int(i)) for i in index)
-
-
-def region_of(batch_size: NDArray[np.generic], total_tokens: NDArray[np.generic]) -> Region:
-    """Return the region that some steps cover, dims (cell,): at least one step, each value at least 1."""
-    points = np.unique(np.log(np.column_stack([batch_size, total_tokens]).astype(np.float64)), axis=0)
-    centre = points.mean(axis=0)
-    _, _, axes = np.linalg.svd(points - centre, full_matrices=True)
-    along, across = (points - centre) @ axes.T[:, 0], (points - centre) @ axes.T[:, 1]
-    # A hull much thinner than the tolerance is a segment; Qhull would refuse an exact one.
-    if len(points) < 3 or np.ptp(across) < 1e-3 * TOLERANCE:
-        ends = points[[int(np.argmin(along)), int(np.argmax(along))]]
-        return Region(np.unique(ends, axis=0), np.empty((0, 3)))
-    hull = ConvexHull(points)
-    return Region(points[hull.vertices], hull.equations)
 
 
 REGIMES = {

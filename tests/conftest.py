@@ -57,13 +57,13 @@ def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let figures be drawn, but not rendered: that is tested, and takes time, where reports are."""
 
-    def save(_: object, folder: Path, name: str) -> tuple[Path, Path]:
-        paths = folder / f"{name}.png", folder / f"{name}.svg"
+    def save(_: object, folder: Path, name: str, *, with_svg: bool) -> tuple[Path, ...]:
+        paths = tuple(folder / f"{name}.{kind}" for kind in ("png", "svg")[: 1 + with_svg])
         for path in paths:
             path.write_bytes(b"not rendered")
         return paths
 
-    monkeypatch.setattr("bayes_sched.reports.write.save_figure", save)
+    monkeypatch.setattr("bayes_sched.reports.plots.style.save_figure", save)
 
 
 @pytest.fixture
@@ -81,6 +81,26 @@ def short_trace(write_lines: Callable[..., Path]) -> str:
     from tests.stub_sampling import fit_records
 
     return write_lines(fit_records()).name
+
+
+@pytest.fixture(scope="session")
+def kept_fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of results: ``good``, which converged, ``bad``, which did not, and a file that is no fit."""
+    from tests.synthetic_fit import server, synthetic_fit
+
+    folder = tmp_path_factory.mktemp("work")
+    for name, fit in {"good": server(), "bad": synthetic_fit(converged=False)}.items():
+        place = folder / "results" / name
+        place.mkdir(parents=True)
+        fit.save(place / "posterior.nc")
+    (folder / "results" / "posterior.nc").write_text("no fit")
+    return folder
+
+
+@pytest.fixture
+def among_kept_fits(kept_fits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run commands where they are."""
+    monkeypatch.chdir(kept_fits)
 
 
 @pytest.fixture(scope="session")

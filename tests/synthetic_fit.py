@@ -12,6 +12,7 @@ import xarray as xr
 
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import all_parameters, load_model_file
+from bayes_sched.posterior.fit import observed_steps
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.provenance import (
     CleaningRecord,
@@ -121,14 +122,16 @@ def server(*, spread: float = 0.05, **factors: float) -> FittedModel:
 
 
 def synthetic_cells() -> xr.Dataset:
-    """Cells of decode steps and of prefill steps, B from 1 to 64, S to 4,096."""
-    batch_size = np.array([1, 2, 4, 8, 16, 32, 64, 1, 4, 16, 64])
-    total_tokens = np.array([1, 2, 4, 8, 16, 32, 64, 4096, 4096, 4096, 4096])
+    """Cells of every power of two, B from 1 to 64 and S from B to 4,096."""
+    powers = 2 ** np.arange(13)
+    batch_size, total_tokens = (axis.ravel() for axis in np.meshgrid(powers[:7], powers, indexing="ij"))
+    possible = total_tokens >= batch_size
+    batch_size, total_tokens = batch_size[possible], total_tokens[possible]
     middle = 5.0 + 0.01 * total_tokens
     columns = {
         "batch_size": batch_size,
         "total_tokens": total_tokens,
-        "count": np.full(11, 90),
+        "count": np.full(len(batch_size), 90),
         "q05_ms": 0.9 * middle,
         "median_ms": middle,
         "q95_ms": 1.2 * middle,
@@ -136,16 +139,32 @@ def synthetic_cells() -> xr.Dataset:
     return xr.Dataset({name: ("cell", values) for name, values in columns.items()})
 
 
+def with_trace(fit: FittedModel, factor: float = 1.0, *, count: int = 100) -> FittedModel:
+    """The fit with a trace: so many steps of each of its cells, that take `factor` times what it says."""
+    cells = fit.cells.to_dataframe()[["batch_size", "total_tokens"]]
+    steps = cells.loc[cells.index.repeat(count)].reset_index(drop=True)
+    steps = served(steps, np.random.default_rng(1), fit.posterior.median(("chain", "draw")))
+    tree = fit.data.copy()
+    tree["observed"] = xr.DataTree(observed_steps(steps.assign(latency_ms=factor * steps["latency_ms"])))
+    return replace(fit, data=tree)
+
+
 def simulated_steps(num_steps: int, *, seed: int) -> pd.DataFrame:
     """Steps of the synthetic region with latencies of the server `TRUTH`."""
     rng = np.random.default_rng(seed)
     batch_size = np.exp(rng.uniform(0.0, np.log(64.0), num_steps)).astype(int)
     total_tokens = np.minimum(batch_size * np.exp(rng.uniform(0.0, 4.0, num_steps)), 4096).astype(int)
-    steps = pd.DataFrame({"batch_size": batch_size, "total_tokens": total_tokens})
+    return served(pd.DataFrame({"batch_size": batch_size, "total_tokens": total_tokens}), rng)
+
+
+def served(
+    steps: pd.DataFrame, rng: np.random.Generator, parameters: xr.Dataset | None = None
+) -> pd.DataFrame:
+    """The steps with latencies of a server, by default `TRUTH`."""
     model = load_model_file("saturation").model
-    draws = xr.Dataset(TRUTH)
+    draws = xr.Dataset(TRUTH) if parameters is None else parameters
     table = xr.Dataset({name: ("step", steps[name]) for name in steps})
     mean = model.latency(draws, table)
     scale = model.scale(draws, mean, table)
-    steps["latency_ms"] = mean.to_numpy() + scale.to_numpy() * rng.standard_t(TRUTH["nu"], num_steps)
-    return steps
+    noise = rng.standard_t(float(draws["nu"]), len(steps))
+    return steps.assign(latency_ms=mean.to_numpy() + scale.to_numpy() * noise)

@@ -75,12 +75,12 @@ def figures() -> dict[str, Figure]:
 def written(
     tmp_path_factory: pytest.TempPathFactory, document: Document, figures: dict[str, Figure]
 ) -> ReportPaths:
-    def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    def save(figure: Figure, folder: Path, name: str, **options: Any) -> tuple[Path, ...]:
         figures[name] = figure
-        return save_figure(figure, folder, name)
+        return save_figure(figure, folder, name, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "save_figure", save)
+        patch.setattr("bayes_sched.reports.plots.style.save_figure", save)
         return write.write_report(document, tmp_path_factory.mktemp("report"))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.running import fails, printed_json, subcommand
-from tests.synthetic_fit import server, synthetic_fit
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -18,24 +17,13 @@ CAPACITY = ["capacity", "results/good", "--max-num-seqs", "32", "--token-budget"
 RATE = ["--rate", "10/s", "--prompt-tokens", "200", "--output-tokens", "20", "--requests", "100"]
 
 
-@pytest.fixture(scope="module")
-def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of results, a fit that converged and one that did not, and a log of requests."""
-    folder = tmp_path_factory.mktemp("work")
-    for name, fit in {"good": server(), "bad": synthetic_fit(converged=False)}.items():
-        place = folder / "results" / name
-        place.mkdir(parents=True)
-        fit.save(place / "posterior.nc")
-    lines = ["arrival_s,prompt_tokens,output_tokens", *(f"{i / 20},{100 + i},{5 + i % 3}" for i in range(40))]
-    (folder / "requests.csv").write_text("\n".join(lines))
-    (folder / "none.csv").write_text(f"{lines[0]}\n")
-    (folder / "wrong.csv").write_text(f"{lines[0]}\n1,2,3\n2,-7,3\n")
-    return folder
-
-
 @pytest.fixture(autouse=True)
-def _in_the_folder(fits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(fits)
+def _requests(among_kept_fits: None) -> None:
+    """Lay logs of requests beside the fits."""
+    lines = ["arrival_s,prompt_tokens,output_tokens", *(f"{i / 20},{100 + i},{5 + i % 3}" for i in range(40))]
+    Path("requests.csv").write_text("\n".join(lines))
+    Path("none.csv").write_text(f"{lines[0]}\n")
+    Path("wrong.csv").write_text(f"{lines[0]}\n1,2,3\n2,-7,3\n")
 
 
 def test_optimize_prints_settings_and_where_the_time_goes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,29 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.running import fails, printed_json, subcommand
-from tests.synthetic_fit import server, synthetic_fit
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("blank_figures", "among_kept_fits")
 
 main = subcommand("sla")
 REQUEST = ["--prompt-tokens", "900", "--output-tokens", "20", "--decodes", "7", "--token-budget", "512"]
-
-
-@pytest.fixture(scope="module")
-def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of results: a fit that converged and one that did not."""
-    folder = tmp_path_factory.mktemp("work")
-    for name, fit in {"good": server(), "bad": synthetic_fit(converged=False)}.items():
-        place = folder / "results" / name
-        place.mkdir(parents=True)
-        fit.save(place / "posterior.nc")
-    (folder / "results" / "posterior.nc").write_text("no fit")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _in_the_folder(fits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(fits)
 
 
 def test_the_exit_status_is_a_gate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +66,7 @@ def test_a_fit_that_has_not_converged_is_refused_unless_accepted(capsys: pytest.
 
 
 def test_a_report_needs_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["results/good", "--slo-ms", "20", *REQUEST, "--ttft-ms", "500", "--report"]
+    asked = ["results/good", "--slo-ms", "20", *REQUEST, "--ttft-ms", "500", "--report", "--svg"]
     place = ["--results-dir", str(tmp_path)]
     assert main([*asked, *place]) == 0
     folder = tmp_path / "good-sla"

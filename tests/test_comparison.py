@@ -48,6 +48,9 @@ class NormalServers:
     def nu(self) -> xr.DataArray:
         return xr.full_like(self.mean_ms.isel(step=0, drop=True), 4.0)
 
+    def own_factors(self, steps: object) -> xr.DataArray:
+        return xr.ones_like(self.mean_ms.isel(draw=0, drop=True))
+
 
 def maps_of(servers: Any, steps: xr.Dataset | None = None, probability: float = 0.95) -> xr.Dataset:
     """The maps of the only pair; of normal servers without steps."""

@@ -72,7 +72,7 @@ def test_an_unconverged_fit_and_a_comparison_of_servers_are_marked_where_they_ar
     assert 'class="verdict bad">NOT CONVERGED: &lt;Y50&gt;' in page
     assert "a comparison of servers, not of GPUs" in page
     assert '<tr class="failed"><td class="text">&lt;Y50&gt;' in page
-    sound = html(report(comparison), dict.fromkeys(LABELS, written.figures["ratio_map"][0]))
+    sound = html(report(comparison), dict.fromkeys(LABELS, written.figures["ratio_map"]))
     assert "NOT CONVERGED" not in sound
     assert "not of GPUs" not in sound
 

@@ -79,6 +79,18 @@ def test_other_data_of_other_lengths_need_no_compilation() -> None:
     assert found_slope == pytest.approx(slope, rel=1e-12)
 
 
+def test_places_count_from_the_end_too_and_lie_inside() -> None:
+    compiled, _ = both(EXPRESSIONS["look-ups"])
+    values = {variable: variable.get_value() for variable in DATA}
+    value, slope = compiled.bind(values | {WHERE: values[WHERE] - 5})(X)
+    assert (value, list(slope)) == (bound(compiled)(X)[0], list(bound(compiled)(X)[1]))
+    for outside in (values[WHERE] + 1, values[WHERE] - 6):
+        with pytest.raises(IndexError, match="where points outside of 5 elements"):
+            compiled.bind(values | {WHERE: outside})
+    with pytest.raises(ValueError, match="shape"):
+        compiled.bind(values | {WHERE: values[WHERE][1:]})
+
+
 def test_what_has_no_value_is_told_by_the_status_and_the_numbers() -> None:
     compiled, _ = both(pt.log(POINT).sum())
     value, slope = bound(compiled)(X)

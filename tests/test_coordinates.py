@@ -26,6 +26,7 @@ from bayes_sched.sampling.coordinates import (
     with_positive_latencies,
 )
 from bayes_sched.sampling.group_coordinates import DepartureCoordinates, EffectCoordinates
+from bayes_sched.sampling.whitened import LevelCoordinates
 from tests.simulation import INTERPRETED
 from tests.staircase import staircase_steps
 from tests.synthetic_fit import simulated_steps
@@ -36,6 +37,10 @@ STAIRCASE: Any = load_model("saturation_staircase")
 STAIRCASE_PRIORS = Priors.from_parameters(all_parameters(STAIRCASE, "regime"))
 STAIRCASE_STEPS = staircase_steps(400, seed=1)
 (FACTOR,) = effects_of(STAIRCASE)
+LEVELS: Any = load_model("saturation_levels_context")
+LEVELS_PRIORS = Priors.from_parameters(all_parameters(LEVELS, "levels"))
+DECODES = STAIRCASE_STEPS[STAIRCASE_STEPS["num_prefill_reqs"] == 0]
+FACTORS = list(dict.fromkeys([FACTOR.name, *(effect.name for effect in effects_of(LEVELS))]))
 
 
 def trace(batch_size: list[int], total_tokens: list[int], latency_ms: list[float]) -> pd.DataFrame:
@@ -51,6 +56,7 @@ TRACES = {
     "equal latencies": trace([1, 2, 3], [10, 20, 700], [7.0, 7.0, 7.0]),
     "falling latencies": trace([1, 2, 3, 4], [10, 200, 700, 4000], [70.0, 30.0, 9.0, 2.0]),
 }
+LEVEL_CASES = [("levels",), ("levels", "centred"), ("levels", "decode only")]
 KINDS: dict[str, Callable[..., SaturationCoordinates]] = {
     "equation": SaturationCoordinates,
     "departures": partial(DepartureCoordinates, departure=0.2),
@@ -74,11 +80,25 @@ def staircase_logs(size: int, *, seed: int, width: float = 1.0) -> dict[str, Flo
     return logs | {FACTOR.name: factors[:, FACTOR.seen(STAIRCASE_STEPS)]}
 
 
+def levels(steps: pd.DataFrame = STAIRCASE_STEPS) -> LevelCoordinates:
+    found: LevelCoordinates = LEVELS.coordinates(steps, LEVELS_PRIORS, noise="levels")
+    return found
+
+
+def level_logs(
+    size: int, *, seed: int, width: float = 1.0, steps: pd.DataFrame = STAIRCASE_STEPS
+) -> dict[str, Floats]:
+    rng = np.random.default_rng(seed)
+    logs = {name: rng.normal(p.mu, width * p.sigma, size) for name, p in LEVELS_PRIORS.items()}
+    drawn = {e.name: e.draw(np.exp(logs[e.scale.name]), rng)[:, e.seen(steps)] for e in effects_of(LEVELS)}
+    return logs | drawn
+
+
 def flat(logs: Mapping[str, Any]) -> Floats:
     """Parameters in a fixed order, then factors, along the last axis."""
-    scalars = [name for name in logs if name != FACTOR.name]
+    scalars = [name for name in logs if name not in FACTORS]
     columns = [np.asarray(logs[name])[..., None] for name in sorted(scalars)]
-    return np.concatenate([*columns, *([logs[FACTOR.name]] if FACTOR.name in logs else [])], axis=-1)
+    return np.concatenate([*columns, *(logs[name] for name in FACTORS if name in logs)], axis=-1)
 
 
 @dataclass
@@ -94,10 +114,18 @@ def case(kind: str, name: str = "mixed") -> Case:
     if kind == "stairs":
         other = STAIRCASE_STEPS.assign(latency_ms=2.0 * STAIRCASE_STEPS["latency_ms"] + 1.0)
         return Case(stairs(), staircase_logs, other)
+    if kind == "levels":
+        steps = DECODES if name == "decode only" else STAIRCASE_STEPS
+        found = levels(steps)
+        if name == "centred":
+            mode = found.from_logs(level_logs(1, seed=9))[0]
+            found.centre(mode, np.diag(np.random.default_rng(9).uniform(0.1, 2.0, len(mode))))
+        other = steps.assign(latency_ms=2.0 * steps["latency_ms"] + 1.0)
+        return Case(found, partial(level_logs, steps=steps), other)
     return Case(KINDS[kind](TRACES[name], PRIORS, OTHERS), prior_logs, TRACES["one cell"])
 
 
-@pytest.fixture(params=[*product(KINDS, TRACES), ("stairs",)], ids=" ".join)
+@pytest.fixture(params=[*product(KINDS, TRACES), ("stairs",), *LEVEL_CASES], ids=" ".join)
 def any_case(request: pytest.FixtureRequest) -> Case:
     return case(*request.param)
 
@@ -136,7 +164,7 @@ def test_the_log_jacobian_is_that_of_the_numerical_determinant(any_case: Case) -
         assert numeric == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "stairs"])
+@pytest.mark.parametrize("kind", [*KINDS, "stairs", "levels"])
 def test_pytensor_agrees_with_numpy_and_what_was_compiled_follows_to_another_trace(kind: str) -> None:
     tried = case(kind)
     point = pt.vector("point", shape=(len(tried.coordinates.names),))
@@ -356,3 +384,31 @@ def test_at_the_coordinate_origin_a_level_with_many_steps_has_the_factor_its_ste
     found = back[FACTOR.name][:, FACTOR.seen(STAIRCASE_STEPS).tolist().index(level)]
     expected = np.log((typical - rest[compared]) / work[compared])
     assert found[compared] == pytest.approx(expected, abs=0.02)
+
+
+def test_at_the_coordinate_origin_a_level_with_many_steps_takes_as_long_as_they_do() -> None:
+    """Whatever the equation says: its parameters and the factor of the level make it up between them."""
+    mapped = levels()
+    logs = {name: value for name, value in level_logs(20, seed=3).items() if name in LEVELS_PRIORS}
+    logs["s_p"] = np.zeros(20)  # a wide population leaves the level to its own steps
+    back, _ = mapped.to_logs(mapped.from_logs(logs), np)  # factors that are not given are at the origin
+    (effect,) = (effect for effect in effects_of(LEVELS) if effect.name == "prefill_factor")
+    acted = STAIRCASE_STEPS[effect.acts_on(STAIRCASE_STEPS)]
+    level = effect.level(acted["total_tokens"])
+    most = int(np.bincount(level).argmax())
+    own = acted[level == most]
+    theta = {name: np.exp(back[name]) for name in LEVELS_PRIORS}
+    smooth = LEVELS.smooth(theta, {name: own[name].mean() for name in LEVELS.columns})
+    found = smooth * np.exp(back[effect.name][:, effect.seen(STAIRCASE_STEPS).tolist().index(most)])
+    assert np.ptp(np.log(smooth)) > 0.5
+    assert found == pytest.approx(own["latency_ms"].median(), rel=0.05)
+
+
+def test_a_term_is_a_logarithm_below_its_bend_and_linear_above() -> None:
+    mapped = levels()
+    at = mapped.names.index("bent_tau_R")
+    points = np.repeat(mapped.from_logs(level_logs(1, seed=5)), 4, axis=0)
+    points[:, at] = [-30.0, -29.0, 29.0, 30.0]
+    term = np.exp(mapped.to_logs(points, np)[0]["tau_R"])
+    assert term[1] / term[0] == pytest.approx(np.e, rel=1e-6)
+    assert term[3] / term[2] == pytest.approx(30.0 / 29.0, rel=1e-6)

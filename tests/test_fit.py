@@ -178,8 +178,40 @@ def test_too_few_steps_and_steps_of_one_size_are_refused(steps: pd.DataFrame) ->
     assert fit(steps.iloc[:MIN_STEPS], settings=QUICK).fit.metadata.rows.used == MIN_STEPS == 20
     with pytest.raises(InputError, match="19 usable steps are too few"):
         fit(steps.iloc[:19])
-    with pytest.raises(InputError, match="all 400 usable steps have B = 8 and S = 64: a fit needs"):
-        fit(steps.assign(batch_size=8, total_tokens=64))
+
+
+def test_of_steps_of_one_size_what_they_tell_is_said(
+    steps: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(sampling, "sample")
+    alike = steps.assign(batch_size=1, total_tokens=1, latency_ms=np.linspace(19.0, 21.0, len(steps)))
+    told = (
+        r"such a step takes 20\.0 ms in the median \(95% interval 19\.9 to 20\.1\) and 90% .* 19\.1 to 20\.9"
+    )
+    with pytest.raises(
+        InputError, match=f"all 400 usable steps have B = 1 and S = 1.*{told}.*record a trace"
+    ):
+        fit(alike)
+    alike.loc[:3, "total_tokens"] = 17  # the prompts
+    with pytest.raises(InputError, match="396 of 400 usable steps have B = 1 and S = 1"):
+        fit(alike)
+
+
+def test_what_steps_cannot_tell_is_a_warning(steps: pd.DataFrame) -> None:
+    one = fit(steps.assign(batch_size=1), settings=QUICK).fit
+    assert any("all steps have 1 request: what one more costs" in text for text in one.warnings)
+    decodes = fit(steps.assign(total_tokens=steps["batch_size"]), settings=QUICK).fit
+    assert any("no step holds a prefill" in text for text in decodes.warnings)
+    assert fit(steps, settings=QUICK).fit.warnings == ()
+
+
+def test_a_fit_keeps_the_steps_of_its_trace_however_few_it_used(steps: pd.DataFrame, tmp_path: Path) -> None:
+    made = fit(steps.assign(context_tokens=7.0), settings=QUICK, max_rows=50).fit
+    made.save(tmp_path / "posterior.nc")
+    kept = FittedModel.load(tmp_path / "posterior.nc").observed
+    assert made.metadata.rows.used <= 50 < len(kept) == len(steps)
+    assert kept["latency_ms"].tolist() == steps["latency_ms"].tolist()
+    assert set(kept["context_tokens"]) == {7.0}
 
 
 def foreign_model(folder: Path, old: str = "", replacement: str = "") -> Path:

@@ -11,10 +11,13 @@ from bayes_sched.model.equation import latency_ms
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import all_parameters
 from bayes_sched.posterior.diagnostics import verdict
+from bayes_sched.posterior.fit import observed_steps
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import thin
 from bayes_sched.posterior.provenance import FitMetadata
 from bayes_sched.steps import as_steps, steps_arrays, steps_grid
+from tests.comparison_fits import with_groups
+from tests.richer_fit import STEPS, richer_fit
 from tests.synthetic_fit import TRUTH, simulated_steps, synthetic_fit, synthetic_metadata
 
 
@@ -343,3 +346,13 @@ class TestDescription:
             InputError, match="the posterior of synthetic has no k_S, nu: another model made it"
         ):
             FittedModel(data=data, model=fit.model, metadata=fit.metadata)
+
+
+def test_a_step_with_a_context_that_was_never_seen_is_extrapolation() -> None:
+    fit = with_groups(richer_fit(), observed=observed_steps(STEPS))
+    assert fit.in_region(STEPS).mean() > 0.9
+    typical = fit.completed(steps_arrays([8, 8], [8, 8]))
+    assert fit.in_region(typical).all()
+    far = typical.assign(context_tokens=typical["context_tokens"] * [1.0, 100.0])
+    assert fit.in_region(far).to_numpy().tolist() == [True, False]
+    assert fit.in_region(far.drop_vars(["context_tokens", "prefill_pairs"])).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bayes_sched.checks.physics import PhysicalChecks, check_physics, check_point_physics
-from bayes_sched.steps import region_of
+from bayes_sched.region import region_of
 from tests.synthetic_fit import TRUTH, synthetic_fit
 
 SERVER = {
@@ -19,7 +19,7 @@ SERVER = {
     "tau_B": 0.1,
     "tau_S": 0.004,
 }
-REGION = region_of(np.array([1, 64, 64, 1]), np.array([1, 64, 2048, 2048]))
+REGION = region_of(np.array([1, 64, 64, 1, 1]), np.array([1, 64, 2048, 2048, 144]), count=5)
 
 
 def checked(scale_is_free: bool = False, **changes: float) -> PhysicalChecks:

@@ -8,14 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from bayes_sched.errors import InputError
-from bayes_sched.planning.next_step import ServerLoad, StepBudget, StepBudgets, choose_server
+from bayes_sched.planning.next_step import (
+    ServerLoad,
+    StepBudget,
+    StepBudgets,
+    choose_server,
+    plan_next_step,
+)
 from bayes_sched.predictor.compile import compile_predictor
 from bayes_sched.predictor.predictor import Predictor
 from bayes_sched.steps import steps_arrays
+from tests.comparison_fits import with_groups
 from tests.conftest import known
-from tests.synthetic_fit import server
+from tests.synthetic_fit import server, with_trace
 
 SLO_MS = 20.0
 
@@ -133,3 +141,33 @@ def test_no_server_is_no_choice(predictor: Predictor) -> None:
     ):
         with pytest.raises(InputError, match=message):
             choose_server(loads, prompt_tokens=prompt)
+
+
+def test_a_step_that_the_trace_contradicts_is_not_promised() -> None:
+    asked: dict[str, Any] = {"slo_ms": SLO_MS, "decodes": 16, "waiting_tokens": 50}
+    assert plan_next_step(with_trace(server()), **asked).is_promised
+    slow = plan_next_step(with_trace(server(), 2.0), **asked)
+    assert slow.budget.is_kept
+    assert not slow.is_promised
+    assert slow.notes[0] == "The trace is slower there than the model."
+    assert any("The trace contradicts the model: steps of" in note for note in slow.notes)
+
+
+def test_a_scheduler_that_the_model_lets_stand_still_is_told_what_the_trace_did() -> None:
+    asked: dict[str, Any] = {"slo_ms": SLO_MS, "decodes": 64}
+    still = plan_next_step(with_trace(server()), **asked)
+    assert (still.budget.is_kept, still.is_promised) == (False, False)
+    quick = plan_next_step(with_trace(server(), 0.5, count=400), **asked)
+    assert (quick.budget.is_kept, quick.is_promised) == (False, True)
+    assert any("By the trace alone, 64 requests: 0 of its 400" in note for note in quick.notes)
+
+
+def test_a_step_like_none_of_the_trace_is_not_promised_unless_that_is_asked_for() -> None:
+    """Of 8 requests or more nothing between decode-only steps and 4,096 tokens was seen."""
+    cells = server().cells.to_dataframe().query("total_tokens == batch_size or total_tokens == 4096")
+    fit = with_groups(server(), cells=xr.Dataset({str(k): ("cell", v.to_numpy()) for k, v in cells.items()}))
+    asked: dict[str, Any] = {"slo_ms": SLO_MS, "decodes": 16, "waiting_tokens": 50}
+    found = plan_next_step(fit, **asked)
+    assert not found.is_promised
+    assert found.notes[0] == "The trace holds no such steps."
+    assert plan_next_step(fit, **asked, extrapolate=True).is_promised

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from bayes_sched.errors import InputError
 from bayes_sched.planning.capacity import CapacityPlan, plan_capacity
@@ -15,7 +16,7 @@ from bayes_sched.planning.replay import SchedulerSettings
 from bayes_sched.planning.simulator import FEWEST_DRAWS
 from bayes_sched.planning.workload import Lengths, PoissonWorkload, Workload
 from tests.conftest import known
-from tests.synthetic_fit import server, synthetic_metadata
+from tests.synthetic_fit import server, synthetic_metadata, with_trace
 
 SETTINGS = SchedulerSettings(token_budget=512, max_num_seqs=32)
 BUSY = PoissonWorkload(rate_per_s=200.0, prompt=Lengths(300, 2.0), output=Lengths(30), num_requests=300)
@@ -149,3 +150,33 @@ def test_progress_is_told() -> None:
 def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan_capacity(server(), BUSY, SETTINGS, **{**FEW, **changes})
+
+
+GAP = Workload(np.zeros(3), np.full(3, 200), np.full(3, 200))
+
+
+def test_steps_that_the_trace_does_not_hold_are_not_promised_unless_that_is_asked_for() -> None:
+    """Three requests decode together: 2 and 4 were seen, and nothing between 4 and 32 is needed."""
+    seen = server().cells.to_dataframe().query("batch_size != 2 and batch_size != 4")
+    tree = server().data.copy()
+    tree["cells"] = xr.DataTree(xr.Dataset({str(k): ("cell", v.to_numpy()) for k, v in seen.items()}))
+    fit = replace(server(), data=tree)
+    refused = plan_capacity(fit, GAP, SETTINGS, num_draws=4)
+    assert refused.shown.beyond == 0.0
+    assert not refused.is_promised
+    assert "lies in steps that the trace does not cover" in refused.text
+    assert plan_capacity(fit, GAP, SETTINGS, num_draws=4, extrapolate=True).is_promised
+
+
+@pytest.mark.parametrize(("factor", "is_promised"), [(1.0, True), (1.2, True), (4.0, False)])
+def test_a_plan_is_made_again_with_the_traces_own_medians(factor: float, is_promised: bool) -> None:
+    limits: dict[str, Any] = {**FEW, "tpot_ms": 40.0, "num_draws": 16}
+    found = plan_capacity(with_trace(server(), factor), IDLE, SETTINGS, replicas=1, **limits)
+    assert found.shown.confidence == 1.0
+    assert found.is_promised == is_promised
+    assert (found.own is not None) == (factor > 1.0)
+    assert ("Undecided: the trace's own steps give another answer" in found.text) == (not is_promised)
+    if found.own is not None:
+        assert found.shown.contradicted > 0.9
+        medians = [of.times["tpot"]["p50_ms"]["median"] for of in (found.shown, found.own)]
+        assert medians[1] / medians[0] == pytest.approx(factor, rel=0.1)

@@ -12,7 +12,7 @@ import pytest
 from bayes_sched.planning.settings import ANY_STEP, DECODES, Optimum, optimize_steps, term_table
 from bayes_sched.steps import steps_arrays
 from tests.conftest import known
-from tests.synthetic_fit import server, synthetic_metadata
+from tests.synthetic_fit import server, synthetic_metadata, with_trace
 
 DRAWS = 100
 SLO_MS = 20.0
@@ -95,3 +95,18 @@ def test_a_plan_is_plain_values(plan: Optimum) -> None:
     assert back["best"][ANY_STEP]["batch_size"] >= 1
     assert {row["kind"] for row in back["terms"][ANY_STEP]} == {"group", "term"}
     assert back["settings"][0]["batch_size"] == 1
+
+
+def test_settings_that_the_trace_contradicts_are_passed_over_and_refusals_are_held_against_it() -> None:
+    quick, slow = (
+        optimize_steps(with_trace(server(), factor, count=400), slo_ms=SLO_MS, max_draws=DRAWS)
+        for factor in (0.5, 2.0)
+    )
+    assert "By the trace alone, 64 requests: 0 of its 400 steps near that were late" in quick.text
+    assert "that CONTRADICTS the limit, and up to 64 is undecided" in quick.text
+    assert known(quick.best[DECODES])["batch_size"] < 64
+    assert known(slow.contradicted[DECODES])["batch_size"] > 32
+    assert slow.best[DECODES] is None
+    assert not slow.is_promised
+    assert "but the trace speaks against that" in slow.text
+    assert slow.to_dict()["doubts"] == list(slow.doubts)

@@ -25,7 +25,7 @@ STEPS = staircase_steps(12, seed=5).assign(kv_cache_usage=np.linspace(0.05, 0.9,
 STEPS.loc[11, list(SATURATION.columns)] = STEPS.loc[10, list(SATURATION.columns)]  # traces repeat themselves
 HAS_PREFILL = STEPS["num_prefill_reqs"].to_numpy() > 0
 VARIANTS = [("saturation", "proportional"), ("saturation", "constant")]
-VARIANTS += [(name, "regime") for name in MODELS if name != "saturation"]
+VARIANTS += [(name, model.noises[0]) for name, model in MODELS.items() if name != "saturation"]
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=" ".join)
@@ -58,33 +58,41 @@ def independent_moments(model: LatencyModel, draws: xr.Dataset) -> tuple[Floats,
     """Mean and scale of `STEPS` for one draw, from the formulas of the docstrings."""
     value = {str(name): draws[name].to_numpy() for name in draws}
     batch_size, tokens = (STEPS[name].to_numpy(float) for name in SATURATION.columns)
+    is_told = "num_prefill_reqs" in model.columns or model is SATURATION
+    has_prefill = HAS_PREFILL if is_told else tokens > batch_size
     tile = np.array([next((h for h in (16.0, 32.0, 64.0) if h >= s), 128.0) for s in tokens])
-    padding = np.where(HAS_PREFILL, tile * np.ceil(tokens / tile) - tokens, 0.0) * value.get("phi", 0.0)
+    padding = np.where(has_prefill, tile * np.ceil(tokens / tile) - tokens, 0.0) * value.get("phi", 0.0)
     padded = tokens + padding
     by_requests = 1.0 - np.exp(-value["k_B"] * batch_size)
     work = (value["w_0"] + value["w_1"] * padded) / value["P_max"]
     mean = value["tau_0"] + work / (by_requests * (1.0 - np.exp(-value["k_S"] * padded)))
     mean = mean + value["tau_B"] * batch_size + value["tau_S"] * padded
-    factor = np.zeros(len(STEPS))
+    factor, noise = np.zeros(len(STEPS)), np.zeros(len(STEPS))
     for effect in effects_of(model):
         level = [sum(x > top for top in effect.upper) for x in STEPS[effect.column]]
-        factor += np.where(effect.prefill == HAS_PREFILL, value[effect.name][level], 0.0)
+        added = np.where(effect.prefill == has_prefill, value[effect.name][level], 0.0)
+        factor, noise = (factor, noise + added) if effect.noise else (factor + added, noise)
     slope = value["w_1"] / (value["P_max"] * by_requests) + value["tau_S"]
-    mean = mean + (np.exp(factor) - 1.0) * slope * padded
+    is_whole = "sigma_decode" in value  # whether factors multiply all of the latency
+    mean = mean + (0.0 if is_whole else np.exp(factor) - 1.0) * slope * padded
     if "tau_Q" in value:
-        per_context = np.where(HAS_PREFILL, value["tau_M"], value["tau_C"])
+        per_context = np.where(has_prefill, value["tau_M"], value["tau_C"])
         mean = mean + per_context * STEPS["context_tokens"].to_numpy()
         mean = mean + value["tau_Q"] * STEPS["prefill_pairs"].to_numpy()
     elif "tau_V" in value:
         mean = (
-            mean + np.where(HAS_PREFILL, value["tau_V"], value["tau_U"]) * STEPS["kv_cache_usage"].to_numpy()
+            mean + np.where(has_prefill, value["tau_V"], value["tau_U"]) * STEPS["kv_cache_usage"].to_numpy()
         )
-    mean = mean + (value.get("tau_P", 0.0) + value.get("tau_R", 0.0) * batch_size) * HAS_PREFILL
+    mean = mean + (value.get("tau_P", 0.0) + value.get("tau_R", 0.0) * batch_size) * has_prefill
+    if is_whole:
+        mean = mean * np.exp(factor)
+        relative = np.where(has_prefill, value["sigma_prefill"], value["sigma_decode"])
+        return mean, mean * relative * np.exp(noise)
     if "sigma" in value:
         return mean, np.full(len(mean), float(value["sigma"]))
-    relative = np.where(HAS_PREFILL, value.get("sigma_prefill", value["sigma_rel"]), value["sigma_rel"])
+    relative = np.where(has_prefill, value.get("sigma_prefill", value["sigma_rel"]), value["sigma_rel"])
     floor = np.where(
-        HAS_PREFILL, value.get("sigma_prefill_floor", value["sigma_floor"]), value["sigma_floor"]
+        has_prefill, value.get("sigma_prefill_floor", value["sigma_floor"]), value["sigma_floor"]
     )
     return mean, np.hypot(floor, relative * mean)
 
@@ -164,7 +172,8 @@ def test_the_density_is_student_t_times_the_priors(variant: tuple[LatencyModel, 
         for effect in effects_of(model):
             own = one[effect.name].to_numpy()[effect.seen(STEPS)]
             upper = np.array((*effect.upper, effect.upper[-1]))[effect.seen(STEPS)]
-            expected += norm(scale=float(one[effect.scale.name]) / (1.0 + upper / 256.0)).logpdf(own).sum()
+            fading = 1.0 + (upper / 256.0 if model is STAIRCASE else 0.0)
+            expected += norm(scale=float(one[effect.scale.name]) / fading).logpdf(own).sum()
             point[effect.name] = own
         assert float(logp(point)) == pytest.approx(expected, rel=1e-9)
 
@@ -210,6 +219,32 @@ def test_without_departures_the_staircase_is_the_context_model() -> None:
     assert mean_of(STAIRCASE, draws.assign(flat)) == pytest.approx(mean_of(CONTEXT, draws), rel=1e-12)
 
 
+def test_without_departures_factors_by_level_leave_the_model_they_multiply() -> None:
+    for name, smooth in {"context": STAIRCASE, "kv_cache": KV_CACHE}.items():
+        model = MODELS[f"saturation_levels_{name}"]
+        draws = prior_draws(model, "levels", 10)
+        flat = {effect.name: 0.0 * draws[effect.name] for effect in effects_of(model)}
+        flat |= {
+            "prefill_factor": 0.0 * draws["prefill_factor"],
+            "tau_R": draws["tau_R"] * (name == "context"),
+        }
+        found = mean_of(model, draws.assign(flat))
+        assert found == pytest.approx(mean_of(smooth, draws.assign(flat)), rel=1e-12)
+
+
+def test_a_model_of_sizes_alone_takes_steps_with_more_tokens_than_requests_for_prefill() -> None:
+    model = MODELS["saturation_levels"]
+    draws = prior_draws(model, "levels", 10)
+    table = pd.DataFrame({"batch_size": [8, 8], "total_tokens": [8, 9], "num_prefill_reqs": [1, 0]})
+    assert [effect.acts_on(table).tolist() for effect in effects_of(model)] == [
+        [effect.prefill == (tokens > 8) for tokens in (8, 9)] for effect in effects_of(model)
+    ]
+    later = draws.assign(tau_P=draws["tau_P"] + 1.0)
+    changed = mean_of(model, later, table) - mean_of(model, draws, table)
+    assert (changed[:, 0] == 0.0).all()
+    assert (changed[:, 1] > 0.0).all()
+
+
 def test_without_context_the_context_model_is_the_equation_and_a_fixed_cost_of_prefill() -> None:
     empty = STEPS.assign(context_tokens=0.0, prefill_pairs=0.0)
     draws = prior_draws(CONTEXT, "regime", 10)
@@ -237,7 +272,7 @@ def test_the_noise_options_of_the_documented_model_remain(noise: str) -> None:
 
 
 def test_levels_cover_every_size_a_step_may_have() -> None:
-    for effect in effects_of(STAIRCASE):
+    for effect in (effect for model in MODELS.values() for effect in effects_of(model)):
         assert list(effect.upper) == sorted(set(effect.upper))
         assert len(effect.labels) == effect.num_levels == len(set(effect.labels))
         assert effect.level([1, 1e6]).tolist() == [0, effect.num_levels - 1]

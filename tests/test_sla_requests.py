@@ -16,7 +16,8 @@ from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sla.convolution import SumDistribution, sum_distribution
 from bayes_sched.sla.request import RequestSLA, RequestSteps, request_sla
 from bayes_sched.steps import steps_arrays
-from tests.synthetic_fit import synthetic_fit, synthetic_metadata
+from tests.conftest import known
+from tests.synthetic_fit import synthetic_fit, synthetic_metadata, with_trace
 
 REQUEST: dict[str, Any] = {"prompt_tokens": 1500, "output_tokens": 40, "decodes": 15, "token_budget": 512}
 
@@ -208,3 +209,20 @@ def test_an_answer_is_plain_values(sla: RequestSLA) -> None:
 def test_bad_input_is_refused(fit: FittedModel, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         request_sla(fit, **{**REQUEST, **changes})
+
+
+@pytest.mark.parametrize(("factor", "is_promised"), [(1.0, True), (1.2, True), (2.0, False)])
+def test_a_request_is_judged_with_the_traces_own_medians_too(
+    fit: FittedModel, factor: float, is_promised: bool
+) -> None:
+    limit = 1.5 * known(request_sla(fit, **REQUEST).times[0].quantile_upper_ms)
+    found = request_sla(with_trace(fit, factor), **REQUEST, ttft_ms=limit)
+    assert found.times[0].is_kept
+    assert found.is_promised == is_promised
+    assert ("Undecided: the trace's own steps give another answer" in found.text) == (not is_promised)
+    if factor > 1.0:
+        own = known(found.own[0].quantile_ms) / known(found.times[0].quantile_ms)
+        assert own == pytest.approx(factor, rel=0.1)
+        assert "with its own medians there, 99% within: time to first token" in found.text
+    else:
+        assert not found.own

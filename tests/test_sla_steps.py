@@ -14,20 +14,19 @@ import xarray as xr
 from bayes_sched import report
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.region import region_of
 from bayes_sched.reports.terminal import terminal
+from bayes_sched.sla.evidence import FEW, Evidence, Observed
 from bayes_sched.sla.limits import (
     EXTRAPOLATION_FACTOR,
-    FEW,
-    Evidence,
     StepLine,
     StepSearch,
-    evidence,
     largest_kept,
     steps_on,
 )
 from bayes_sched.sla.risk import Objective, step_risk
 from bayes_sched.sla.steps import StepSLA, risk_map, step_sla
-from bayes_sched.steps import region_of, steps_arrays
+from bayes_sched.steps import steps_arrays
 from tests.conftest import known
 from tests.synthetic_fit import server, synthetic_cells, synthetic_metadata
 
@@ -143,13 +142,13 @@ def test_nothing_outside_the_data_is_promised_unless_asked() -> None:
     assert not quick_sla(server(), slo_ms=500.0, decodes=500).is_promised
     outside = quick_sla(server(), slo_ms=500.0, batch_size=100, extrapolate=True)
     assert outside.is_promised
-    assert outside.decode_only.last == EXTRAPOLATION_FACTOR * 67 + 1
+    assert outside.decode_only.last == EXTRAPOLATION_FACTOR * 67
     assert known(outside.decode_only.promised).extrapolation
     assert "EXTRAPOLATION" in outside.text
 
 
 def test_a_span_is_all_that_a_trace_covers_of_a_line() -> None:
-    region = region_of(np.array([6, 24, 1, 28]), np.array([6, 24, 512, 512]))
+    region = region_of(np.array([6, 24, 12, 1, 10]), np.array([6, 24, 40, 512, 512]), count=5)
     assert StepLine().span(region) == (6, 25)
     assert StepLine(1).span(region) is not None
     assert StepLine(40).span(region) is None
@@ -221,6 +220,11 @@ def seen(*cells: tuple[float, ...]) -> FittedModel:
     return replace(server(), data=tree)
 
 
+def near(fit: FittedModel) -> Evidence:
+    """What the trace says of steps of 8 requests and up to 100 tokens."""
+    return Observed.of(fit, OBJECTIVE).near(8, 100)
+
+
 @pytest.mark.parametrize(
     ("quantiles", "late"),
     [
@@ -231,7 +235,7 @@ def seen(*cells: tuple[float, ...]) -> FittedModel:
     ],
 )
 def test_late_steps_are_counted_from_below(quantiles: tuple[float, float, float], late: int) -> None:
-    found = evidence(seen((8, 100, 100, *quantiles)), StepLine(8), 100, OBJECTIVE)
+    found = near(seen((8, 100, 100, *quantiles)))
     assert found.num_steps == 100
     assert found.late_share == pytest.approx(late / 100)
     assert found.is_contradicted == (late > 0)
@@ -242,18 +246,18 @@ def test_the_count_is_never_above_what_really_was_late() -> None:
     for count in (1, 2, 7, 19, 20, 21, 150):
         latency = rng.gamma(4.0, 4.0, count)
         cell = (8, 100, count, *np.quantile(latency, [0.05, 0.5, 0.95]))
-        found = evidence(seen(cell), StepLine(8), 100, OBJECTIVE)
+        found = near(seen(cell))
         assert known(found.late_share) * count <= (latency > SLO_MS).sum() + 1e-9
 
 
 def test_few_late_steps_and_far_ones_are_no_contradiction() -> None:
     one = seen((8, 100, 99, 10.0, 11.0, 12.0), (8, 99, 1, 30.0, 30.0, 30.0))
-    found = evidence(one, StepLine(8), 100, OBJECTIVE)
+    found = near(one)
     assert found.late_share == pytest.approx(0.01)
     assert not found.is_contradicted
-    far = seen(*((b, s, 100, 30.0, 31.0, 32.0) for b, s in ((8, 300), (8, 20), (40, 100))))
-    found = evidence(far, StepLine(8), 100, OBJECTIVE)
-    assert found == Evidence(num_steps=0, late_share=None, is_contradicted=False)
+    far = seen(*((b, s, 100, 30.0, 31.0, 32.0) for b, s in ((8, 300), (40, 100))))
+    found = near(far)
+    assert (found.num_steps, found.late_share, found.is_contradicted) == (0, None, False)
     assert "The trace holds 0 steps near it: this rests on the equation" in found.text
 
 
@@ -264,11 +268,11 @@ def test_what_the_trace_contradicts_is_not_promised() -> None:
     assert honest.is_promised
     assert promised.evidence.num_steps < FEW
     stairs = seen((8, most - 10, 200, 25.0, 26.0, 27.0))
-    words = "The trace CONTRADICTS this: of its 200 steps near it at least 95.0% took longer"
+    words = "The trace CONTRADICTS this: of its 200 steps near {:,} 190 took longer"
     for asked in (None, most - 5):
         refused = quick_sla(stairs, slo_ms=SLO_MS, decodes=7, token_budget=asked)
         assert not refused.is_promised
-        assert words in refused.text
+        assert words.format(asked or most) in refused.text
     assert quick_sla(stairs, slo_ms=SLO_MS, decodes=7, token_budget=most // 2).is_promised
     assert bool(refused.frontier["is_contradicted"].any())
 
@@ -279,3 +283,69 @@ def test_an_answer_alone_has_a_report_without_figures(sla: StepSLA) -> None:
     assert not document.figures
     assert known(sla.decode_only.promised).number > 0
     assert sla.decode_only.text in terminal(document).replace("\n", " ")
+
+
+def watched(*decodes: tuple[int, int, float]) -> FittedModel:
+    """A server whose trace holds decode-only steps: requests, how many, and the latency of each, ms."""
+    size, count, latency = (np.array(values) for values in zip(*decodes, strict=True))
+    columns = {"batch_size": size, "total_tokens": size, "latency_ms": latency}
+    steps = {name: ("step", np.repeat(values, count)) for name, values in columns.items()}
+    tree = server().data.copy()
+    tree["observed"] = xr.DataTree(xr.Dataset(steps))
+    return replace(server(), data=tree)
+
+
+def test_a_refusal_that_enough_steps_contradict_is_withdrawn() -> None:
+    """The model has 42 requests; steps of more were never late."""
+    limit = quick_sla(
+        watched((30, 300, 12.0), (45, 400, 14.0), (60, 400, 15.0)), slo_ms=SLO_MS, batch_size=60
+    ).decode_only
+    asked = known(limit.asked)
+    assert (limit.asked_is_trusted, limit.asked_is_kept) == (False, True)
+    assert (asked.evidence.num_late, asked.evidence.num_steps) == (0, 400)
+    assert asked.evidence.late_upper < 0.01
+    assert (
+        "Asked for 60 requests: may be promised, on the word of the trace (0 of its 400 steps" in limit.text
+    )
+    assert "By the trace alone, 60 requests: 0 of its 400 steps near that were late" in limit.text
+
+
+def test_a_refusal_that_few_steps_contradict_is_undecided_and_not_promised() -> None:
+    answer = quick_sla(watched((30, 300, 12.0), (60, 100, 15.0)), slo_ms=SLO_MS, batch_size=60)
+    limit = answer.decode_only
+    assert not answer.is_promised
+    assert "Asked for 60 requests: UNDECIDED, and not promised" in limit.text
+    assert "299, none late, would promise it" in limit.text
+    assert known(limit.refuted).number == 60
+    assert "that CONTRADICTS the limit, and up to 60 is undecided" in limit.text
+    assert "decode-only steps of 60 requests: fitted" in limit.text
+
+
+def test_a_gap_below_is_not_borne_out() -> None:
+    """Quick steps of 60 requests do not promise those of 40, of which none were seen."""
+    fit = watched((20, 300, 12.0), (60, 400, 15.0))
+    limit = quick_sla(fit, slo_ms=SLO_MS, batch_size=60).decode_only
+    assert not limit.asked_is_kept
+    assert "UNDECIDED" in limit.text
+
+
+def test_a_refusal_that_the_trace_confirms_stays() -> None:
+    limit = quick_sla(watched((30, 300, 12.0), (60, 400, 25.0)), slo_ms=SLO_MS, batch_size=60).decode_only
+    assert not limit.asked_is_kept
+    assert "Asked for 60 requests: may NOT be promised" in limit.text
+    assert (known(limit.seen).number, limit.refuted) == (30, None)
+
+
+def test_a_promise_is_contradicted_by_late_steps_of_any_smaller_batch() -> None:
+    late = watched((8, 300, 25.0), (40, 300, 12.0))
+    refused = quick_sla(late, slo_ms=SLO_MS, batch_size=40)
+    assert not refused.is_promised
+    assert "of its 300 steps near 8 300 took longer" in refused.text
+
+
+def test_a_promise_on_steps_slower_than_the_model_is_undecided_where_few_bear_it_out() -> None:
+    few, enough = (watched((10, 300, 9.0), (30, num, 19.0)) for num in (60, 400))
+    assert (
+        "UNDECIDED, and not promised: the trace is slower" in quick_sla(few, slo_ms=22.0, batch_size=30).text
+    )
+    assert quick_sla(enough, slo_ms=22.0, batch_size=30).is_promised

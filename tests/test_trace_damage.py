@@ -4,15 +4,18 @@ import bz2
 import gzip
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bayes_sched.errors import BayesSchedError, InputError
+from bayes_sched.trace import formats
 from bayes_sched.trace.reader import read_trace
-from tests.conftest import as_bytes, documented_record, iteration_line
+from tests.conftest import as_bytes, documented_record, iteration_line, recorded_record
 from tests.trace_lines import COMPRESSIONS, DAMAGE, GOOD, NOISE, Write, only_reason, refusal
 
 
@@ -133,6 +136,33 @@ def test_chunks_that_miss_the_total_are_warned_of(write_lines: Write) -> None:
     assert trace.warnings == (
         "trace.jsonl: in 1 of 2 steps the chunk sizes do not sum to total_scheduled_tokens (which is used)",
     )
+
+
+@pytest.mark.parametrize("compress", COMPRESSIONS.values(), ids=COMPRESSIONS.keys())
+def test_many_lines_at_once_and_one_by_one_make_the_same_trace_of_a_damaged_file(
+    compress: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    sound = [
+        GOOD,
+        as_bytes(recorded_record()) + b"\n",
+        as_bytes(documented_record(kv_cache_usage=...)) + b"\n",
+    ]
+    odd = [*(line + b"\n" for line, _ in DAMAGE.values()), b"\n", GOOD.strip() + GOOD, NOISE.encode() + b"\n"]
+    odd += [as_bytes(documented_record(total_scheduled_tokens=9)) + b"\n", iteration_line().encode() + b"\n"]
+    lines = [kind for kind in sound for _ in range(1000)]  # long stretches of one kind
+    for place in rng.integers(0, len(lines), 60):
+        lines.insert(place, odd[rng.integers(len(odd))])
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(compress(b"".join([*lines, GOOD[:70]])))
+    at_once = read_trace(path, max_bad_share=1)
+    monkeypatch.setattr(formats, "decode_lines", lambda block: None)
+    one_by_one = read_trace(path, max_bad_share=1)
+    pd.testing.assert_frame_equal(at_once.steps, one_by_one.steps)
+    for name in ("sources", "bad_lines", "sha256", "name", "warnings"):
+        assert getattr(at_once, name) == getattr(one_by_one, name)
+    assert at_once.bad_lines.num_bad > 30
+    assert at_once.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_an_incomplete_iteration_line_is_damage(write_lines: Write) -> None:

@@ -16,9 +16,11 @@ from bayes_sched.trace.formats import (
     Record,
     Step,
     decode_carefully,
+    decode_lines,
     decode_quickly,
     interpret,
     parse_line,
+    parse_lines,
 )
 from tests.conftest import as_bytes, documented_record, iteration_line, known, recorded_record
 
@@ -345,3 +347,49 @@ def test_both_ways_agree_on_every_line_and_steps_hold_finite_numbers(data: st.Da
     assert told(line, decode_quickly) in (None, told(line, decode_carefully))
     with contextlib.suppress(LineError):
         assert all(math.isfinite(value) and value >= 0 for value in row(line).values())
+
+
+# Many lines at once
+
+
+def one_by_one(block: bytes) -> list[Step | str | None]:
+    return [told(line, parse_line) for line in block.removesuffix(b"\n").split(b"\n")]
+
+
+def at_once(block: bytes) -> list[Step | str | None]:
+    return [str(step) if isinstance(step, LineError) else step for step in parse_lines(block)]
+
+
+@pytest.mark.parametrize("kind", ["documented", "recorded"])
+def test_sound_lines_of_one_variant_are_decoded_at_once(kind: str) -> None:
+    lines = [as_bytes(record) for name, record in SOUND.items() if name.startswith(kind)]
+    block = b"".join(line + b"\n" for line in lines)
+    assert decode_lines(block) == [decode_quickly(line) for line in lines]
+    assert at_once(block) == one_by_one(block)
+    assert decode_lines(block.removesuffix(b"\n")) is None, "a last line without its end may be torn"
+
+
+DOCUMENTED_LINE, RECORDED_LINE = as_bytes(documented_record()), as_bytes(recorded_record())
+FRAGMENTS = (
+    *(DOCUMENTED_LINE, RECORDED_LINE, iteration_line().encode(), b"", b" ", b"{}", b"}", b"{"),
+    *(DOCUMENTED_LINE * 2, b" " + RECORDED_LINE + b"\r", RECORDED_LINE[:50], RECORDED_LINE[50:]),
+    *(DOCUMENTED_LINE.replace(b",", b",\n", 1), DOCUMENTED_LINE[:-1] + b',"x":{"a":1}\n}'),
+    *(DOCUMENTED_LINE[:-1] + b',"x":\n{"a":1}}', DOCUMENTED_LINE[:-1] + b',"x":"}\n{"}'),
+    *(as_bytes(documented_record(num_prefill_reqs=9)), as_bytes(recorded_record(num_decode_reqs=1))),
+    *(as_bytes(recorded_record(chunk_sizes=[5])), as_bytes(documented_record(timestamp=math.nan))),
+    *(as_bytes(documented_record(total_scheduled_tokens=7)), b'{"x": "\xc3\xbc"}', b'{"x": "\xff"}', b"\0"),
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=6), st.sampled_from([b"", b"\n"]))
+def test_lines_read_at_once_are_what_they_are_one_by_one(lines: list[bytes], end: bytes) -> None:
+    block = b"\n".join(lines) + end
+    assert at_once(block) == one_by_one(block)
+
+
+def test_an_object_over_two_lines_and_two_on_one_are_not_mistaken_for_three_lines() -> None:
+    over_two = DOCUMENTED_LINE.replace(b",", b",\n", 1)
+    block = over_two + b"\n" + DOCUMENTED_LINE * 2 + b"\n"
+    assert decode_lines(block) is None
+    assert at_once(block) == one_by_one(block)

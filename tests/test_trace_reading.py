@@ -13,7 +13,7 @@ import pytest
 
 from bayes_sched.trace.opening import result_name
 from bayes_sched.trace.reader import read_scheduler, read_trace
-from tests.conftest import ROOT, documented_record, iteration_line, recorded_record
+from tests.conftest import ROOT, documented_record, iteration_line, known, recorded_record
 from tests.trace_lines import COMPRESSIONS, GOOD, NOISE, Write
 
 
@@ -132,6 +132,24 @@ def test_log_noise_is_no_damage_and_the_meaning_of_the_time_is_told(write_lines:
         "2 steps: the times of vLLM's own iteration lines are only the wait for the result: "
         "near the model run in synchronous mode, too small (down to 0) under asynchronous scheduling",
     )
+
+
+def test_reading_tells_the_share_of_all_files_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_bytes(GOOD * 1000)
+    told: list[tuple[str, float | None]] = []
+    read_trace(tmp_path / "*.jsonl", progress=lambda *stage: told.append(stage))
+    shares = [known(share) for _, share in told]
+    assert shares == sorted(set(shares))
+    assert shares[-1] == 1
+    assert 0.4 < shares[len(shares) // 2 - 1] <= 0.5, "the first of two files is half of all"
+    assert {stage for stage, _ in told} == {"reading the trace"}
+    told.clear()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(GOOD)))
+    read_trace("-", progress=lambda *stage: told.append(stage))
+    assert told == [("reading the trace", None)]
 
 
 NUM_STEPS = {

@@ -18,41 +18,25 @@ MAX_STEPS = 12_000
 """Of a longer trace, a random sample of so many steps is checked."""
 MAX_MISCOVERAGE = 0.03
 """A 90% band that holds between 87% and 93% of the observed steps counts as right."""
-MAX_KIND_MISCOVERAGE = 0.07
-"""The same for one kind of step, such as decode-only ones."""
-_MIN_KIND_STEPS = 100
 _RESIDUAL_DRAWS = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """How the observed steps lie in their predictive distributions.
-
-    Attributes
-    ----------
-    pit : ndarray, dims (step,)
-        Predictive probability of a latency up to the observed one; uniform if the model is right.
-    coverage : DataFrame
-        Columns ``steps`` (which of them: all, decode-only, ...), ``num_steps``, ``probability`` (of the
-        predictive band) and ``coverage`` (share of the steps inside it).
-    max_deviation : float
-        Largest difference between the share of steps below a predictive quantile and its probability.
-    """
+    """How the observed steps lie in their predictive distributions."""
 
     pit: Floats
+    """dims (step,): predictive probability of a latency up to the observed one; uniform if the model is
+    right."""
     coverage: pd.DataFrame
+    """Columns ``steps`` (which of them: all, decode-only, ...), ``num_steps``, ``probability`` (of the
+    predictive band) and ``coverage`` (share of the steps inside it)."""
     max_deviation: float
+    """Largest difference between the share of steps below a predictive quantile and its probability."""
 
     def coverage_of(self, probability: float) -> float:
         """Return the share of all steps inside the central predictive band of a probability."""
         return _share_inside(self.pit, probability)
-
-    @property
-    def miscovered(self) -> pd.DataFrame:
-        """The kinds of steps, rows of `coverage`, whose 90% band is clearly wrong."""
-        table = self.coverage
-        kinds = table[(table["probability"] == 0.9) & (table["num_steps"] >= _MIN_KIND_STEPS)].iloc[1:]
-        return kinds[(kinds["coverage"] - 0.9).abs() > MAX_KIND_MISCOVERAGE]
 
     @property
     def text(self) -> str:
@@ -107,12 +91,8 @@ def _share_inside(pit: Floats, probability: float) -> float:
 def residual_table(fit: FittedModel, steps: pd.DataFrame) -> pd.DataFrame:
     """Return the residuals of the steps, which are in the order of the trace.
 
-    Returns
-    -------
-    DataFrame
-        The rows of `steps`: ``batch_size``, ``total_tokens``, ``position`` (number of the step), and the
-        residual from the posterior mean of the latency as ``residual_ms`` and, in units of the predictive
-        scale, ``residual_scales``.
+    ``batch_size``, ``total_tokens``, ``position`` (number of the step), and the residual from the posterior
+    mean of the latency as ``residual_ms`` and, in units of the predictive scale, ``residual_scales``.
     """
     columns = list(fit.model.columns)
     cells = steps[columns].drop_duplicates().reset_index(drop=True)

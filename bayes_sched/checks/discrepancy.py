@@ -10,7 +10,8 @@ halves change places, so that noise that is merely imitated counts against the r
 2. The levels of the richer model's effects: the median of the rest relative to the latency, level by level,
    drawn towards 0 as the levels' spread and their numbers of steps ask for.
 
-A richer model is a shipped one that has every parameter and column of this one, and more. One that takes the
+A richer model is a shipped one that has every parameter and column of this one, and more, and noise of the
+same kind: by level or not. One that takes the
 use of the KV cache for the context is considered where the trace tells no more of the context than that.
 """
 
@@ -51,27 +52,16 @@ _SEED = 20240501
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discrepancy:
-    """How much of a fit's error a richer model would explain.
+    """How much of a fit's error a richer model would explain."""
 
-    Attributes
-    ----------
-    error_ms : float
-        Mean absolute difference between the steps' latencies and the fit's mean latency.
-    context_share : float
-        Share of it that goes away with the further columns of the richer model.
-    staircase_share : float
-        Share of it that goes away, on top of that, with the richer model's departures by level.
-    richer : str or None
-        Name of the richer model that is worth fitting; of several, the shares are its; None if none is.
-    lacking : tuple of str
-        Columns that richer models need and the steps lack; empty where one of them can be fitted.
-    """
-
-    error_ms: float
-    context_share: float = 0.0
+    error_ms: float  # mean absolute difference between the steps' latencies and the fit's mean latency
+    context_share: float = 0.0  # share of it that goes away with the further columns of the richer model
     staircase_share: float = 0.0
+    """Share of it that goes away, on top of that, with the richer model's departures by level."""
     richer: str | None = None
+    """Name of the richer model that is worth fitting; of several, the shares are its; None if none is."""
     lacking: tuple[str, ...] = ()
+    """Columns that richer models need and the steps lack; empty where one of them can be fitted."""
 
     @property
     def share(self) -> float:
@@ -111,19 +101,9 @@ class Discrepancy:
 
 
 def estimate_discrepancy(fit: FittedModel, steps: pd.DataFrame) -> Discrepancy | None:
-    """Estimate how much of a fit's error a richer model would explain.
+    """Estimate how much of a fit's error a richer model would explain; None where no shipped one is richer.
 
-    Parameters
-    ----------
-    fit : FittedModel
-    steps : DataFrame
-        The cleaned steps in the order of the trace: the model's columns, ``latency_ms`` (ms), and those
-        further columns that the trace holds.
-
-    Returns
-    -------
-    Discrepancy or None
-        None where no shipped model is richer.
+    `steps` are the cleaned ones in the order of the trace, with all columns that it holds.
     """
     richer = richer_models(fit.model)
     if not richer:
@@ -148,6 +128,7 @@ def estimate_discrepancy(fit: FittedModel, steps: pd.DataFrame) -> Discrepancy |
 def richer_models(model: LatencyModel) -> list[LatencyModel]:
     """Return the shipped models with every parameter and column of a model, and more; the simplest first."""
     shipped, own = [load_model_file(name).model for name in shipped_models()], {*_names(model)}
+    shipped = [other for other in shipped if _has_noisy_levels(other) == _has_noisy_levels(model)]
     richer = [other for other in shipped if own < {*_names(other)} and {*model.columns} <= {*other.columns}]
     return sorted(richer, key=lambda other: len(other.parameters))
 
@@ -165,6 +146,10 @@ def further_effects(model: LatencyModel, richer: LatencyModel) -> tuple[Effect, 
 
 def _names(model: LatencyModel) -> list[str]:
     return [p.name for p in model.parameters]
+
+
+def _has_noisy_levels(model: LatencyModel) -> bool:
+    return any(effect.noise for effect in effects_of(model))
 
 
 def _holds(steps: pd.DataFrame, columns: Sequence[str]) -> bool:

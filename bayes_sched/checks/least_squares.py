@@ -41,8 +41,8 @@ from bayes_sched.errors import InputError
 from bayes_sched.files import check_version, file_content, whole_file
 from bayes_sched.format import percent
 from bayes_sched.model.equation import PARAMETERS, Parameter, latency_ms
-from bayes_sched.region import Region
-from bayes_sched.steps import as_steps, region_of
+from bayes_sched.region import LEAST, Region, region_of
+from bayes_sched.steps import as_steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -330,7 +330,7 @@ class _Document(msgspec.Struct, frozen=True):
     at_bound: dict[str, Literal["0", "infinity", "undetermined"]]
     covariance: list[list[float | Literal["infinity"] | None]]
     scores: dict[str, float | None]
-    region: list[tuple[float, float]]
+    region: list[tuple[float, ...]]
     warnings: list[str]
 
 
@@ -346,7 +346,7 @@ def _write(path: Path, solution: Solution, settings: _Settings) -> None:
         settings=settings,
         covariance=[[_to_json(value) for value in row] for row in solution.covariance.to_numpy().tolist()],
         scores={name: _to_json(value) for name, value in asdict(solution.scores).items()},
-        region=[(b, s) for b, s in solution.region.hull.tolist()],
+        region=[(b, s, int(count)) for b, s, count in solution.region.cells.tolist()],
         warnings=list(solution.warnings),
         **{name: getattr(solution, name) for name in _SHARED},
     )
@@ -370,7 +370,7 @@ def _read(path: Path) -> tuple[Solution, _Settings]:
     solution = Solution(
         covariance=pd.DataFrame(table, index=list(QUANTITIES), columns=list(QUANTITIES)),
         scores=Scores(**(scores | {"num_steps": int(scores["num_steps"])})),
-        region=region_of(*np.array(document.region).T),
+        region=region_of(*np.array([(*cell, LEAST)[:3] for cell in document.region]).T),
         warnings=tuple(document.warnings),
         **{name: getattr(document, name) for name in _SHARED},
     )
@@ -406,8 +406,10 @@ def _problem(document: _Document) -> str:
         return "the scores are not those of a fit"
     if set(document.at_bound) - set(NAMES):
         return "at_bound names something else than parameters"
-    corners = [value for pair in document.region for value in pair]
-    if not corners or not all(1.0 - 1e-9 <= value < math.inf for value in corners):
+    if not document.region or not all(
+        len(cell) in (2, 3) and all(1.0 - 1e-9 <= value < math.inf for value in cell)
+        for cell in document.region
+    ):
         return "the region makes no sense"
     return ""
 

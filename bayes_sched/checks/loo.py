@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-import arviz as az
+import arviz_stats as azs
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -56,23 +56,14 @@ _SIZES = ["batch_size", "total_tokens", "latency_ms"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LeaveOneOut:
-    """How well a fit predicts each of its steps from the others.
-
-    Attributes
-    ----------
-    table : DataFrame
-        One row a step, in the order of the steps: ``batch_size``, ``total_tokens``, ``latency_ms``, ``elpd``
-        (log density of the step given the others, latency in ms), ``p_loo`` (effective parameters it takes)
-        and ``pareto_k``.
-    num_draws : int
-        Posterior draws, all chains together.
-    converged : bool
-        Whether the fit passed its convergence gate.
-    """
+    """How well a fit predicts each of its steps from the others."""
 
     table: pd.DataFrame
-    num_draws: int
-    converged: bool
+    """One row a step, in the order of the steps: ``batch_size``, ``total_tokens``, ``latency_ms``, ``elpd``
+    (log density of the step given the others, latency in ms), ``p_loo`` (effective parameters it takes) and
+    ``pareto_k``."""
+    num_draws: int  # posterior draws, all chains together
+    converged: bool  # whether the fit passed its convergence gate
 
     @property
     def num_steps(self) -> int:
@@ -193,7 +184,7 @@ def leave_one_out(fit: FittedModel, steps: pd.DataFrame, *, max_values: int = MA
             )
         # Where no Pareto distribution can be fitted to weights far apart, k is infinite or no number.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            found.append(array_stats.loo(values, chain_axis=0, draw_axis=1, r_eff=efficiency))  # type: ignore[no-untyped-call]
+            found.append(array_stats.loo(values, chain_axis=0, draw_axis=1, r_eff=efficiency))
     elpd, pareto_k, p_loo = (np.concatenate(values) for values in zip(*found, strict=True))
     table = steps[_SIZES].reset_index(drop=True).assign(elpd=elpd, p_loo=p_loo, pareto_k=pareto_k)
     return LeaveOneOut(table=table, num_draws=num_draws, converged=fit.converged)
@@ -222,27 +213,21 @@ def _relative_efficiency(posterior: xr.Dataset) -> float:
     num_chains, num_draws = posterior.sizes["chain"], posterior.sizes["draw"]
     if num_chains < 2 or num_draws < 4:
         return 1.0
-    found = az.ess(posterior, method="mean")
+    found = azs.ess(posterior, method="mean")
     values = np.concatenate([found[name].to_numpy().ravel() for name in posterior.data_vars])
     return float(values.mean()) / (num_chains * num_draws)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ModelComparison:
-    """Models by how well they predict steps like those seen.
-
-    Attributes
-    ----------
-    table : DataFrame
-        One row a model, the best first, index ``model``: ``elpd`` and ``elpd_se``; ``difference`` of the elpd
-        from the best model's (0 or less), its standard errors ``difference_se`` (steps taken for independent)
-        and ``difference_se_stretches`` (from `NUM_STRETCHES` stretches of consecutive steps; NaN where there
-        are fewer than 100 steps); ``p_loo``; ``num_unreliable`` (steps whose Pareto k is too large);
-        ``weight`` in the mixture of the models that would predict best (stacking).
-    members : mapping of str to LeaveOneOut
-    """
+    """Models by how well they predict steps like those seen."""
 
     table: pd.DataFrame
+    """One row a model, the best first, index ``model``: ``elpd`` and ``elpd_se``; ``difference`` of the elpd
+    from the best model's (0 or less), its standard errors ``difference_se`` (steps taken for independent) and
+    ``difference_se_stretches`` (from `NUM_STRETCHES` stretches of consecutive steps; NaN where there are
+    fewer than 100 steps); ``p_loo``; ``num_unreliable`` (steps whose Pareto k is too large); ``weight`` in
+    the mixture of the models that would predict best (stacking)."""
     members: Mapping[str, LeaveOneOut]
 
     @property
@@ -349,7 +334,7 @@ def _se_of_stretches(difference: Floats) -> float:
 def _weights(members: Mapping[str, LeaveOneOut]) -> dict[str, float]:
     """Return the stacking weights, by ArviZ."""
     summaries = {
-        name: az.ELPDDataLOO(
+        name: azs.ELPDDataLOO(
             elpd=loo.elpd,
             se=loo.se,
             p=loo.p_loo,
@@ -365,7 +350,7 @@ def _weights(members: Mapping[str, LeaveOneOut]) -> dict[str, float]:
     }
     if len(summaries) == 1:
         return dict.fromkeys(summaries, 1.0)
-    weights = az.compare(summaries, method="stacking", round_to="none")["weight"]
+    weights = azs.compare(summaries, method="stacking", round_to="none")["weight"]
     return {name: float(weights[name]) for name in summaries}
 
 

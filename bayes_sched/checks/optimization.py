@@ -27,8 +27,8 @@ from bayes_sched.checks.scores import Scores
 from bayes_sched.errors import InputError
 from bayes_sched.format import listed
 from bayes_sched.model.equation import PARAMETERS, latency_ms
-from bayes_sched.region import Region
-from bayes_sched.steps import as_steps, region_of
+from bayes_sched.region import Region, region_of
+from bayes_sched.steps import as_steps
 from bayes_sched.trace.cleaning import clean_steps
 
 NAMES = tuple(p.name for p in PARAMETERS)

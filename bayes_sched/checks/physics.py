@@ -33,17 +33,12 @@ _SLACK = f", by more than {_LEVEL:.0%}"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PhysicalChecks:
-    """What the checks found.
-
-    Attributes
-    ----------
-    table : DataFrame
-        One row a check: ``check`` (what should be so), ``group`` (``sign``, ``range``, ``saturation`` or
-        ``boundary``), ``probability`` (share of the draws in which it is; 0 or 1 for a point estimate),
-        ``holds`` (the probability is at least 90 %), ``detail`` (numbers, and where it fails).
-    """
+    """What the checks found."""
 
     table: pd.DataFrame
+    """One row a check: ``check`` (what should be so), ``group`` (``sign``, ``range``, ``saturation`` or
+    ``boundary``), ``probability`` (share of the draws in which it is; 0 or 1 for a point estimate), ``holds``
+    (the probability is at least 90 %), ``detail`` (numbers, and where it fails)."""
 
     @property
     def plausible(self) -> bool:
@@ -154,7 +149,7 @@ def _common_scale(parameters: Mapping[str, float]) -> _Check:
 
 def _shape(latency: Latency, region: Region) -> list[_Check]:
     """Return the checks of the latency as a function of the step."""
-    max_batch_size, max_tokens = (float(v) for v in np.rint(np.exp(region.corners.max(axis=0))))
+    max_batch_size, max_tokens = region.largest
     max_tokens = max(max_tokens, max_batch_size, 2.0)
     batch_sizes = _whole_numbers(max_batch_size, _NUM_BATCH_SIZES)
     tokens = np.union1d(_whole_numbers(max_tokens, _NUM_TOKENS), batch_sizes)

@@ -153,35 +153,19 @@ _ALIKE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ResidualAnalysis:
-    """Residuals of point predictions, observed minus predicted.
+    """Residuals of point predictions, observed minus predicted."""
 
-    Attributes
-    ----------
-    residual_ms : ndarray, dims (step,)
-    table : DataFrame
-        One row a class of steps: ``by`` (``batch_size`` or ``total_tokens``), ``low`` and ``high`` (the
-        smallest and largest of the class), ``num_steps``, ``mean_ms`` (mean residual), ``rmse_ms``, ``mape``.
-        Classes hold about as many steps each.
-    skewness, excess_kurtosis : float
-        0 for normal residuals.
-    jarque_bera_p : float
-        Probability of such a skewness and kurtosis if the noise were normal.
-    share_far : float
-        Share of the residuals beyond three RMSE; 0.27 % if the noise is normal.
-    autocorrelation : Series, index ``lag``
-        Of the residuals in the order of the steps, lags from 1.
-    ljung_box_p : float
-        Probability of such autocorrelations if steps were independent.
-    """
-
-    residual_ms: Floats
+    residual_ms: Floats  # dims (step,)
     table: pd.DataFrame
-    skewness: float
-    excess_kurtosis: float
-    jarque_bera_p: float
-    share_far: float
-    autocorrelation: pd.Series[float]
-    ljung_box_p: float
+    """One row a class of steps: ``by`` (``batch_size`` or ``total_tokens``), ``low`` and ``high`` (the
+    smallest and largest of the class), ``num_steps``, ``mean_ms`` (mean residual), ``rmse_ms``, ``mape``.
+    Classes hold about as many steps each."""
+    skewness: float  # 0 for normal residuals
+    excess_kurtosis: float  # the same
+    jarque_bera_p: float  # probability of such a skewness and kurtosis if the noise were normal
+    share_far: float  # share of the residuals beyond three RMSE; 0.27 % if the noise is normal
+    autocorrelation: pd.Series[float]  # of the residuals in the order of the steps, lags from 1
+    ljung_box_p: float  # probability of such autocorrelations if steps were independent
 
     @property
     def text(self) -> str:

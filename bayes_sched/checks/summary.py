@@ -12,7 +12,8 @@ import pandas as pd
 
 from bayes_sched.checks.calibration import Calibration, calibrate
 from bayes_sched.checks.discrepancy import Discrepancy, estimate_discrepancy
-from bayes_sched.checks.views import FitViews
+from bayes_sched.checks.local import LocalCheck, check_locally
+from bayes_sched.checks.views import FitViews, band_sizes
 from bayes_sched.errors import InputError
 from bayes_sched.format import records
 from bayes_sched.model.likelihood import effects_of
@@ -20,8 +21,8 @@ from bayes_sched.model.protocol import all_parameters
 from bayes_sched.posterior.diagnostics import known_priors
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.posterior.typical_steps import band_table, cost_table, step_table, typical_steps
-from bayes_sched.steps import steps_arrays
+from bayes_sched.posterior.typical_steps import band_table, cost_table, size_table, typical_steps
+from bayes_sched.steps import SIZES
 
 SUMMARY_VERSION = 1
 """Raised when a field of :meth:`FitSummary.to_dict` changes its meaning or goes."""
@@ -58,10 +59,11 @@ class FitSummary:
     table : DataFrame
         What typical steps take: ``step``, ``batch_size``, ``total_tokens``; of the predictive distribution
         ``lower_ms``, ``median_ms``, ``upper_ms``, ``q99_ms`` (99th percentile); of the mean latency
-        ``mean_lower_ms``, ``mean_median_ms``, ``mean_upper_ms``; ``extrapolation``.
+        ``mean_lower_ms``, ``mean_median_ms``, ``mean_upper_ms``; ``extrapolation``; and the trace's own
+        answer, :meth:`LocalCheck.beside`.
     costs : DataFrame
         What one more request or token adds to the mean latency: ``cost``, ``at`` (where, in words), ``unit``,
-        ``lower``, ``median``, ``upper``.
+        ``lower``, ``median``, ``upper``; ``is_contradicted``, ``extrapolation``: so is the fit at either end.
     coverage : DataFrame
         Share of the observed steps inside predictive bands, as in :class:`Calibration`.
     parameters : DataFrame
@@ -86,6 +88,8 @@ class FitSummary:
         Most requests and most tokens of a step of the trace.
     calibration : Calibration
         The observed steps in their predictive distributions.
+    local : LocalCheck
+        The fit against its own trace, bin by bin.
     views : FitViews or None
         What the figures show, where they are to be drawn.
     """
@@ -105,6 +109,7 @@ class FitSummary:
     grid: pd.DataFrame
     largest: tuple[int, int]
     calibration: Calibration
+    local: LocalCheck
     views: FitViews | None
 
     @property
@@ -124,8 +129,8 @@ class FitSummary:
         ``rows``, ``cleaning``, ``bad_lines``, ``priors``, ``sampler``, ``timings_s``, ``package_versions``,
         ``bayes_sched_version``, ``command``, ``created_at``, ``prior_from`` as in
         :class:`~bayes_sched.posterior.provenance.FitMetadata`; ``probability``, ``converged``, ``problems``;
-        ``typical_steps``, ``costs``, ``coverage``, ``parameters``, ``convergence``, ``effects``: lists with
-        one mapping a row of the tables above; ``gate``; ``misfit``: the fields of
+        ``typical_steps``, ``costs``, ``coverage``, ``parameters``, ``convergence``, ``effects``, ``local``:
+        lists with one mapping a row of the tables above; ``gate``; ``misfit``: the fields of
         :class:`~bayes_sched.checks.discrepancy.Discrepancy`, or None; ``typical_load``.
         """
         metadata = self.fit.metadata.to_attrs()
@@ -143,6 +148,7 @@ class FitSummary:
             "convergence": records(self.convergence),
             "gate": self.gate,
             "effects": records(self.effects),
+            "local": records(self.local.table),
             "misfit": None if self.discrepancy is None else dataclasses.asdict(self.discrepancy),
             "typical_load": self.typical_load,
         }
@@ -179,14 +185,22 @@ def summarize(
     """
     steps = _complete(fit, steps)
     typical = typical_steps(steps)
-    grid = _grid(steps)
-    points = fit.completed(steps_arrays(grid["batch_size"], grid["total_tokens"]))
+    named, grid = size_table(typical), _grid(steps)
+    sizes = {"typical": named, "grid": grid, **(band_sizes(steps) if is_drawn else {})}
+    asked = pd.concat(sizes, names=["part", "row"])[[*SIZES]]
+    found = band_table(fit, asked, probability=probability).groupby("part")
+    bands = {str(part): rows.droplevel("part") for part, rows in found}
     gate, calibration = fit.convergence, calibrate(fit, steps)
+    local = check_locally(fit, steps, probability=probability)
+    costs = cost_table(fit, typical, probability=probability)
+    ends = [costs[[f"{end}_requests", f"{end}_tokens"]].to_numpy().T for end in ("first", "last")]
+    costs["is_contradicted"] = np.any([local.is_contradicted(*end) for end in ends], axis=0)
+    costs["extrapolation"] = ~np.all([fit.region.contains(*end) for end in ends], axis=0)
     return FitSummary(
         fit=fit.description,
         probability=probability,
-        table=step_table(fit, typical, probability=probability),
-        costs=cost_table(fit, typical, probability=probability),
+        table=local.beside(named.join(bands["typical"].drop(columns=[*SIZES]))),
+        costs=costs,
         coverage=calibration.coverage,
         parameters=fit.parameter_table(probability=probability),
         priors=prior_table(fit),
@@ -199,11 +213,12 @@ def summarize(
         },
         effects=effect_table(fit, steps, probability=probability),
         discrepancy=estimate_discrepancy(fit, steps),
-        typical_load=fit.typical.text(fit.model.columns),
-        grid=grid.join(band_table(fit, points, probability=probability)),
+        typical_load=fit.context_text,
+        grid=local.beside(grid.join(bands["grid"].drop(columns=[*SIZES]))),
         largest=(int(fit.cells["batch_size"].max()), int(fit.cells["total_tokens"].max())),
         calibration=calibration,
-        views=FitViews.of(fit, steps, probability=probability) if is_drawn else None,
+        local=local,
+        views=FitViews.of(fit, steps, bands) if is_drawn else None,
     )
 
 
@@ -251,13 +266,10 @@ def prior_table(fit: FittedModel) -> pd.DataFrame:
 def effect_table(fit: FittedModel, steps: pd.DataFrame, *, probability: float) -> pd.DataFrame:
     """Return the factors by which latencies depart from the equation; the steps say which levels have data.
 
-    Returns
-    -------
-    DataFrame
-        One row a level of an effect: ``effect``, ``meaning``, ``column`` (of the steps), ``level`` (the
-        values it holds, in words), ``first`` and ``last`` of them (the last level of an effect is open:
-        missing), ``num_steps``, and the factor: ``lower``, ``median``, ``upper`` (equal tails). Of a level
-        without steps the factor is the population's. No row where the model has no effects.
+    One row a level of an effect: ``effect``, ``meaning``, ``column`` (of the steps), ``level`` (the values it
+    holds, in words), ``first`` and ``last`` of them (the last level of an effect is open: missing),
+    ``num_steps``, and the factor: ``lower``, ``median``, ``upper`` (equal tails). Of a level without steps
+    the factor is the population's.
     """
     tail = 0.5 * (1.0 - probability)
     tables = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import xarray as xr
-from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+from arviz_stats.base import array_stats
 from scipy.stats import kstwo, rankdata
 from scipy.stats import t as student_t
 
@@ -32,54 +32,30 @@ _RANK_BAND = 0.99
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class FitViews:
-    """What the figures of a fit show.
+    """What the figures of a fit show."""
 
-    Attributes
-    ----------
-    steps : DataFrame
-        The steps of the trace.
-    by_tokens : dict of int to Dataset, dims (step,)
-        For some numbers of requests, bands over the tokens: ``total_tokens``, ``lower`` and ``upper`` of
-        steps, ``mean_lower`` and ``mean_upper``, ``extrapolation``.
-    by_batch : Dataset, dims (step,)
-        The same of decode-only steps, ``batch_size``.
-    surface : DataArray, dims (quantile, total_tokens, batch_size)
-        Latency quantiles, ms; NaN where no step is possible.
-    veil : Dataset, dims (batch_size, total_tokens)
-        A finer grid: ``extrapolation``, ``possible``.
-    residuals : DataFrame
-        :func:`residual_table`.
-    prior_latency : DataArray, dims (draw, total_tokens)
-        Latencies that the priors allow, ms, at the median number of requests (``attrs``: ``batch_size``).
-    prior_marginal : ndarray, dims (value,)
-        The same over some steps of the trace.
-    parameters : tuple of ParameterView
-    combinations : Dataset, dims (sample,)
-        Some draws of the identified combinations; ``unit`` in their attributes.
-    ranks : dict of str to RankView
-        By the title of each parameter and sampled coordinate.
-    effects : tuple of Effect
-    """
-
-    steps: pd.DataFrame
-    by_tokens: dict[int, xr.Dataset]
-    by_batch: xr.Dataset
+    steps: pd.DataFrame  # the steps of the trace
+    by_tokens: dict[int, pd.DataFrame]
+    """For some numbers of requests, bands over the tokens: the columns of
+    :func:`~bayes_sched.posterior.typical_steps.band_table`."""
+    by_batch: pd.DataFrame  # the same of decode-only steps
     surface: xr.DataArray
-    veil: xr.Dataset
-    residuals: pd.DataFrame
+    """dims (quantile, total_tokens, batch_size): latency quantiles, ms; NaN where no step is possible."""
+    veil: xr.Dataset  # dims (batch_size, total_tokens): a finer grid: ``extrapolation``, ``possible``
+    residuals: pd.DataFrame  # :func:`residual_table`
     prior_latency: xr.DataArray
-    prior_marginal: Floats
+    """dims (draw, total_tokens): latencies that the priors allow, ms, at the median number of requests
+    (``attrs``: ``batch_size``)."""
+    prior_marginal: Floats  # dims (value,): the same over some steps of the trace
     parameters: tuple[ParameterView, ...]
     combinations: xr.Dataset
-    ranks: dict[str, RankView]
+    """dims (sample,): some draws of the identified combinations; ``unit`` in their attributes."""
+    ranks: dict[str, RankView]  # by the title of each parameter and sampled coordinate
     effects: tuple[Effect, ...]
 
     @classmethod
-    def of(cls, fit: FittedModel, steps: pd.DataFrame, *, probability: float) -> FitViews:
-        """Compute them."""
-        decodes = decode_only(steps)
-        most = float((steps if decodes.empty else decodes)["batch_size"].max())
-        requests = log_grid(1.0, most, _NUM_GRID)
+    def of(cls, fit: FittedModel, steps: pd.DataFrame, bands: dict[str, pd.DataFrame]) -> FitViews:
+        """Compute them; `bands` are those of `band_sizes`."""
         coarse, fine = _grid(steps, _NUM_COARSE), _grid(steps, _NUM_FINE)
         batch_size = int(steps["batch_size"].median())
         tokens = log_grid(batch_size, float(steps["total_tokens"].max()), _NUM_PRIOR_GRID)
@@ -90,12 +66,9 @@ class FitViews:
         combinations = fit.model.combinations(thin(fit.posterior, _PAIR_DRAWS))
         return cls(
             steps=steps,
-            by_tokens={
-                b: _bands(fit, b, log_grid(b, float(steps["total_tokens"].max()), _NUM_GRID), probability)
-                for b in typical_batch_sizes(steps)
-            },
-            by_batch=_bands(fit, requests, requests, probability),
-            surface=fit.quantile(fit.completed(coarse), list(CONTOURED)).where(coarse["possible"]),
+            by_tokens={b: bands["by_tokens"].query("batch_size == @b") for b in typical_batch_sizes(steps)},
+            by_batch=bands["by_batch"],
+            surface=fit.quantile(coarse, list(CONTOURED)).where(coarse["possible"]),
             veil=fine.assign(extrapolation=fit.extrapolation(fine)),
             residuals=residual_table(fit, steps),
             prior_latency=xr.DataArray(
@@ -114,7 +87,6 @@ class ParameterView:
     """Densities of a parameter's decimal logarithm, and the range of its values worth showing."""
 
     parameter: Parameter
-    contraction: float
     prior: tuple[Floats, Floats]
     posterior: tuple[Floats, Floats]
     span: tuple[float, float]
@@ -126,7 +98,6 @@ class ParameterView:
         low, high = (float(prior.quantile(q)) for q in (0.001, 0.999))
         return cls(
             parameter,
-            fit.contraction(parameter.name),
             log10_density(prior),
             log10_density(posterior),
             (min(low, float(posterior.min())), max(high, float(posterior.max()))),
@@ -152,17 +123,18 @@ def typical_batch_sizes(steps: pd.DataFrame) -> list[int]:
     return [int(b) for b in np.unique(seen[nearest])]
 
 
-def _bands(
-    fit: FittedModel, batch_size: float | Floats, total_tokens: Floats, probability: float
-) -> xr.Dataset:
-    steps = fit.completed(steps_arrays(batch_size, total_tokens))
-    mean = fit.mean_band(steps, probability=probability)
-    return fit.predictive_band(steps, probability=probability).assign(
-        batch_size=steps["batch_size"],
-        total_tokens=steps["total_tokens"],
-        mean_lower=mean["lower"],
-        mean_upper=mean["upper"],
-    )
+def band_sizes(steps: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the steps whose bands are drawn: over tokens for some numbers of requests, and decode-only."""
+    decodes, most_tokens = decode_only(steps), float(steps["total_tokens"].max())
+    requests = log_grid(1.0, float((steps if decodes.empty else decodes)["batch_size"].max()), _NUM_GRID)
+    over_tokens = [
+        pd.DataFrame({"batch_size": b, "total_tokens": log_grid(b, most_tokens, _NUM_GRID)})
+        for b in typical_batch_sizes(steps)
+    ]
+    return {
+        "by_tokens": pd.concat(over_tokens, ignore_index=True),
+        "by_batch": pd.DataFrame({"batch_size": requests, "total_tokens": requests}),
+    }
 
 
 def _grid(steps: pd.DataFrame, num: int) -> xr.Dataset:
@@ -189,7 +161,7 @@ def log10_density(draws: xr.DataArray | Floats) -> tuple[Floats, Floats]:
 
     The bandwidth is the one of ArviZ, which does not smear two modes into one.
     """
-    x, density, _ = array_stats.kde(np.log10(np.ravel(draws)))  # type: ignore[no-untyped-call]
+    x, density, _ = array_stats.kde(np.log10(np.ravel(draws)))
     return np.asarray(x, float), np.asarray(density, float)
 
 

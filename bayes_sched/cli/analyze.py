@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 
-from bayes_sched.cli.command import DONE, Call, print_json, write_whole
+from bayes_sched.cli.command import DONE, Call, given, write_whole
 from bayes_sched.cli.progress import shown_progress
-from bayes_sched.cli.results import write_document
+from bayes_sched.cli.results import print_result, write_document
 from bayes_sched.reports import trace as _  # noqa: F401, it registers the report
 from bayes_sched.reports.document import report
-from bayes_sched.reports.terminal import terminal
 from bayes_sched.trace.analysis import analyze
 from bayes_sched.trace.findings import Limits
 from bayes_sched.trace.reader import read_trace
@@ -22,7 +21,7 @@ def run(options: argparse.Namespace, call: Call) -> int:
     paths: dict[str, str] = {}
     with shown_progress(call) as show:
         show("reading the trace", None)
-        trace = read_trace(options.traces, max_bad_share=options.max_bad_share)
+        trace = read_trace(options.traces, max_bad_share=options.max_bad_share, progress=show)
         show("analysing", None)
         found = analyze(trace, limits=limits(options))
         document = report(found, command=call.line(traces=options.traces))
@@ -32,24 +31,13 @@ def run(options: argparse.Namespace, call: Call) -> int:
         if options.report:
             show("writing the report", None)
             paths |= write_document(document, options)
-    for warning in found.warnings:
-        call.say(f"warning: {warning}")
-    seconds = time.perf_counter() - start
-    if options.json:
-        numbers = {name: value for name, value in document.numbers.items() if name != "command"}
-        print_json({**numbers, "paths": paths, "seconds": round(seconds, 1)})
-        return DONE
-    saved = "".join(f"Saved {paths[name]}\n" for name in ("csv", "report") if name in paths)
-    print(f"{terminal(document)}\n\n{saved}Took {seconds:.1f} s")
+    call.warn(found.warnings)
+    numbers = {name: value for name, value in document.numbers.items() if name != "command"}
+    print_result(document, options, paths, saved=("csv", "report"), start=start, numbers=numbers)
     return DONE
 
 
 def limits(options: argparse.Namespace) -> Limits:
     """Return what is a finding."""
-    return Limits(
-        slow_schedule_ms=options.slow_schedule_ms,
-        schedule_rise=options.schedule_rise,
-        long_queue=options.long_queue,
-        full_kv_cache=options.full_kv_cache,
-        num_slowest=options.top,
-    )
+    names = ("slow_schedule_ms", "schedule_rise", "long_queue", "full_kv_cache")
+    return Limits(num_slowest=options.top, **given(options, *names))

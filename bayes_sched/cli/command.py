@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -72,6 +72,11 @@ class Call:
             text = re.sub(pattern, option, text)
         sys.stderr.write(f"{self.name}: {' '.join(text.split())}\n")
         sys.stderr.flush()
+
+    def warn(self, texts: Iterable[str], *, of: str = "warning") -> None:
+        """Write what is to be known, a line each."""
+        for text in texts:
+            self.say(f"{of}: {text}")
 
     def line(self, *, traces: Sequence[str] = (), without: Sequence[str] = ()) -> str:
         """Return the command as it was given, less some options and the folders of somebody's files."""
@@ -162,6 +167,11 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return options as the arguments of the library that have their names."""
+    return {name: getattr(options, name) for name in names}
+
+
 def option_of(name: str) -> str:
     """Return the option that a name in the options stands for."""
     return f"--{name.replace('_', '-')}"
@@ -174,6 +184,7 @@ def add_result_options(parser: Parser, *, name: str, replaced: str, bare: str) -
     add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of all results")
     add("--overwrite", action="store_true", help=f"replace an existing {replaced}, its whole folder")
     add("--no-report", action="store_true", help=f"write {bare} alone")
+    add("--svg", action="store_true", help="write the figures of the report as SVG files, too")
     add("--json", action="store_true", help="print one JSON document in place of the tables")
 
 
@@ -182,6 +193,7 @@ def add_report_options(parser: Parser, *, name: str) -> Any:
     add = parser.add_argument_group("what comes out").add_argument
     add("--json", action="store_true", help="print one JSON document in place of the text")
     add("--report", action="store_true", help="write an HTML page, tables and figures")
+    add("--svg", action="store_true", help="write the figures of the report as SVG files, too")
     add("--name", help=f"name of the report (default: {name})")
     add("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of all results")
     add("--overwrite", action="store_true", help="replace what is there")

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from bayes_sched.checks.summary import summarize
-from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, print_json
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, given
 from bayes_sched.cli.progress import Show, shown_progress
+from bayes_sched.cli.results import print_result
 from bayes_sched.errors import InputError
 from bayes_sched.files import POSTERIOR, result_folder
 from bayes_sched.model.protocol import load_model_file
@@ -19,7 +20,6 @@ from bayes_sched.pooling.prior import PopulationPrior
 from bayes_sched.posterior.fit import FitResult, fit
 from bayes_sched.reports import fit as _  # noqa: F401, it registers the report
 from bayes_sched.reports.document import Document, report
-from bayes_sched.reports.terminal import terminal
 from bayes_sched.reports.write import write_report
 from bayes_sched.sampling.nuts import SamplerSettings
 from bayes_sched.trace.reader import Trace, read_trace
@@ -30,22 +30,22 @@ def run(options: argparse.Namespace, call: Call) -> int:
     start = time.perf_counter()
     with shown_progress(call) as show:
         show("reading the trace", None)
-        trace = read_trace(options.traces, max_bad_share=options.max_bad_share)
+        trace = read_trace(options.traces, max_bad_share=options.max_bad_share, progress=show)
         result = fit_trace(options, call, trace, show, command=call.line(traces=options.traces))
         show("summing up" if options.no_report else "writing the report", None)
         document, paths = write(options, call, result)
-    for warning in document.numbers["warnings"]:
-        call.say(f"warning: {warning}")
-    seconds = time.perf_counter() - start
-    if options.json:
-        print_json({**document.numbers, "paths": paths, "seconds": round(seconds, 1)})
-    else:
-        saved = "".join(f"Saved {paths[name]}\n" for name in ("posterior", "report") if name in paths)
-        timings = result.fit.metadata.timings_s.items()
-        stages = ", ".join(f"{name} {value:.1f} s" for name, value in timings)
-        print(f"{terminal(document)}\n\n{bad_lines(trace)}{saved}Took {seconds:.1f} s ({stages})")
-    for problem in result.fit.metadata.problems:
-        call.say(f"not converged: {problem}")
+    call.warn(document.numbers["warnings"])
+    stages = ", ".join(f"{name} {value:.1f} s" for name, value in result.fit.metadata.timings_s.items())
+    print_result(
+        document,
+        options,
+        paths,
+        saved=("posterior", "report"),
+        start=start,
+        note=bad_lines(trace),
+        stages=f" ({stages})",
+    )
+    call.warn(result.fit.metadata.problems, of="not converged")
     return DONE if result.fit.converged else NOT_CONVERGED
 
 
@@ -63,21 +63,20 @@ class FitArguments(TypedDict):
 
     model: str
     noise: str | None
-    min_latency_ms: float
-    max_latency_ms: float
+    min_latency_ms: float | None
+    max_latency_ms: float | None
     settings: SamplerSettings
     max_rows: int
 
 
 def fit_arguments(options: argparse.Namespace) -> FitArguments:
     """Return the options as arguments of :func:`bayes_sched.fit`."""
-    names = ("draws", "tune", "chains", "seed", "sampler")
     return FitArguments(
         model=options.model,
         noise=options.noise,
         min_latency_ms=options.min_latency_ms,
         max_latency_ms=options.max_latency_ms,
-        settings=SamplerSettings(**{name: getattr(options, name) for name in names}),
+        settings=SamplerSettings(**given(options, "draws", "tune", "chains", "seed", "sampler")),
         max_rows=options.max_rows,
     )
 
@@ -134,7 +133,7 @@ def write(options: argparse.Namespace, call: Call, result: FitResult) -> tuple[D
             found = summarize(result.fit, result.steps, probability=options.probability, is_drawn=is_drawn)
             document = report(found)
             if is_drawn:
-                write_report(document, folder)
+                write_report(document, folder, with_svg=options.svg)
         except Exception as error:
             failure = error
     if failure is not None:

@@ -20,6 +20,7 @@ PREDICTOR = "predictor.npz"
 
 _FIT = "folder of a fit, such as results/h100, or its posterior.nc"
 _MODEL = "the fit's model, where it is not one of the project's; it is run"
+_CONTEXT = "of each decoding request, in place of what the trace shows at steps like those asked for"
 _MAX_NAME = 100
 
 
@@ -34,6 +35,7 @@ def _add_question(parser: Parser, *, verbs: str) -> None:
     add("--extrapolate", action="store_true", help=f"{verbs} outside of the data too, marked")
     add("--accept-unconverged", action="store_true", help=f"{verb} on a fit that has not converged")
     add("--model", metavar="FILE.py", help=_MODEL)
+    add("--context", type=at_least(0), metavar="TOKENS", help=_CONTEXT)
     add("--probability", type=share, default=0.9, metavar="P", help="of credible intervals")
 
 
@@ -181,6 +183,7 @@ def _add_compare(parser: Parser) -> None:
     add = parser.add_argument
     add("fits", nargs="+", type=Path, metavar="RESULT", help=f"{_FIT}; two or more")
     add("--model", metavar="FILE.py", help=_MODEL)
+    add("--context", type=at_least(0), metavar="TOKENS", help=_CONTEXT)
     command.add_result_options(parser, name="compare-A-B", replaced="comparison", bare="numbers and tables")
     add = parser.add_argument_group("verdicts").add_argument
     rope = "ratios within it of 1 count as equal, such as 5%%"
@@ -248,6 +251,7 @@ def _add_predictor(parser: Parser) -> None:
     add("--output", type=Path, metavar="FILE", help=f"where to write (default: RESULT/{PREDICTOR})")
     add("--overwrite", action="store_true", help="replace an existing file")
     add("--model", metavar="FILE.py", help=_MODEL)
+    add("--context", type=at_least(0), metavar="TOKENS", help=_CONTEXT)
     add("--allow-unconverged", action="store_true", help="compile a fit that has not converged, marked")
     add("--json", action="store_true", help="print one JSON document in place of the text")
 

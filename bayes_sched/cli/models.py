@@ -16,7 +16,7 @@ from bayes_sched.checks.loo import (
     lacking_columns,
     leave_one_out,
 )
-from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, print_json, write_whole
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, given, print_json, write_whole
 from bayes_sched.cli.progress import Show, prefixed, shown_progress
 from bayes_sched.files import whole_file
 from bayes_sched.model.protocol import ModelFile, all_parameters, load_model, load_model_file, shipped_models
@@ -45,8 +45,7 @@ def run(options: argparse.Namespace, call: Call) -> int:
         for path in filter(None, (options.csv, options.figure)):
             print(f"Saved {path}")
     for name, account in fits.items():
-        for problem in account["problems"]:
-            call.say(f"not converged: {name}: {problem}")
+        call.warn(account["problems"], of=f"not converged: {name}")
     return DONE if all(account["gate_passed"] for account in fits.values()) else NOT_CONVERGED
 
 
@@ -59,8 +58,7 @@ def compared(
     columns = {one.name: tuple(one.file.model.columns) for one in members}
     steps = comparable_steps(cleaned, columns, max_rows=options.rows, seed=options.seed)
     call.say(f"{len(steps):,} of {len(cleaned):,} cleaned steps are compared on")
-    names = ("draws", "tune", "chains", "seed")
-    settings = SamplerSettings(**{name: getattr(options, name) for name in names})
+    settings = SamplerSettings(**given(options, "draws", "tune", "chains", "seed"))
     found, fits = {}, {}
     for number, one in enumerate(members, start=1):
         prefix = f"{one.name} ({number} of {len(members)})"
@@ -70,9 +68,8 @@ def compared(
             model=one.file,
             noise=one.noise,
             settings=settings,
-            min_latency_ms=options.min_latency_ms,
-            max_latency_ms=options.max_latency_ms,
             max_rows=len(steps),
+            **given(options, "min_latency_ms", "max_latency_ms"),
             progress=prefixed(prefix, show),
         ).fit
         fits[one.name] = {
@@ -107,12 +104,9 @@ class Member:
 def cleaned_steps(options: argparse.Namespace, call: Call, show: Show) -> pd.DataFrame:
     """Read and clean the trace."""
     show("reading the trace", None)
-    trace = read_trace(options.traces)
-    cleaned = clean_steps(
-        trace.steps, min_latency_ms=options.min_latency_ms, max_latency_ms=options.max_latency_ms
-    )
-    for warning in (*trace.warnings, *cleaned.warnings):
-        call.say(f"warning: {warning}")
+    trace = read_trace(options.traces, progress=show)
+    cleaned = clean_steps(trace.steps, **given(options, "min_latency_ms", "max_latency_ms"))
+    call.warn((*trace.warnings, *cleaned.warnings))
     return cleaned.steps
 
 

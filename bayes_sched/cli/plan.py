@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from bayes_sched.cli.command import DONE, REFUSED, Call, print_json
+from bayes_sched.cli.command import DONE, REFUSED, Call, given, print_json
 from bayes_sched.cli.fit_parsers import LIMITS
 from bayes_sched.cli.progress import Show, shown_progress
 from bayes_sched.cli.questions import load_fit, say_cautions, token_budget, trust
@@ -64,19 +64,14 @@ def capacity(
     """Find how many servers the workload needs."""
     settings = SchedulerSettings(
         token_budget=token_budget(fit, options, call),
-        max_num_seqs=options.max_num_seqs,
-        kv_tokens=options.kv_tokens,
-        step_overhead_ms=options.step_overhead_ms,
+        **given(options, "max_num_seqs", "kv_tokens", "step_overhead_ms"),
     )
     return plan_capacity(
         fit,
         workload,
         settings,
-        **{name: getattr(options, name) for name in LIMITS},
-        replicas=options.replicas,
-        max_replicas=options.max_replicas,
         num_draws=options.draws,
-        seed=options.seed,
+        **given(options, *LIMITS, "replicas", "max_replicas", "seed"),
         progress=show,
         **trust(options),
     )
@@ -86,7 +81,7 @@ def next_step(fit: FittedModel, options: argparse.Namespace) -> int:
     """Answer for one step, and say how long an answer takes."""
     asked = ("slo_ms", "decodes", "waiting_tokens")
     trusted = ("quantile", "confidence", "extrapolate", "accept_unconverged")
-    answer = plan_next_step(fit, **{name: getattr(options, name) for name in (*asked, *trusted)})
+    answer = plan_next_step(fit, **given(options, *asked, *trusted))
     if options.json:
         print_json(answer.to_dict())
     else:

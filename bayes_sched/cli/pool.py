@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, Parser, option_of, print_json
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, Parser, given, option_of
 from bayes_sched.cli.fit import fit_arguments, fit_trace
 from bayes_sched.cli.fit import write as write_fit
 from bayes_sched.cli.progress import Show, prefixed, shown_progress
+from bayes_sched.cli.results import print_result
 from bayes_sched.cli.trace_parsers import FITTING, add_fitting
 from bayes_sched.errors import InputError
 from bayes_sched.files import MEMBERS, POPULATION, POSTERIOR, result_folder
@@ -24,7 +25,6 @@ from bayes_sched.posterior.fit import fit, load_same_fit
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.reports import pool as _  # noqa: F401, it registers the report
 from bayes_sched.reports.document import Document, report
-from bayes_sched.reports.terminal import terminal
 from bayes_sched.reports.write import write_report
 from bayes_sched.trace.reader import Trace, read_trace
 
@@ -33,9 +33,8 @@ def run(options: argparse.Namespace, call: Call) -> int:
     """Do what was asked for; return the exit status."""
     start = time.perf_counter()
     with shown_progress(call) as show:
-        show("reading the traces", None)
-        share = options.max_bad_share
-        traces = {m.name: read_trace(m.traces, max_bad_share=share) for m in options.members if m.traces}
+        given, share = [one for one in options.members if one.traces], options.max_bad_share
+        traces = {one.name: read_trace(one.traces, max_bad_share=share, progress=show) for one in given}
         fits = fits_of(options, call, traces, show)
         show("pooling", None)
         pooling = time.perf_counter()
@@ -43,17 +42,9 @@ def run(options: argparse.Namespace, call: Call) -> int:
         seconds = time.perf_counter() - pooling
         show("writing the tables" if options.no_report else "writing the report", None)
         found, document, paths = write(options, call, result, seconds)
-    for warning in found.warnings:
-        call.say(f"warning: {warning}")
-    seconds = time.perf_counter() - start
-    if options.json:
-        print_json({**document.numbers, "paths": paths, "seconds": round(seconds, 1)})
-    else:
-        names = ("population", "members", "report")
-        saved = "\n".join(f"Saved {paths[key]}" for key in names if key in paths)
-        print(f"{terminal(document)}\n\n{saved}\nTook {seconds:.1f} s")
-    for problem in found.population.problems:
-        call.say(f"not converged: {problem}")
+    call.warn(found.warnings)
+    print_result(document, options, paths, saved=("population", "members", "report"), start=start)
+    call.warn(found.population.problems, of="not converged")
     return DONE if found.converged else NOT_CONVERGED
 
 
@@ -130,12 +121,11 @@ def pooled(
         trace = traces.get(name)
         return None if trace is None else fit(trace, population=prior, **fit_arguments(options)).fit
 
-    names = ("draws", "chains", "seed", "sampler")
     return pool(
         fits,
         servers=options.servers,
         name=options.folder.name,
-        settings=replace(POPULATION_SETTINGS, **{name: getattr(options, name) for name in names}),
+        settings=replace(POPULATION_SETTINGS, **given(options, "draws", "chains", "seed", "sampler")),
         accept_unconverged=options.accept_unconverged,
         refit=fit_again,
         command=call.line(),
@@ -160,7 +150,7 @@ def write(
         try:
             found = pool_summary(result, probability=options.probability, seconds=seconds)
             document = report(found)
-            write_report(document, folder, with_page=not options.no_report)
+            write_report(document, folder, with_page=not options.no_report, with_svg=options.svg)
         except Exception as error:
             failure = error
     if failure is not None:

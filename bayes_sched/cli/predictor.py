@@ -22,8 +22,7 @@ def run(options: argparse.Namespace, call: Call) -> int:
         show("compiling (a minute or two)", None)
         predictor = compile_predictor(fit, allow_unconverged=options.allow_unconverged)
         predictor.save(options.output)
-    for warning in fit.load_warnings:
-        call.say(f"warning: {warning}")
+    call.warn(fit.load_warnings)
     if not predictor.converged:
         call.say("warning: this fit has not converged; the predictor is marked as such")
     found = account(predictor, options.output) | {"seconds": round(time.perf_counter() - start, 1)}

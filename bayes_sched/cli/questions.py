@@ -5,26 +5,29 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from bayes_sched.cli.command import Call
+from bayes_sched.cli.command import Call, given
 from bayes_sched.cli.fit_parsers import TRUST
 from bayes_sched.posterior.fitted import FittedModel
 
 
 def load_fit(options: argparse.Namespace) -> FittedModel:
     """Read the fit that is asked."""
-    return FittedModel.load(options.posterior, model=options.model)
+    return FittedModel.load(options.posterior, model=options.model, context_tokens=options.context)
 
 
 def say_cautions(fit: FittedModel, call: Call) -> None:
     """Say what is to be known of a fit before its answers are acted on."""
     unconverged = () if fit.converged else ("the fit has not converged", *fit.metadata.problems)
-    for warning in dict.fromkeys((*fit.warnings, *unconverged)):
-        call.say(f"warning: {warning}")
+    unheld = "the fit keeps no steps of its trace, so that answers cannot be held against them: fit it again"
+    warnings = (*fit.warnings, *unconverged, *((unheld,) if fit.observed.empty else ()))
+    call.warn(dict.fromkeys(warnings))
+    if fit.context_text:
+        call.say(fit.context_text)
 
 
 def trust(options: argparse.Namespace) -> dict[str, Any]:
     """Return how sure an answer has to be, as arguments of the library."""
-    return {name: getattr(options, name) for name in TRUST}
+    return given(options, *TRUST)
 
 
 def token_budget(fit: FittedModel, options: argparse.Namespace, call: Call) -> int:

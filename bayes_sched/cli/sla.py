@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from bayes_sched.cli.command import DONE, REFUSED, Call
+from bayes_sched.cli.command import DONE, REFUSED, Call, given
 from bayes_sched.cli.fit_parsers import LIMITS
 from bayes_sched.cli.questions import load_fit, say_cautions, token_budget, trust
 from bayes_sched.cli.results import print_answer
@@ -35,9 +35,7 @@ def answer_steps(fit: FittedModel, options: argparse.Namespace) -> StepSLA | Non
         return None
     return step_sla(
         fit,
-        slo_ms=options.slo_ms,
-        batch_size=options.batch_size,
-        decodes=options.decodes,
+        **given(options, "slo_ms", "batch_size", "decodes"),
         token_budget=None if options.decodes is None else options.token_budget,
         **trust(options),
     )
@@ -49,10 +47,9 @@ def answer_request(fit: FittedModel, options: argparse.Namespace, call: Call) ->
         return None
     return request_sla(
         fit,
-        prompt_tokens=options.prompt_tokens,
-        output_tokens=options.output_tokens,
+        **given(options, "prompt_tokens", "output_tokens"),
         decodes=options.decodes or 0,
         token_budget=token_budget(fit, options, call),
-        **{name: getattr(options, name) for name in LIMITS},
+        **given(options, *LIMITS),
         **trust(options),
     )

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import bayes_sched
-from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, print_json
+from bayes_sched.cli.command import DONE, NOT_CONVERGED, Call, given, print_json
 from bayes_sched.cli.progress import shown_progress
+from bayes_sched.cli.results import print_result
 from bayes_sched.cli.study_parsers import SCHEDULER
 from bayes_sched.errors import InputError
 from bayes_sched.files import POSTERIOR, SIMULATOR, VALIDATION, result_folder
@@ -74,13 +75,11 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
     if options.overwrite:
         shutil.rmtree(options.unfinished, ignore_errors=True)
     with shown_progress(call) as show:
-        show("reading", None)
         servers = servers_of(
-            [read_trace(file) for file in options.files],
+            [read_trace(file, progress=show) for file in options.files],
             pooled=not options.each,
             mark=options.server_mark,
-            min_latency_ms=options.min_latency_ms,
-            max_latency_ms=options.max_latency_ms,
+            **given(options, "min_latency_ms", "max_latency_ms"),
         )
         chosen, missing = competitors_by_name(options.models, settings=_settings(options, seed=0))
         for sentence in missing:
@@ -89,7 +88,7 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
         found = validate(
             servers,
             competitors=chosen,
-            settings=StudySettings(**{name: getattr(options, name) for name in names}),
+            settings=StudySettings(**given(options, *names)),
             cache=ForecastCache(options.unfinished),
             notes=missing,
             progress=show,
@@ -97,27 +96,23 @@ def _validate(options: argparse.Namespace, call: Call) -> int:
         show("writing the tables" if options.no_report else "writing the report", None)
         with result_folder(options.folder, overwrite=options.replace, holds=VALIDATION) as folder:
             document = report(found, command=options.command)
-            write_report(document, folder, with_page=not options.no_report)
+            write_report(document, folder, with_page=not options.no_report, with_svg=options.svg)
             scores = found.scores.to_csv(index=False, float_format="%.6g", lineterminator="\n")
             (folder / VALIDATION).write_text(scores, encoding="utf-8")
     if not options.keep:
         shutil.rmtree(options.unfinished, ignore_errors=True)
-    seconds = time.perf_counter() - start
     paths = {"folder": str(options.folder), "scores": str(options.folder / VALIDATION)}
     if not options.no_report:
         paths["report"] = str(options.folder / "report.html")
-    if options.json:
-        numbers = {"command": options.command, "paths": paths, "seconds": round(seconds, 1)}
-        print_json({**found.to_dict(), **numbers})
-    else:
-        saved = f"Saved {paths.get('report', paths['folder'])}\nTook {seconds:.1f} s"
-        print(f"{terminal(document)}\n\n{saved}")
+    numbers = {**found.to_dict(), "command": options.command}
+    saved = "folder" if options.no_report else "report"
+    print_result(document, options, paths, saved=[saved], start=start, numbers=numbers)
     return DONE
 
 
-def _settings(options: argparse.Namespace, **given: Any) -> SamplerSettings:
+def _settings(options: argparse.Namespace, **more: Any) -> SamplerSettings:
     names = [name for name in ("draws", "tune", "chains", "seed") if getattr(options, name, None) is not None]
-    return SamplerSettings(**{name: getattr(options, name) for name in names} | given)
+    return SamplerSettings(**given(options, *names) | more)
 
 
 def _simulated(options: argparse.Namespace, *, model: str, noise: str | None = None) -> SimulatedFits:
@@ -185,8 +180,7 @@ def make_servers(options: argparse.Namespace) -> TableStudy[Findings]:
         _simulated(options, model="saturation"),
         load_model_file("saturation"),
         num_runs=options.servers,
-        quantile=options.quantile,
-        confidence=options.confidence,
+        **given(options, "quantile", "confidence"),
     )
 
 
@@ -197,8 +191,7 @@ def make_traces(options: argparse.Namespace) -> TableStudy[Findings]:
         splits=_HELD_OUT,
         settings=_settings(options),
         max_rows=options.max_rows,
-        quantile=options.quantile,
-        confidence=options.confidence,
+        **given(options, "quantile", "confidence"),
     )
 
 
@@ -235,8 +228,7 @@ def _check_simulator(options: argparse.Namespace, call: Call) -> int:
     requests, trace = read_measured_requests(options.requests), read_trace(options.trace)
     told = read_scheduler([source.path for source in trace.sources])
     record = ServerRecord.of(trace.steps, requests, told=told)
-    for warning in record.warnings:
-        call.say(f"warning: {warning}")
+    call.warn(record.warnings)
     path = None
     with shown_progress(call) as show:
         first_half = fit(
@@ -247,12 +239,11 @@ def _check_simulator(options: argparse.Namespace, call: Call) -> int:
             name="first-half",
             progress=show,
         ).fit
-        for warning in first_half.warnings:
-            call.say(f"warning: {warning}")
+        call.warn(first_half.warnings)
         found = check_simulator(
             first_half,
             record,
-            record.settings(**{name: getattr(options, name) for name in SCHEDULER}),
+            record.settings(**given(options, *SCHEDULER)),
             num_draws=options.draws,
             probability=options.probability,
             seed=options.seed,
@@ -267,8 +258,7 @@ def _check_simulator(options: argparse.Namespace, call: Call) -> int:
         print_json({**found.numbers, "report": path})
     else:
         print("\n\n".join([terminal(report(found)), *([] if path is None else [f"Saved {path}"])]))
-    for problem in first_half.metadata.problems:
-        call.say(f"not converged: {problem}")
+    call.warn(first_half.metadata.problems, of="not converged")
     return DONE if first_half.converged else NOT_CONVERGED
 
 

@@ -60,7 +60,7 @@ def _study(
     **more: Any,
 ) -> StudyFolder:
     """Return the folder of a study and note the command; refuse what is there and may not be touched."""
-    settings = {name: getattr(options, name) for name in names.split()} | more
+    settings = command.given(options, *names.split()) | more
     made = StudyFolder(folder=folder or options.results_dir, table=table, number=number, settings=settings)
     if options.resume and options.overwrite:
         raise InputError("--resume and --overwrite contradict each other")
@@ -84,8 +84,7 @@ def _check_file(option: str, path: Path) -> None:
 
 def _expand(call: Call, traces: Sequence[str]) -> list[str]:
     files, warnings = expand_paths(traces)
-    for warning in warnings:
-        call.say(f"warning: {warning}")
+    call.warn(warnings)
     return files
 
 
@@ -98,6 +97,7 @@ def _add_validate(parser: Parser) -> None:
     add("--resume", action="store_true", help="go on with an interrupted run of this name")
     add("--keep", action="store_true", help="keep the forecasts for --resume, to add models or splits later")
     add("--no-report", action="store_true", help="write numbers and tables alone")
+    add("--svg", action="store_true", help="write the figures of the report as SVG files, too")
     add("--json", action="store_true", help="print one JSON document in place of the tables")
     add = parser.add_argument_group("what is compared").add_argument
     some, everything = command.names, tuple(SPLIT_TITLES)

@@ -37,9 +37,9 @@ def add_traces(parser: Parser) -> None:
 
 def add_latency_limits(add: Any) -> None:
     """Add which steps are left out as too short or too long."""
-    ms = milliseconds
-    add("--min-latency-ms", type=ms, default=1.0, metavar="MS", help="remove shorter steps")
-    add("--max-latency-ms", type=ms, default=300.0, metavar="MS", help="remove longer steps")
+    ms, unless = milliseconds, "where that would remove more than 1%% of a kind"
+    add("--min-latency-ms", type=ms, metavar="MS", help=f"remove shorter steps (default: 1, less {unless})")
+    add("--max-latency-ms", type=ms, metavar="MS", help=f"remove longer steps (default: 300, more {unless})")
 
 
 def add_sampling(parser: Parser, *, least_draws: int = 1) -> Any:
@@ -69,10 +69,10 @@ def add_fitting(parser: Parser) -> None:
 
 def check_limits(options: argparse.Namespace) -> None:
     """Make sure that the cleaning can leave steps."""
-    if options.min_latency_ms >= options.max_latency_ms:
+    least, most = options.min_latency_ms or 1.0, options.max_latency_ms or 300.0
+    if least >= most:
         raise InputError(
-            f"--min-latency-ms {options.min_latency_ms:g} is not below --max-latency-ms "
-            f"{options.max_latency_ms:g}: no step could stay"
+            f"--min-latency-ms {least:g} is not below --max-latency-ms {most:g}: no step could stay"
         )
 
 
@@ -296,8 +296,7 @@ def _check_models(options: argparse.Namespace, call: Call) -> None:
                 "path of a model's .py file"
             )
     files, warnings = expand_paths(options.traces)
-    for warning in warnings:
-        call.say(f"warning: {warning}")
+    call.warn(warnings)
     for path in filter(None, (options.csv, options.figure)):
         command.check_output(path, inputs=files, overwrite=options.overwrite)
 

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from bayes_sched.cli.command import DONE, Call
-from bayes_sched.format import NONE
+from bayes_sched.format import NONE, counted
 from bayes_sched.trace.watch import LiveFigures, LiveWindow, LogFollower
 
 
@@ -76,7 +76,7 @@ def _show(live: Live | None, line: str, events: list[str], say: Callable[[str], 
 
 def _line(window: LiveWindow, follower: LogFollower) -> str:
     num_bad = follower.bad.total()
-    bad = f"  {num_bad:,} bad line{'s' * (num_bad > 1)}" if num_bad else ""
+    bad = f"  {counted(num_bad, 'bad line')}" if num_bad else ""
     state = "" if follower.is_there else f"  waiting for {follower.path}"
     return f"{figures_text(window.figures(now_s=time.time()))}{bad}{state}"
 

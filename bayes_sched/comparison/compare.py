@@ -26,6 +26,8 @@ IDENTIFIED = WELL
 """Contraction from which a verdict is given, on both servers. Not less: two servers whose combinations differ
 move even parameters that nothing but a prior separates, such as P_max, apart, and their contractions reach
 0.6."""
+MAX_PAIRS = 3
+"""A figure shows so many pairs of servers; the tables hold all."""
 PARAMETER_RATIO_COLUMNS = [
     *("name", "unit", "kind", "gpu", "other", "difference", "difference_lower", "difference_upper"),
     *("ratio_median", "ratio_lower", "ratio_upper", "p_greater", "identified", "verdict"),
@@ -38,77 +40,42 @@ class Comparison:
 
     Ratios are those of the server in the column ``gpu`` over the one in ``other``: a ratio of latencies below
     1 means that the first is faster. Intervals are credible intervals with equal tails.
-
-    Attributes
-    ----------
-    members : tuple of Member
-        The servers: ``label``, ``fit`` (its description), ``discrepancy``, ``price_per_hour``.
-    rope, probability : float
-        Half-width of the region of practical equivalence; of every interval.
-    slo_ms, slo_quantile : float
-        The latency limit (ms, or None) and the share of steps that must stay within it.
-    seed : int
-    mean_latency_ms : DataArray, dims (gpu, draw, batch_size, total_tokens)
-        Paired draws of the mean latency over the grid; NaN where there are fewer tokens than requests.
-    grid : Dataset, dims (batch_size, total_tokens)
-        ``possible``, ``in_region`` (also dim gpu), ``extrapolation``, ``fewest_like``.
-    maps : Dataset
-        Over the grid: :func:`bayes_sched.comparison.latency.latency_maps`.
-    table : DataFrame
-        The same as a table: :func:`bayes_sched.comparison.latency.pair_rows`.
-    steps : DataFrame
-        The same columns for a few typical steps, named in ``step``.
-    shares : DataFrame
-        How often each verdict is given: :func:`bayes_sched.comparison.verdicts.share_table`.
-    further_data : DataFrame
-        Further data that would decide: :func:`bayes_sched.comparison.latency.further_data`.
-    equivalents, throughput, cost_ratios : DataFrame
-        :func:`~bayes_sched.comparison.throughput.equivalent_table`,
-        :func:`~bayes_sched.comparison.throughput.throughput_table` and
-        :func:`~bayes_sched.comparison.throughput.cost_table`.
-    parameters : DataFrame
-        The columns of :meth:`FittedModel.parameter_table`, before them ``gpu``, and ``identified``: whether
-        the contraction reaches :data:`IDENTIFIED`.
-    parameter_ratios : DataFrame
-        :func:`parameter_ratios`.
-    symbols : Mapping of str to str
-        Of the documented parameters, in TeX.
-    differences : DataFrame
-        In what the servers differ: :func:`bayes_sched.comparison.members.difference_table`.
-    bands : Mapping of str to Dataset
-        :func:`bayes_sched.comparison.latency.latency_bands`.
-    outline : Dataset
-        :func:`bayes_sched.comparison.latency.outline`.
-    seen : DataFrame
-        The (B, S) that any of the traces holds.
-    warnings : tuple of str
-        What to beware of, the worst first.
     """
 
     members: tuple[Member, ...]
-    rope: float
-    probability: float
-    slo_ms: float | None
-    slo_quantile: float
+    """The servers: ``label``, ``fit`` (its description), ``discrepancy``, ``price_per_hour``."""
+    rope: float  # half-width of the region of practical equivalence
+    probability: float  # of every interval
+    slo_ms: float | None  # latency limit
+    slo_quantile: float  # share of steps that must stay within it
     seed: int
     mean_latency_ms: xr.DataArray
+    """dims (gpu, draw, batch_size, total_tokens): paired draws of the mean latency over the grid; NaN where
+    there are fewer tokens than requests."""
     grid: xr.Dataset
-    maps: xr.Dataset
-    table: pd.DataFrame
-    steps: pd.DataFrame
+    """dims (batch_size, total_tokens): ``possible``, ``in_region`` (also dim gpu), ``extrapolation``,
+    ``fewest_like``."""
+    maps: xr.Dataset  # over the grid: :func:`bayes_sched.comparison.latency.latency_maps`
+    table: pd.DataFrame  # the same as a table: :func:`bayes_sched.comparison.latency.pair_rows`
+    steps: pd.DataFrame  # the same columns for a few typical steps, named in ``step``
     shares: pd.DataFrame
+    """How often each verdict is given: :func:`bayes_sched.comparison.verdicts.share_table`."""
     further_data: pd.DataFrame
-    equivalents: pd.DataFrame
-    throughput: pd.DataFrame
-    cost_ratios: pd.DataFrame
+    """Further data that would decide: :func:`bayes_sched.comparison.latency.further_data`."""
+    equivalents: pd.DataFrame  # :func:`~bayes_sched.comparison.throughput.equivalent_table`
+    throughput: pd.DataFrame  # :func:`~bayes_sched.comparison.throughput.throughput_table`
+    cost_ratios: pd.DataFrame  # :func:`~bayes_sched.comparison.throughput.cost_table`
     parameters: pd.DataFrame
-    parameter_ratios: pd.DataFrame
-    symbols: Mapping[str, str]
+    """The columns of :meth:`FittedModel.parameter_table`, before them ``gpu``, and ``identified``: whether
+    the contraction reaches :data:`IDENTIFIED`."""
+    parameter_ratios: pd.DataFrame  # :func:`parameter_ratios`
+    symbols: Mapping[str, str]  # of the documented parameters, in TeX
     differences: pd.DataFrame
-    bands: Mapping[str, xr.Dataset]
-    outline: xr.Dataset
-    seen: pd.DataFrame
-    warnings: tuple[str, ...]
+    """In what the servers differ: :func:`bayes_sched.comparison.members.difference_table`."""
+    bands: Mapping[str, xr.Dataset]  # :func:`bayes_sched.comparison.latency.latency_bands`
+    outline: xr.Dataset  # :func:`bayes_sched.comparison.latency.outline`
+    seen: pd.DataFrame  # the (B, S) that any of the traces holds
+    warnings: tuple[str, ...]  # what to beware of, the worst first
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.prediction import band_levels, component_cdf
 from bayes_sched.posterior.typical_steps import LARGEST_DECODE, MEDIAN_DECODE
-from bayes_sched.steps import POSSIBLE, Steps, steps_arrays, steps_grid
+from bayes_sched.steps import POSSIBLE, Steps, log_grid, steps_arrays, steps_grid
 
 FULL_STEP = "largest step"
 
@@ -35,7 +35,7 @@ _NUM_FURTHER = 5  # steps of each pair that are named as worth further data
 
 _KINDS: Any = {"batch_size": int, "total_tokens": int, "extrapolation": bool, "fewest_like": int}
 _RATIO = ("ratio_median", "ratio_lower", "ratio_upper")
-_PAIR_VALUES = (*_RATIO, "p_faster", "p_step_faster", "verdict")
+_PAIR_VALUES = (*_RATIO, "own_ratio", "p_faster", "p_step_faster", "verdict")
 PAIR_COLUMNS = ["gpu", "other", *_KINDS, "gpu_ms", "other_ms", *_PAIR_VALUES]
 FURTHER_COLUMNS = [
     *("gpu", "other", "batch_size", "total_tokens", *_RATIO, "width", "measure", "steps_seen", "times_data")
@@ -47,9 +47,9 @@ def shared_grid(
 ) -> xr.Dataset:
     """Return the grid, as :func:`marked` marks it, over given requests and tokens or over all traces'."""
     shared, seen = shared_cells(servers), seen_steps(servers)
-    requests = _log_points(seen["batch_size"], _NUM_BATCH_SIZES)
+    requests = _over(seen["batch_size"], _NUM_BATCH_SIZES)
     b = requests if batch_size is None else np.asarray(batch_size, float)
-    tokens = np.union1d(_log_points(seen["total_tokens"], _NUM_TOKENS), b)
+    tokens = np.union1d(_over(seen["total_tokens"], _NUM_TOKENS), b)
     s = tokens if total_tokens is None else np.asarray(total_tokens, float)
     grid = marked(servers, steps_grid(batch_size=b, total_tokens=s))
     if not _is_any_shared(grid) and not shared.empty and batch_size is None and total_tokens is None:
@@ -96,10 +96,8 @@ def _is_any_shared(grid: xr.Dataset) -> bool:
     return bool(grid["in_region"].all("gpu").any())
 
 
-def _log_points(values: pd.Series[Any], num: int) -> Floats:
-    """Return whole numbers over the range of the values, evenly spread on a logarithmic scale."""
-    points: Floats = np.unique(np.rint(np.geomspace(float(values.min()), float(values.max()), num)))
-    return points
+def _over(values: pd.Series[Any], num: int) -> Floats:
+    return log_grid(float(values.min()), float(values.max()), num)
 
 
 def seen_steps(servers: Servers) -> pd.DataFrame:
@@ -176,8 +174,31 @@ def latency_maps(
     joined = xr.concat(parts, dim=pd.Index([" / ".join(pair) for pair in pairs], name="pair"), join="exact")
     firsts, seconds = (list(labels) for labels in zip(*pairs, strict=True))
     joined = joined.assign_coords(first=("pair", firsts), second=("pair", seconds))
-    found = verdicts(joined["ratio_lower"].to_numpy(), joined["ratio_upper"].to_numpy(), rope=rope)
-    return maps.merge(joined.assign(verdict=joined["ratio_lower"].copy(data=found)))
+    first, second = (servers.own_factors(steps).sel(gpu=joined[end]) for end in ("first", "second"))
+    factors = (first / second).reset_coords(drop=True)
+    found, is_withdrawn = own_verdicts(joined["ratio_lower"], joined["ratio_upper"], factors, rope=rope)
+    return maps.merge(
+        joined.assign(
+            verdict=found,
+            own_ratio=joined["ratio_median"] * factors,
+            p_faster=joined["p_faster"].where(~is_withdrawn),
+            p_step_faster=joined["p_step_faster"].where(~is_withdrawn),
+        )
+    )
+
+
+def own_verdicts(
+    lower: xr.DataArray, upper: xr.DataArray, factors: xr.DataArray, *, rope: float
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return verdicts, and where they were withdrawn: what the traces' own medians give another is undecided.
+
+    `factors` make the ratio that of the traces where they contradict a fit.
+    """
+    factors = factors.transpose(*lower.dims)
+    found = verdicts(lower.to_numpy(), upper.to_numpy(), rope=rope)
+    seen = verdicts((lower * factors).to_numpy(), (upper * factors).to_numpy(), rope=rope)
+    is_withdrawn = (found != seen) & (found != UNDECIDED)
+    return lower.copy(data=np.where(is_withdrawn, UNDECIDED, found)), lower.copy(data=is_withdrawn)
 
 
 def _three(quantiles: xr.DataArray, name: str, unit: str) -> dict[str, xr.DataArray]:
@@ -210,7 +231,8 @@ def _step_faster(
 def pair_rows(maps: xr.Dataset, steps: xr.Dataset) -> pd.DataFrame:
     """Return the maps of marked steps as a table with `PAIR_COLUMNS`, one row a pair and possible step.
 
-    ``gpu_ms``, ``other_ms`` are medians of the mean latency.
+    ``gpu_ms``, ``other_ms`` are medians of the mean latency, ``own_ratio`` the ratio with the traces' own
+    medians where they contradict a fit; ``p_faster`` is missing where they give another verdict.
     """
     tables = []
     for first, second in zip(maps["first"].to_numpy(), maps["second"].to_numpy(), strict=True):
@@ -245,13 +267,15 @@ def seen_rows(servers: Servers, cells: pd.DataFrame, *, rope: float, probability
     """Return `cells` with ``gpu``, ``other``, ``ratio_median``, ``verdict``: one row a pair and cell."""
     if cells.empty:
         return pd.DataFrame(columns=[*cells.columns, "gpu", "other", "ratio_median", "verdict"])
-    mean_ms = servers.mean_latency_ms(cells)
+    mean_ms, own = servers.mean_latency_ms(cells), servers.own_factors(cells)
     tables = []
     for first, second in combinations(servers.labels, 2):
         ratio = mean_ms.sel(gpu=first) / mean_ms.sel(gpu=second)
-        lower, median, upper = ratio.quantile(band_levels(probability), dim="draw").to_numpy()
-        verdict = verdicts(lower, upper, rope=rope)
-        tables.append(cells.assign(gpu=first, other=second, ratio_median=median, verdict=verdict))
+        lower, median, upper = ratio.quantile(band_levels(probability), dim="draw")
+        factors = own.sel(gpu=first, drop=True) / own.sel(gpu=second, drop=True)
+        verdict, _ = own_verdicts(lower, upper, factors, rope=rope)
+        told = {"ratio_median": median.to_numpy(), "verdict": verdict.to_numpy()}
+        tables.append(cells.assign(gpu=first, other=second, **told))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -305,8 +329,8 @@ def latency_bands(servers: Servers, typical: pd.DataFrame, *, probability: float
     largest = typical.loc[typical["step"] == FULL_STEP, "batch_size"]
     b = int(largest.iloc[0]) if len(largest) else 1
     seen = seen_steps(servers)
-    requests = _log_points(seen["batch_size"], _NUM_BAND)
-    tokens = _log_points(seen["total_tokens"].clip(lower=b), _NUM_BAND)
+    requests = _over(seen["batch_size"], _NUM_BAND)
+    tokens = _over(seen["total_tokens"].clip(lower=b), _NUM_BAND)
     chosen = {"decode": steps_arrays(requests, requests), "mixed": steps_arrays(b, tokens)}
     return {name: _bands(servers, steps, probability) for name, steps in chosen.items()}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from numbers import Real
 
@@ -21,12 +22,13 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sched.arrays import Floats
+from bayes_sched.checks.local import LocalCheck, check_locally
 from bayes_sched.errors import InputError
 from bayes_sched.format import listed, percent
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.prediction import Evaluator
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.steps import Steps
+from bayes_sched.steps import Steps, as_steps
 
 DEFAULT_PAIRED_DRAWS = 4000
 """Draws of each posterior that a comparison uses at most, unless told otherwise."""
@@ -81,14 +83,6 @@ def _check_pair(label_a: str, a: FittedModel, label_b: str, b: FittedModel) -> N
     if _is_same(a, b):
         names = " and ".join(dict.fromkeys([a.metadata.name, b.metadata.name]))
         raise InputError(f"{names}: the same fit twice; a comparison takes fits of different traces")
-    for label, fit in ((label_a, a), (label_b, b)):
-        others = sorted(set(fit.model.columns) - set(_SIZES))
-        if others:
-            raise InputError(
-                f"{label}: its model {fit.model.name} asks for {', '.join(others)} besides requests and "
-                "tokens: a comparison is over these two alone; fit the traces with the model "
-                "saturation for one"
-            )
     shapes = [[(p.name, p.unit) for p in fit.model.parameters] for fit in (a, b)]
     if shapes[0] != shapes[1]:
         raise InputError(
@@ -222,7 +216,7 @@ def paired_posteriors(
 ) -> tuple[xr.Dataset, ...]:
     """Return as many draws of each posterior in random order: those of one index are a joint draw.
 
-    The posteriors, dims (chain, draw), may have different lengths; the result has dims (draw,).
+    The posteriors, dims (chain, draw, ...), may have different lengths; the result has dims (draw, ...).
     """
     if max_draws < 2:
         raise InputError(f"max_draws = {max_draws}: give at least 2")
@@ -232,11 +226,12 @@ def paired_posteriors(
     for number, (posterior, size) in enumerate(zip(posteriors, sizes, strict=True)):
         chosen = ((np.arange(num) + 0.5) * size / num).astype(np.int64)
         order = np.random.default_rng([seed, number]).permutation(chosen)
-        flat = {
-            name: ("draw", draws.transpose("chain", "draw").to_numpy().ravel()[order])
-            for name, draws in posterior.data_vars.items()
+        flat = posterior.transpose("chain", "draw", ...)
+        found = {
+            name: (("draw", *draws.dims[2:]), draws.to_numpy().reshape(size, *draws.shape[2:])[order])
+            for name, draws in flat.data_vars.items()
         }
-        paired.append(xr.Dataset(flat, coords={"draw": np.arange(num)}))
+        paired.append(xr.Dataset(found, coords={"draw": np.arange(num)}))
     return tuple(paired)
 
 
@@ -246,15 +241,17 @@ class Servers:
     def __init__(self, fits: Mapping[str, FittedModel], *, max_draws: int, seed: int) -> None:
         self.labels = tuple(fits)
         self.fits = dict(fits)
-        scalars = [
-            fit.posterior[[name for name, draws in fit.posterior.items() if draws.ndim == 2]]
-            for fit in fits.values()
-        ]
+        every = [fit.posterior for fit in fits.values()]
         self.posteriors = dict(
-            zip(fits, paired_posteriors(scalars, max_draws=max_draws, seed=seed), strict=True)
+            zip(fits, paired_posteriors(every, max_draws=max_draws, seed=seed), strict=True)
         )
         self._evaluators = {
-            label: Evaluator(fits[label].model, posterior.expand_dims(chain=[0]), max_draws=None)
+            label: Evaluator(
+                fits[label].model,
+                posterior.expand_dims(chain=[0]),
+                max_draws=None,
+                contexts=fits[label].contexts,
+            )
             for label, posterior in self.posteriors.items()
         }
 
@@ -265,8 +262,7 @@ class Servers:
 
     def server_latency_ms(self, label: str, steps: Steps) -> xr.DataArray:
         """Return draws of the mean latency of one server, ms, dims (draw, *steps)."""
-        draws = self._evaluators[label].per_draw(steps, lambda mean, scale, nu, x: mean)
-        return draws.isel(chain=0, drop=True)
+        return self._evaluators[label].mean(steps).isel(chain=0, drop=True)
 
     def scale_ms(self, steps: Steps) -> xr.DataArray:
         """Return draws of the noise scale, ms, dims (gpu, draw, *steps)."""
@@ -286,11 +282,25 @@ class Servers:
         """Return draws of the parameters of one server and of what data identify, dims (draw,)."""
         draws = self.posteriors[label]
         found = {**draws, **self.fits[label].model.combinations(draws)}
-        return {str(name): values.to_numpy() for name, values in found.items()}
+        return {str(name): values.to_numpy() for name, values in found.items() if values.dims == ("draw",)}
 
     def in_regions(self, steps: Steps) -> xr.DataArray:
         """Return whether the trace of each server covers each step: bool, dims (gpu, *steps)."""
         return self._joined([fit.in_region(steps) for fit in self.fits.values()]).rename("in_region")
+
+    @cached_property
+    def local(self) -> dict[str, LocalCheck]:
+        """Where the fit of each server is right, by label."""
+        return {label: check_locally(fit) for label, fit in self.fits.items()}
+
+    def own_factors(self, steps: Steps) -> xr.DataArray:
+        """Return what makes fitted medians those of the trace where it contradicts the fit, else 1.
+
+        Dims (gpu, *steps).
+        """
+        b, s = xr.broadcast(as_steps(steps)["batch_size"], as_steps(steps)["total_tokens"])
+        parts = [b.copy(data=of.factors(b, s)).reset_coords(drop=True) for of in self.local.values()]
+        return self._joined(parts).rename("own_factors")
 
     def _joined(self, parts: Sequence[xr.DataArray]) -> xr.DataArray:
         return xr.concat(parts, dim=pd.Index(self.labels, name="gpu"), join="exact")

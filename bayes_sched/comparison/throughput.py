@@ -14,7 +14,7 @@ from bayes_sched.arrays import Floats
 from bayes_sched.comparison.members import Servers
 from bayes_sched.comparison.verdicts import COST_WORDS, THROUGHPUT_WORDS, ratio_row
 from bayes_sched.posterior.prediction import band_levels
-from bayes_sched.steps import steps_arrays
+from bayes_sched.steps import log_grid, steps_arrays
 
 DEFAULT_SLO_QUANTILE = 0.95
 """Share of the steps that stay within a latency limit, unless told otherwise."""
@@ -133,20 +133,15 @@ def _candidates(servers: Servers, label: str, case: str) -> xr.Dataset:
     if case == DECODES:
         b = s = np.arange(1.0, largest_b + 1.0)
         if len(b) > _MAX_DECODES:
-            b = s = _whole_points(largest_b, _MAX_DECODES)
+            b = s = log_grid(1.0, largest_b, _MAX_DECODES)
     else:
-        b_axis = _whole_points(largest_b, _NUM_AXIS)
-        s_axis = np.union1d(_whole_points(largest_s, _NUM_AXIS), b_axis)
+        b_axis = log_grid(1.0, largest_b, _NUM_AXIS)
+        s_axis = np.union1d(log_grid(1.0, largest_s, _NUM_AXIS), b_axis)
         b, s = (axis.ravel() for axis in np.meshgrid(b_axis, s_axis))
     is_possible = s >= b
     steps = steps_arrays(b[is_possible], s[is_possible])
     steps = steps.isel(step=np.flatnonzero(fit.in_region(steps).to_numpy()))
     return steps.assign_coords(step=np.arange(steps.sizes["step"]))
-
-
-def _whole_points(high: float, num: int) -> Floats:
-    points: Floats = np.unique(np.rint(np.geomspace(1.0, high, num)))
-    return points
 
 
 def throughput_table(
@@ -216,7 +211,7 @@ def equivalent_table(servers: Servers, *, probability: float) -> pd.DataFrame:
     largest = {label: float(fit.cells["batch_size"].max()) for label, fit in servers.fits.items()}
     high = _REACH * max(largest.values())
     powers = 2.0 ** np.arange(0, np.floor(np.log2(high)) + 1)
-    points = np.unique(np.concatenate([np.arange(1.0, 33.0), _whole_points(high, _NUM_POINTS), powers]))
+    points = np.unique(np.concatenate([np.arange(1.0, 33.0), log_grid(1.0, high, _NUM_POINTS), powers]))
     steps = steps_arrays(points, points)
     latency_ms = {
         label: servers.server_latency_ms(label, steps).transpose("draw", "step").to_numpy()

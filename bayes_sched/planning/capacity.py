@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bayes_sched.checks.local import check_locally
 from bayes_sched.errors import InputError
 from bayes_sched.format import chance, sureness
 from bayes_sched.planning.replay import SchedulerSettings, StepTimes
@@ -17,6 +18,7 @@ from bayes_sched.planning.workload import AnyWorkload
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.posterior.provenance import FitDescription
+from bayes_sched.region import Region
 from bayes_sched.sla.request import NAMES
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, ROUNDING, objectives_of, refusals
 
@@ -25,6 +27,8 @@ DEFAULT_DRAWS = 200
 DEFAULT_MAX_REPLICAS = 64
 TRUSTED_BEYOND = 0.01
 """Nothing is promised where more of the simulated time is spent in larger steps than any of the trace."""
+TRUSTED_OUTSIDE = 0.05
+"""The same of steps that the trace does not cover."""
 
 _MOST_ALONE = 200
 _WORTH_SAYING = 0.01
@@ -52,6 +56,8 @@ class CapacityPlan:
     replicas: int | None
     """The number that was asked for, if it will do, or the smallest that will; None where there is none."""
     shown: ServerSimulation  # of the number that will do, or else of the largest tried
+    own: ServerSimulation | None
+    """The same with the trace's own medians of steps where it contradicts the model, if these matter."""
     alone: ServerSimulation | None
     """What requests do that have a server for themselves, where one server was not enough."""
     table: pd.DataFrame
@@ -80,7 +86,10 @@ class CapacityPlan:
     @property
     def text(self) -> str:
         """Sentences a person can paste."""
-        parts = [self._verdict_text(), self._overload_text(), self._outside_text(), *self.refusals]
+        parts = [
+            *(self._verdict_text(), self._overload_text(), self._own_text(), self._outside_text()),
+            *self.refusals,
+        ]
         return " ".join(part for part in parts if part)
 
     def _verdict_text(self) -> str:
@@ -112,9 +121,17 @@ class CapacityPlan:
             "a finite workload and grow with it."
         )
 
+    def _own_text(self) -> str:
+        if self.own is None:
+            return ""
+        return (
+            f"The trace contradicts the model in {100 * self.shown.contradicted:.0f}% of the simulated time; "
+            f"with its own medians there the confidence is {sureness(self.own.confidence)}."
+        )
+
     def _outside_text(self) -> str:
         share = self.shown.extrapolated
-        if share < _WORTH_SAYING:
+        if not _WORTH_SAYING <= share <= TRUSTED_OUTSIDE:
             return ""
         return (
             f"EXTRAPOLATION: {100 * share:.0f}% of the simulated time lies in steps that the trace does not "
@@ -129,6 +146,7 @@ class CapacityPlan:
             **{name: getattr(self, name) for name in _PLAIN},
             "refusals": list(self.refusals),
             "simulations": [simulation.to_dict() for simulation in self.simulations],
+            "own": None if self.own is None else self.own.to_dict(),
             "alone": None if self.alone is None else self.alone.to_dict(),
             "num_steps": self.num_steps,
             "steps_per_second": round(self.steps_per_second),
@@ -200,17 +218,21 @@ def plan_capacity(
     limits = dict(zip(KEYS, (ttft_ms, tpot_ms, e2e_ms), strict=True))
     objectives = objectives_of(limits, quantile=quantile, confidence=confidence, probability=probability)
     progress("tabulating step times", None)
+    local = check_locally(fit)
     times = StepTimes.of(
         fit, max_batch_size=settings.max_num_seqs, max_tokens=settings.token_budget, max_draws=num_draws
     )
 
-    def run(number: int, of: AnyWorkload = workload, name: str = "") -> ServerSimulation:
+    def run(
+        number: int, of: AnyWorkload = workload, name: str = "", times: StepTimes = times
+    ) -> ServerSimulation:
         stage = name or f"simulating {number:,} server{'' if number == 1 else 's'}"
         return simulate(
             of,
             settings,
             times,
             fit.region,
+            local,
             replicas=number,
             objectives=objectives,
             confidence=confidence,
@@ -234,13 +256,17 @@ def plan_capacity(
         best = _smallest(will_do, max_replicas) if may_more_do else None
     simulations = tuple(tried[number] for number in sorted(tried))
     shown = simulations[-1] if best is None else tried[best]
-    reasons = [*refusals(fit, accept_unconverged=accept_unconverged)]
-    if shown.beyond > TRUSTED_BEYOND and not extrapolate:
-        reasons.append(
-            f"{100 * shown.beyond:.0f}% of the simulated time lies in steps of more requests or tokens "
-            "than any of the trace: nothing is promised there unless that is asked for; limit the number of "
-            f"sequences or the token budget. {fit.region.text}"
+    own = None
+    if shown.contradicted > _WORTH_SAYING:
+        own = run(
+            shown.replicas, name="simulating with the trace's own medians", times=times.corrected(local)
         )
+    reasons = [
+        *refusals(fit, accept_unconverged=accept_unconverged),
+        *([] if extrapolate else _outside(shown, fit.region)),
+    ]
+    if own is not None and (own.confidence >= confidence - ROUNDING) != (best is not None):
+        reasons.append("Undecided: the trace's own steps give another answer than the model.")
     return CapacityPlan(
         fit=fit.description,
         workload=workload,
@@ -253,11 +279,28 @@ def plan_capacity(
         max_replicas=max_replicas,
         replicas=best,
         shown=shown,
+        own=own,
         alone=alone,
         table=pd.DataFrame([_row(simulation) for simulation in simulations]),
         request_times=_request_times(shown, probability),
         refusals=tuple(reasons),
     )
+
+
+def _outside(shown: ServerSimulation, region: Region) -> list[str]:
+    """Return why nothing is promised where too much of the time is in steps that the trace does not hold."""
+    if shown.beyond > TRUSTED_BEYOND:
+        share, where = shown.beyond, "of more requests or tokens than any of the trace"
+        way = "limit the number of sequences or the token budget"
+    elif shown.extrapolated > TRUSTED_OUTSIDE:
+        share, where = shown.extrapolated, "that the trace does not cover"
+        way = "record a trace under such a load"
+    else:
+        return []
+    return [
+        f"{100 * share:.0f}% of the simulated time lies in steps {where}: nothing is promised there unless "
+        f"that is asked for; {way}. {region.text}"
+    ]
 
 
 def _smallest(will_do: Callable[[int], bool], most: int) -> int | None:
@@ -276,7 +319,7 @@ def _smallest(will_do: Callable[[int], bool], most: int) -> int | None:
 
 def _row(simulation: ServerSimulation) -> dict[str, Any]:
     row = simulation.to_dict()
-    names = ("replicas", "confidence", "p_overloaded", "extrapolated", "num_draws")
+    names = ("replicas", "confidence", "p_overloaded", "extrapolated", "contradicted", "num_draws")
     flat = {name: row[name] for name in names}
     for name in ("all_within", "queue_mean", "queue_p95", "utilisation", "in_system"):
         flat |= {f"{name}_{end}": value for end, value in row[name].items()}

@@ -13,12 +13,14 @@ import numpy as np
 
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
+from bayes_sched.format import sentence
 from bayes_sched.planning.replay import whole_numbers
-from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import check_probability
 from bayes_sched.predictor.predictor import Predictor
 from bayes_sched.region import Region
-from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, check_columns
+from bayes_sched.sla.limits import StepLine, StepSearch
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective
 from bayes_sched.steps import steps_arrays
 
 _EXACT, _RATIO = 64, 1.02
@@ -97,7 +99,6 @@ class StepBudgets:
         is by default that of the trace; numbers out of range, and a fit whose model needs more than B and S,
         raise InputError.
         """
-        check_columns(fit)
         b, nodes = _axes(fit.region, max_batch_size, max_tokens)
         level = check_probability(confidence, name="confidence")
         rows = []
@@ -153,14 +154,17 @@ class NextStep:
     waiting_tokens: int
     budget: StepBudget
     is_promised: bool
-    """Whether the step keeps the limit, and the fit has converged or is trusted all the same."""
+    """Whether the step keeps the limit, is like steps of the trace and not contradicted by them, and the fit
+    has converged or is trusted all the same."""
     microseconds: float
+    notes: tuple[str, ...] = ()
+    """What the trace says: of how many such steps how many were late, and where it contradicts the model."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
         asked = {"slo_ms": self.slo_ms, "decodes": self.decodes, "waiting_tokens": self.waiting_tokens}
         answer = {"is_promised": self.is_promised, "microseconds": round(self.microseconds, 2)}
-        return asked | self.budget._asdict() | answer
+        return asked | self.budget._asdict() | answer | {"notes": list(self.notes)}
 
 
 def plan_next_step(
@@ -184,21 +188,30 @@ def plan_next_step(
         return budgets.next_step(slo_ms=slo_ms, decodes=decodes, waiting_tokens=waiting_tokens)
 
     budget = ask()
+    objective = Objective(limit_ms=slo_ms, quantile=quantile, confidence=confidence)
+    search = StepSearch(fit, objective, extrapolate, DEFAULT_PROBABILITY, DEFAULT_MAX_DRAWS)
+    line = StepLine(decodes + 1 if budget.prefill_tokens or not decodes else None)
+    limit = search.limit(line, max(budget.total_tokens, line.first))
+    objection = "" if limit.asked is None else limit.asked.objection
+    is_kept = (budget.is_kept or limit.asked_is_kept) and not objection
     return NextStep(
         slo_ms=slo_ms,
         decodes=decodes,
         waiting_tokens=waiting_tokens,
         budget=budget,
-        is_promised=budget.is_kept and (fit.converged or accept_unconverged),
+        is_promised=bool(is_kept) and (fit.converged or accept_unconverged),
+        notes=tuple(
+            filter(None, (objection and f"{sentence(objection)}.", limit.seen_text, limit.wrong_text))
+        ),
         microseconds=1e6 * float(np.median(timeit.repeat(ask, repeat=5, number=2000))) / 2000,
     )
 
 
 def _axes(region: Region, max_batch_size: int | None, max_tokens: int | None) -> tuple[Floats, Floats]:
     """Return the numbers of requests and of tokens of a table of budgets."""
-    seen_b, seen_s = np.exp(region.corners.max(axis=0))
-    last_b = round(float(seen_b)) if max_batch_size is None else max_batch_size
-    last_s = round(float(seen_s)) if max_tokens is None else max_tokens
+    seen_b, seen_s = region.largest
+    last_b = round(seen_b) if max_batch_size is None else max_batch_size
+    last_s = round(seen_s) if max_tokens is None else max_tokens
     if last_b < 1 or last_s < last_b:
         raise InputError(
             f"budgets of up to {last_b:,} requests and {last_s:,} tokens: give at least one of each, and a "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from bayes_sched.arrays import Floats, Ints
+from bayes_sched.checks.local import LocalCheck
 from bayes_sched.errors import InputError
 from bayes_sched.planning.replay_kernel import (
     LOG_COLUMNS,
@@ -21,7 +22,7 @@ from bayes_sched.planning.replay_kernel import (
 )
 from bayes_sched.planning.workload import Workload
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.sla.risk import check_columns, noise_draws
+from bayes_sched.sla.risk import noise_draws
 from bayes_sched.steps import POSSIBLE
 
 BLOCK_TOKENS = 16
@@ -98,7 +99,6 @@ class StepTimes:
     @classmethod
     def of(cls, fit: FittedModel, *, max_batch_size: int, max_tokens: int, max_draws: int) -> StepTimes:
         """Tabulate a fit; one whose model needs more of a step than B and S is refused."""
-        check_columns(fit)
         nodes_b, nodes_s = (whole_numbers(max(n, 2), _EXACT, _RATIO) for n in (max_batch_size, max_tokens))
         b, s = (axis.ravel() for axis in np.meshgrid(nodes_b, nodes_s, indexing="ij"))
         # Corners of cells may have fewer tokens than requests: the equation holds there too.
@@ -119,6 +119,12 @@ class StepTimes:
     def num_draws(self) -> int:
         """How many draws there are."""
         return len(self.nu)
+
+    def corrected(self, local: LocalCheck) -> StepTimes:
+        """Return the times with the trace's own medians where it contradicts the fit."""
+        b, s = np.meshgrid(self.nodes_b, self.nodes_s, indexing="ij")
+        factors = local.factors(b, np.maximum(b, s))
+        return replace(self, mean_ms=self.mean_ms * factors, scale_ms=self.scale_ms * factors)
 
     def table(self, draw: int, *, overhead_ms: float) -> StepTable:
         """Return the step times of one draw as a replay reads them."""

@@ -6,6 +6,7 @@ so that the least limit they keep is a running maximum over the grid of (B, S), 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,9 +19,9 @@ from bayes_sched.model.equation import PARAMETERS, inverse_saturation
 from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import band_levels, check_probability, thin
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.region import TOLERANCE
-from bayes_sched.sla.limits import FEW, Evidence, StepLine, evidence
-from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, check_columns, refusals
+from bayes_sched.sla.evidence import FEW, Evidence
+from bayes_sched.sla.limits import StepLine, StepSearch
+from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective, refusals
 from bayes_sched.steps import steps_arrays, steps_grid
 
 ANY_STEP, DECODES = "any step", "decode-only steps"
@@ -62,6 +63,8 @@ class Optimum:
     """What the steps of the trace near the best settings say."""
     contradicted: dict[str, dict[str, Any] | None]
     """By case the row of the frontier that the model alone would allow, where the trace contradicts it."""
+    doubts: tuple[str, ...]
+    """What the trace by itself says of decode-only steps, and where it contradicts the model."""
     refusals: tuple[str, ...]
 
     @property
@@ -83,13 +86,13 @@ class Optimum:
     def text(self) -> str:
         """Sentences a person can paste."""
         if any((*self.best.values(), *self.contradicted.values())):
-            return " ".join([*(self._case_text(case) for case in CASES), *self.refusals])
+            return " ".join([*(self._case_text(case) for case in CASES), *self.doubts, *self.refusals])
         objective = self.objective
         none = (
             f"No settings keep {objective.limit_ms:g} ms: the quickest need {number(self.floor_ms)} ms "
             f"({objective.text.partition(' within')[0]} at {100 * objective.confidence:g}% confidence)."
         )
-        return " ".join([none, *self.refusals])
+        return " ".join([none, *self.doubts, *self.refusals])
 
     def _case_text(self, case: str) -> str:
         row, model = self.best[case], self.contradicted[case]
@@ -98,8 +101,8 @@ class Optimum:
         if model is not None:
             doubt = (
                 f" (The model alone would allow {model['batch_size']:,} requests and "
-                f"{model['total_tokens']:,} tokens, but more of the trace's steps near that "
-                "are late than it can explain.)"
+                f"{model['total_tokens']:,} tokens, but the trace speaks against "
+                "that.)"
             )
         if row is None:
             return f"{case.capitalize()}: no settings may be promised.{doubt}"
@@ -123,6 +126,7 @@ class Optimum:
             "refusals": list(self.refusals),
             "best": self.best,
             "contradicted": self.contradicted,
+            "doubts": list(self.doubts),
             "evidence": {case: None if of is None else asdict(of) for case, of in self.evidence.items()},
             "terms": {case: None if of is None else records(of) for case, of in self.terms.items()},
             "settings": records(self.settings),
@@ -176,7 +180,6 @@ def optimize_steps(
     InputError
         A value is out of range, or the fit's model needs more than B and S.
     """
-    check_columns(fit)
     check_probability(probability, name="probability")
     objective = Objective(limit_ms=slo_ms, quantile=quantile, confidence=confidence)
     b, s = _axes(fit, extrapolate=extrapolate)
@@ -195,7 +198,9 @@ def optimize_steps(
     frontier = pd.concat(
         [_frontier(case, b, s, mean, bound, probability) for case, bound in bounds.items()], ignore_index=True
     )
-    chosen = {case: _choose(fit, frontier, case, objective) for case in CASES}
+    search = StepSearch(fit, objective, extrapolate, probability, max_draws)
+    chosen = {case: _choose(search, frontier, case) for case in CASES}
+    decodes = search.limit(StepLine())
 
     def terms(row: dict[str, Any] | None) -> pd.DataFrame | None:
         if row is None:
@@ -213,6 +218,7 @@ def optimize_steps(
         terms={case: terms(row) for case, (row, _, _) in chosen.items()},
         evidence={case: seen for case, (_, seen, _) in chosen.items()},
         contradicted={case: first for case, (_, _, first) in chosen.items()},
+        doubts=tuple(filter(None, (decodes.seen_text, decodes.wrong_text))),
         refusals=refusals(fit, accept_unconverged=accept_unconverged),
     )
 
@@ -220,7 +226,7 @@ def optimize_steps(
 def _axes(fit: FittedModel, *, extrapolate: bool) -> tuple[Floats, Floats]:
     """Return the numbers of requests and of tokens to try."""
     factor = _EXTRAPOLATION_FACTOR if extrapolate else 1.0
-    last_b, last_s = np.floor(factor * np.exp(fit.region.corners.max(axis=0) + TOLERANCE))
+    last_b, last_s = (math.floor(factor * end) for end in fit.region.reach)
     b = _axis(last_b, _EXACT_REQUESTS, _NUM_REQUESTS)
     return b, np.union1d(b, _axis(last_s, _EXACT_TOKENS, _NUM_TOKENS))
 
@@ -293,17 +299,17 @@ def _settings(b: Floats, s: Floats, mean: Floats, bound: Floats, slo_ms: float) 
 
 
 def _choose(
-    fit: FittedModel, frontier: pd.DataFrame, case: str, objective: Objective
+    search: StepSearch, frontier: pd.DataFrame, case: str
 ) -> tuple[dict[str, Any] | None, Evidence | None, dict[str, Any] | None]:
     """Return the best settings with what the trace says of them, and what the model alone would allow."""
-    allowed = frontier[(frontier["case"] == case) & (frontier["limit_ms"] <= objective.limit_ms)]
+    allowed = frontier[(frontier["case"] == case) & (frontier["limit_ms"] <= search.objective.limit_ms)]
     # Where the trace contradicts the first, the next have to be borne out by enough steps like them.
     first: dict[str, Any] | None = None
     for row in reversed(records(allowed)):
         requests, tokens = row["batch_size"], row["total_tokens"]
-        line, end = (StepLine(), requests) if case == DECODES else (StepLine(requests), tokens)
-        seen = evidence(fit, line, end, objective)
-        if not seen.is_contradicted and (first is None or seen.num_steps >= FEW):
+        line, end = (None, requests) if case == DECODES else (requests, tokens)
+        seen = search.observed.near(line, end)
+        if not search.objection(requests, end, seen) and (first is None or seen.num_steps >= FEW):
             return row, seen, first
         first = first or row
     return None, None, first

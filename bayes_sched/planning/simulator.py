@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from bayes_sched.arrays import Floats
+from bayes_sched.checks.local import LocalCheck
 from bayes_sched.planning.replay import Replay, SchedulerSettings, StepTimes, replay
 from bayes_sched.planning.workload import AnyWorkload, PoissonWorkload, Workload
 from bayes_sched.posterior.prediction import band_levels
-from bayes_sched.region import TOLERANCE, Region
+from bayes_sched.region import Region
 from bayes_sched.sla.request import NAMES
 from bayes_sched.sla.risk import ROUNDING, Objective
 
@@ -159,6 +160,7 @@ class ServerSimulation:
     load: Mapping[str, Interval]  # intervals of queues, utilisation, preemptions and growth, as in `Measures`
     extrapolated: float  # share of the simulated time in steps outside of what the trace covers
     beyond: float  # share in steps of more requests, or more tokens, than any of the trace
+    contradicted: float  # share in steps of which the trace contradicts the fit
     num_steps: int  # scheduler steps simulated
     seconds: float  # that they took to simulate
 
@@ -170,6 +172,7 @@ class ServerSimulation:
             **self.load,
             "extrapolated": self.extrapolated,
             "beyond": self.beyond,
+            "contradicted": self.contradicted,
             "num_draws": len(self.draws),
             "num_steps": self.num_steps,
             "seconds": round(self.seconds, 3),
@@ -182,6 +185,7 @@ def simulate(
     settings: SchedulerSettings,
     times: StepTimes,
     region: Region,
+    local: LocalCheck,
     *,
     replicas: int,
     objectives: Objectives,
@@ -190,7 +194,7 @@ def simulate(
     seed: int,
     progress: ShowShare = lambda share: None,
 ) -> ServerSimulation:
-    """Replay a workload once for each draw, on servers whose trace covers a region.
+    """Replay a workload once for each draw, on servers whose trace covers a region and tells where they err.
 
     A :class:`PoissonWorkload` is drawn anew for each replay, so that intervals hold the luck of the arrivals
     too; the same seed gives the same arrivals whatever the servers. Where the confidence asked for is out of
@@ -215,7 +219,7 @@ def simulate(
         draws.append(measure(replays, objectives, warmup_ms=warmup_ms))
         num_failed += not draws[-1].will_do(objectives)
         progress((draw + 1) / times.num_draws)
-    extrapolated, beyond = _outside_shares(time_at, times, region)
+    extrapolated, beyond, contradicted = _outside_shares(time_at, times, region, local)
     return ServerSimulation(
         replicas=replicas,
         draws=tuple(draws),
@@ -227,6 +231,7 @@ def simulate(
         load={name: _interval([getattr(draw, name) for draw in draws], probability) for name in _LOAD},
         extrapolated=extrapolated,
         beyond=beyond,
+        contradicted=contradicted,
         num_steps=num_steps,
         seconds=seconds,
     )
@@ -241,14 +246,20 @@ def _drawn(workload: AnyWorkload, rng: np.random.Generator) -> tuple[Workload, f
     return requests, 1000.0 * float(requests.arrival_s[first])
 
 
-def _outside_shares(time_at: Floats, times: StepTimes, region: Region) -> tuple[float, float]:
-    """Return the shares of the time outside of a region, and beyond its largest steps."""
+def _outside_shares(
+    time_at: Floats, times: StepTimes, region: Region, local: LocalCheck
+) -> tuple[float, float, float]:
+    """Return the shares of the time outside of a region, beyond its largest steps, and contradicted."""
     b, s = np.meshgrid(times.nodes_b.astype(float), times.nodes_s.astype(float), indexing="ij")
     outside = ~region.contains(b, np.maximum(b, s))
-    largest_b, largest_s = np.exp(region.corners.max(axis=0) + TOLERANCE)
+    largest_b, largest_s = region.reach
     beyond = (b > largest_b) | (s > largest_s)
     total = max(float(time_at.sum()), 1e-300)
-    return float(time_at[outside].sum() / total), float(time_at[beyond].sum() / total)
+    wrong = local.is_contradicted(b, np.maximum(b, s))
+    outside_share, beyond_share, wrong_share = (
+        float(time_at[w].sum() / total) for w in (outside, beyond, wrong)
+    )
+    return outside_share, beyond_share, wrong_share
 
 
 def _time(

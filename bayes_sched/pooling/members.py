@@ -138,7 +138,11 @@ def pooled_fit(
     `prior`, of :func:`population_prior_draws`.
     """
     draws = {str(name): values.to_numpy().ravel()[chosen] for name, values in source.posterior.items()}
-    same = {name: group for name, group in source.data.children.items() if name in ("cells", "typical")}
+    same = {
+        name: group
+        for name, group in source.data.children.items()
+        if name in ("cells", "typical", "observed")
+    }
     return _fit_of(population, draws, prior=prior, model=source.model, metadata=metadata, groups=same)
 
 

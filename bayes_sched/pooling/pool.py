@@ -45,21 +45,14 @@ _TARGET_ACCEPT = (0.98, 0.995)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pool:
-    """Several fits, and what they say of each other.
-
-    Attributes
-    ----------
-    population : Population
-    alone, pooled : Mapping of str to FittedModel
-        The fit of each trace by itself and with the strength of the others, by name.
-    unseen : FittedModel
-        A server of the population that no trace was seen of; its region is what the traces cover together.
-    """
+    """Several fits, and what they say of each other."""
 
     population: Population
     alone: Mapping[str, FittedModel]
     pooled: Mapping[str, FittedModel]
+    """The fit of each trace by itself and with the strength of the others, by name."""
     unseen: FittedModel
+    """A server of the population that no trace was seen of; its region is what the traces cover together."""
 
     @property
     def converged(self) -> bool:
@@ -72,16 +65,12 @@ class Pool:
         return {**self.pooled, UNSEEN: self.unseen}
 
     def table(self, *, probability: float = 0.9) -> pd.DataFrame:
-        """Return what pooling did to what data identify.
+        """Return what pooling did to what data identify, one row a trace and coordinate.
 
-        Returns
-        -------
-        DataFrame
-            One row a trace and coordinate: ``trace``, ``server``, ``coordinate``, ``unit``; medians and
-            equal-tailed credible intervals of the trace by itself (``alone``, ``alone_lower``,
-            ``alone_upper``) and pooled (``pooled``, ...); ``effective_draws``; ``width_ratio``, the width of
-            the pooled interval over that alone (logarithms); and ``shift``, the move of the median in widths
-            of the interval alone.
+        ``trace``, ``server``, ``coordinate``, ``unit``; medians and equal-tailed credible intervals of the
+        trace by itself (``alone``, ``alone_lower``, ``alone_upper``) and pooled (``pooled``, ...);
+        ``effective_draws``; ``width_ratio``, the width of the pooled interval over that alone (logarithms);
+        and ``shift``, the move of the median in widths of the interval alone.
         """
         first = next(iter(self.alone.values()))
         units = {p.name: p.unit for p in all_parameters(first.model, first.metadata.noise)}
@@ -109,13 +98,7 @@ class Pool:
         return table
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``population.nc`` and ``members/NAME/posterior.nc``, of the server not yet seen too.
-
-        Raises
-        ------
-        InputError
-            The place cannot be written.
-        """
+        """Write ``population.nc`` and ``members/NAME/posterior.nc``, of the server not yet seen too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.population.save(folder / POPULATION)

@@ -182,37 +182,20 @@ PRIOR_COMPONENTS = 200
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Population:
-    """The posterior of a population of servers.
+    """The posterior of a population of servers."""
 
-    Attributes
-    ----------
-    name : str
-        Name of the result.
-    data : DataTree
-        Groups ``posterior`` (dims chain, draw, and coordinate, server: ``mean`` and ``between`` of the
-        servers, ``server_mean``, and ``within``, of the traces of a server: logarithms of what servers share)
-        and ``sample_stats``.
-    server_of_trace : Mapping of str to str
-        The server of each pooled trace, by the names of their fits.
-    effective_draws : Mapping of str to float
-        Of each trace's own draws, how many its pooled posterior rests on.
-    model, noise : str
-    created_at : str
-        ISO 8601, UTC.
-    command : str or None
-    problems : tuple of str
-        What the convergence gate found, of the population and of its traces.
-    """
-
-    name: str
+    name: str  # name of the result
     data: xr.DataTree
-    server_of_trace: Mapping[str, str]
-    effective_draws: Mapping[str, float]
+    """Groups ``posterior`` (dims chain, draw, and coordinate, server: ``mean`` and ``between`` of the
+    servers, ``server_mean``, and ``within``, of the traces of a server: logarithms of what servers share) and
+    ``sample_stats``."""
+    server_of_trace: Mapping[str, str]  # the server of each pooled trace, by the names of their fits
+    effective_draws: Mapping[str, float]  # of each trace's own draws, how many its pooled posterior rests on
     model: str
     noise: str
-    created_at: str
+    created_at: str  # ISO 8601, UTC
     command: str | None = None
-    problems: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()  # what the convergence gate found, of the population and of its traces
 
     @property
     def posterior(self) -> xr.Dataset:
@@ -262,19 +245,9 @@ class Population:
     def prior(
         self, server: str | None = None, *, documented_share: float = DOCUMENTED_SHARE
     ) -> PopulationPrior:
-        """Return what the population tells of a further trace before it is seen.
+        """Return what the population tells of a further trace, of a pooled server or of one not yet seen.
 
-        Parameters
-        ----------
-        server : str, optional
-            One of the pooled servers, of which it is a further trace; by default a server not yet seen.
-        documented_share : float
-            Share that is left to the documented priors, should the trace be unlike all of the pool.
-
-        Raises
-        ------
-        InputError
-            There is no such server.
+        `documented_share` is left to the documented priors, should the trace be unlike all of the pool.
         """
         mean, sd = self.moments(server)
         few = np.unique(np.linspace(0, len(mean) - 1, PRIOR_COMPONENTS).astype(np.int64))
@@ -289,13 +262,7 @@ class Population:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the population to a netCDF file, atomically; an existing file is replaced.
-
-        Raises
-        ------
-        InputError
-            The place cannot be written.
-        """
+        """Write the population to a netCDF file, atomically; an existing file is replaced."""
         tree = self.data.copy()
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "data"}
         tree.attrs = {
@@ -308,13 +275,7 @@ class Population:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Population:
-        """Read what :meth:`save` wrote. Nothing in the file is executed.
-
-        Raises
-        ------
-        InputError
-            The file is missing, no population, damaged or of a later format.
-        """
+        """Read what :meth:`save` wrote; nothing in the file is executed."""
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: there is no such file; a pool of fits writes population.nc")

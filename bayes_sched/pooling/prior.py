@@ -50,25 +50,13 @@ _CANDIDATES = 200  # ways to make up a server's sums, of which one is drawn
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PopulationPrior:
-    """What is known of a server before its own trace is seen.
+    """What is known of a server before its own trace is seen."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        The coordinates that servers share.
-    mean, sd : ndarray, dims (component, coordinate)
-        Of the logarithm of each coordinate.
-    text : str
-        Whose prior it is, in words.
-    documented_share : float
-        Share that is left to the documented priors.
-    """
-
-    names: tuple[str, ...]
-    mean: Floats
-    sd: Floats
-    text: str
-    documented_share: float = DOCUMENTED_SHARE
+    names: tuple[str, ...]  # the coordinates that servers share
+    mean: Floats  # dims (component, coordinate): of the logarithm of each coordinate
+    sd: Floats  # the same
+    text: str  # whose prior it is, in words
+    documented_share: float = DOCUMENTED_SHARE  # share that is left to the documented priors
 
     def check(self, priors: Priors) -> None:
         """Refuse a model with these priors that lacks a coordinate of the population."""

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from bayes_sched.arrays import Floats
-from bayes_sched.format import listed
+from bayes_sched.format import counted, listed
 from bayes_sched.pooling.pool import Pool
 from bayes_sched.pooling.population import BETWEEN, WITHIN, Population
 from bayes_sched.posterior.diagnostics import PARTLY, Convergence
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY
 from bayes_sched.posterior.prediction import band_levels
-from bayes_sched.posterior.typical_steps import band_table, typical_steps
-from bayes_sched.steps import steps_arrays
+from bayes_sched.posterior.typical_steps import band_table, size_table, typical_steps
+from bayes_sched.steps import log_grid, steps_arrays
 
 CURVES = (1, 8, 32)
 """Requests of the steps whose latency is followed over their tokens."""
@@ -25,49 +25,30 @@ _SEED = 20_261
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PoolSummary:
-    """What a pool says; intervals have the given probability and equal tails.
-
-    Attributes
-    ----------
-    population : Population
-    convergence : Convergence
-        The gate, applied to the population's own draws.
-    probability : float
-    spread : DataFrame
-        One row a coordinate: ``coordinate``, ``unit``; medians, ``_lower`` and ``_upper`` of ``mean`` (over
-        servers, in the unit), of ``between`` and ``within`` (standard deviations of the logarithm from
-        server to server, and from trace to trace of one), and of ``unseen`` (a trace of a server not yet
-        seen, in the unit); ``between_contraction`` and ``within_contraction``: 1 minus the ratio of
-        posterior to prior variance of their logarithms, near 0 where traces hardly tell.
-    changes : DataFrame
-        What pooling did to each trace: :meth:`bayes_sched.pooling.pool.Pool.table`.
-    members : DataFrame
-        One row a trace: ``trace``, ``server``, ``steps`` (used), ``draws``, ``effective_draws``,
-        ``converged`` (of the fit alone).
-    steps : DataFrame
-        What typical steps of all traces together take on each ``trace``'s server and on one not yet seen.
-    curves : DataFrame
-        Mean latency over tokens: ``requests``, ``trace``, ``total_tokens``, ``lower_ms``, ``median_ms``,
-        ``upper_ms``, ``extrapolation``.
-    typical_load : str
-        For what context bands over (B, S) alone are, a sentence; empty where B and S say it all.
-    seconds : float or None
-        Wall time of pooling, the fits of the traces apart.
-    warnings : tuple of str
-        What to beware of.
-    """
+    """What a pool says; intervals have the given probability and equal tails."""
 
     population: Population
-    convergence: Convergence
+    convergence: Convergence  # the gate, applied to the population's own draws
     probability: float
     spread: pd.DataFrame
-    changes: pd.DataFrame
+    """One row a coordinate: ``coordinate``, ``unit``; medians, ``_lower`` and ``_upper`` of ``mean`` (over
+    servers, in the unit), of ``between`` and ``within`` (standard deviations of the logarithm from server to
+    server, and from trace to trace of one), and of ``unseen`` (a trace of a server not yet seen, in the
+    unit); ``between_contraction`` and ``within_contraction``: 1 minus the ratio of posterior to prior
+    variance of their logarithms, near 0 where traces hardly tell."""
+    changes: pd.DataFrame  # what pooling did to each trace: :meth:`bayes_sched.pooling.pool.Pool.table`
     members: pd.DataFrame
+    """One row a trace: ``trace``, ``server``, ``steps`` (used), ``draws``, ``effective_draws``, ``converged``
+    (of the fit alone)."""
     steps: pd.DataFrame
+    """What typical steps of all traces together take on each ``trace``'s server and on one not yet seen."""
     curves: pd.DataFrame
+    """Mean latency over tokens: ``requests``, ``trace``, ``total_tokens``, ``lower_ms``, ``median_ms``,
+    ``upper_ms``, ``extrapolation``."""
     typical_load: str
-    seconds: float | None
-    warnings: tuple[str, ...]
+    """For what context bands over (B, S) alone are, a sentence; empty where B and S say it all."""
+    seconds: float | None  # wall time of pooling, the fits of the traces apart
+    warnings: tuple[str, ...]  # what to beware of
 
     @property
     def converged(self) -> bool:
@@ -90,7 +71,7 @@ def pool_summary(
         members=_members(pool),
         steps=_steps(pool, probability),
         curves=_curves(pool, probability),
-        typical_load=next(iter(pool.alone.values())).typical.text(pool.unseen.model.columns),
+        typical_load=next(iter(pool.alone.values())).context_text,
         seconds=None if seconds is None else round(seconds, 1),
         warnings=warnings_of(pool, spread),
     )
@@ -136,29 +117,20 @@ def _members(pool: Pool) -> pd.DataFrame:
 def _steps(pool: Pool, probability: float) -> pd.DataFrame:
     cells = pool.unseen.cells.to_dataframe()
     every = cells.loc[cells.index.repeat(cells["count"].to_numpy()), ["batch_size", "total_tokens"]]
-    names = pd.DataFrame(
-        [
-            (step.name, step.batch_size, step.total_tokens)
-            for step in typical_steps(every.reset_index(drop=True))
-        ],
-        columns=["step", "batch_size", "total_tokens"],
-    )
-    first = next(iter(pool.alone.values()))
-    points = first.completed(steps_arrays(names["batch_size"], names["total_tokens"]))
+    sizes = size_table(typical_steps(every.reset_index(drop=True)))
     tables = [
-        names.assign(trace=name).join(band_table(fit, points, probability=probability).reset_index(drop=True))
+        band_table(fit, sizes.assign(trace=name), probability=probability)
         for name, fit in pool.members.items()
     ]
     return pd.concat(tables, ignore_index=True)
 
 
 def _curves(pool: Pool, probability: float) -> pd.DataFrame:
-    first = next(iter(pool.alone.values()))
     most = float(pool.unseen.cells["total_tokens"].max())
     tables = []
     for requests in CURVES:
-        tokens = np.unique(np.rint(np.geomspace(requests, max(most, 2.0 * requests), _NUM_POINTS)))
-        steps = first.completed(steps_arrays(float(requests), tokens))
+        tokens = log_grid(requests, max(most, 2.0 * requests), _NUM_POINTS)
+        steps = steps_arrays(float(requests), tokens)
         for name, fit in pool.members.items():
             band = fit.mean_band(steps, probability=probability)
             ends = {f"{key}_ms": band[key].to_numpy() for key in ("lower", "median", "upper")}
@@ -171,7 +143,7 @@ def warnings_of(pool: Pool, spread: pd.DataFrame) -> tuple[str, ...]:
     """Return what to beware of, each a sentence."""
     found = [f"{name} has NOT CONVERGED by itself" for name, fit in pool.alone.items() if not fit.converged]
     num_servers, num_traces = len(pool.population.servers), len(pool.alone)
-    count = f"{num_servers:,} server{'' if num_servers == 1 else 's'} and {num_traces:,} traces"
+    count = f"{counted(num_servers, 'server')} and {num_traces:,} traces"
     for key, of in (("between", "servers"), ("within", "traces of one server")):
         open_names = spread.loc[spread[f"{key}_contraction"] < PARTLY, "coordinate"].tolist()
         if open_names:

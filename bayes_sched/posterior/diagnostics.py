@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import arviz as az
+import arviz_stats as azs
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -118,9 +118,9 @@ def mixing_table(draws: xr.Dataset) -> pd.DataFrame:
     else:
         with np.errstate(divide="ignore", invalid="ignore"):  # chains that do not move: NaN, reported as such
             measures = {
-                "r_hat": az.rhat(scalars),
-                "ess_bulk": az.ess(scalars, method="bulk"),
-                "ess_tail": az.ess(scalars, method="tail"),
+                "r_hat": azs.rhat(scalars),
+                "ess_bulk": azs.ess(scalars, method="bulk"),
+                "ess_tail": azs.ess(scalars, method="tail"),
             }
         columns = {key: np.array([float(found[name]) for name in scalars]) for key, found in measures.items()}
         if draws.sizes["chain"] < 2:

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import quantile_test
 
 from bayes_sched.errors import InputError
+from bayes_sched.format import number, span
 from bayes_sched.model.priors import JointPrior, Priors
 from bayes_sched.model.protocol import LatencyModel, ModelFile, all_parameters, load_model_file
 from bayes_sched.posterior.diagnostics import convergence
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.provenance import open_provenance, plain
 from bayes_sched.posterior.typical_load import TypicalLoad
+from bayes_sched.region import LEAST
 from bayes_sched.sampling import sample as sampling
 from bayes_sched.sampling.nuts import Progress, SamplerSettings
 from bayes_sched.trace.cleaning import DEFAULT_MAX_ROWS, Cleaned, Thinned, clean_steps, thin_steps
@@ -29,7 +32,11 @@ from bayes_sched.trace.reader import Trace
 MIN_STEPS = 20
 """Fewer steps than this say less than the priors do."""
 
+MAX_OBSERVED = 100_000
+"""Steps of its trace that a fit keeps: a megabyte or two, and enough to test every limit on them."""
+
 _CELL = ["batch_size", "total_tokens"]
+_TOLD = ("num_prefill_reqs", "context_tokens", "prefill_pairs", "kv_cache_usage")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,8 +69,8 @@ def fit(
     model: str | Path | ModelFile = "saturation",
     noise: str | None = None,
     priors: Priors | Mapping[str, Any] | None = None,
-    min_latency_ms: float = 1.0,
-    max_latency_ms: float = 300.0,
+    min_latency_ms: float | None = None,
+    max_latency_ms: float | None = None,
     settings: SamplerSettings | None = None,
     max_rows: int = DEFAULT_MAX_ROWS,
     name: str | None = None,
@@ -83,8 +90,9 @@ def fit(
         Name of a shipped model, or the path of a file, which is run; its noise option, by default the first.
     priors : Priors or mapping, optional
         All priors, or overrides of the model's own: ``{"tau_S": {"low": 0.001, "high": 0.01}}``.
-    min_latency_ms, max_latency_ms : float
-        Limits of the cleaning.
+    min_latency_ms, max_latency_ms : float, optional
+        Limits of the cleaning; by default the documented 1 and 300 ms, moved where they would hide what the
+        server does: see `clean_steps`.
     settings : SamplerSettings, optional
         How long and with what to sample.
     max_rows : int
@@ -131,10 +139,14 @@ def fit(
         noise=noise,
         priors=all_priors,
         cleaned=cleaned,
-        limits_ms=(min_latency_ms, max_latency_ms),
+        limits_ms=cleaned.limits_ms,
         num_used=len(thinned.steps),
         settings=settings,
-        warnings=(*cleaned.warnings, *filter(None, (incomplete, thinned.text))),
+        warnings=(
+            *cleaned.warnings,
+            *filter(None, (incomplete, thinned.text)),
+            *_unidentified(thinned.steps),
+        ),
         command=command,
         thinned_to=max_rows if len(thinned.steps) < len(usable) else None,
     )
@@ -145,6 +157,7 @@ def fit(
         data = samples.data.copy()
         data["typical"] = xr.DataTree(TypicalLoad.of(usable).to_dataset())
         data["cells"] = xr.DataTree(summarise_cells(thinned.steps))
+        data["observed"] = xr.DataTree(observed_steps(usable))
         gate = convergence(data, tune=settings.tune)
         metadata = replace(
             metadata,
@@ -170,8 +183,8 @@ def load_same_fit(
     trace_sha256: str,
     model: str | Path,
     noise: str | None,
-    min_latency_ms: float,
-    max_latency_ms: float,
+    min_latency_ms: float | None,
+    max_latency_ms: float | None,
     settings: SamplerSettings,
     max_rows: int,
 ) -> FittedModel | None:
@@ -191,7 +204,8 @@ def load_same_fit(
     is_same = (
         metadata.trace_sha256 == trace_sha256
         and (metadata.model.sha256, metadata.noise) == (loaded.sha256, noise)
-        and (cleaning.min_latency_ms, cleaning.max_latency_ms) == (min_latency_ms, max_latency_ms)
+        and min_latency_ms in (None, cleaning.min_latency_ms)
+        and max_latency_ms in (None, cleaning.max_latency_ms)
         and all(metadata.sampler.get(key) == value for key, value in sampler.items())
         and metadata.prior_from is None
         and metadata.priors == Priors.from_parameters(all_parameters(loaded.model, noise))
@@ -212,18 +226,46 @@ def summarise_cells(steps: pd.DataFrame) -> xr.Dataset:
     return xr.Dataset({str(name): ("cell", table[name].to_numpy()) for name in table})
 
 
+def observed_steps(steps: pd.DataFrame) -> xr.Dataset:
+    """Return the steps that a fit keeps, to be held against them: of a long trace the rare ones first."""
+    kept = thin_steps(steps, MAX_OBSERVED).steps
+    whole = kept[[*_CELL, "latency_ms", *(name for name in _TOLD if name in kept)]].dropna(axis="columns")
+    return xr.Dataset({str(name): ("step", column.to_numpy()) for name, column in whole.items()})
+
+
 def _check_enough(steps: pd.DataFrame) -> None:
     if len(steps) < MIN_STEPS:
         raise InputError(
             f"{len(steps):,} usable steps are too few for a fit, which takes at least {MIN_STEPS}: record a "
             "longer trace, or move the limits (min_latency_ms, max_latency_ms, max_rows)"
         )
-    first = steps.iloc[0]
-    if all((steps[name] == first[name]).all() for name in _CELL):
-        raise InputError(
-            f"all {len(steps):,} usable steps have B = {first['batch_size']:g} and "
-            f"S = {first['total_tokens']:g}: a fit needs steps of several sizes, so record a trace under a "
-            "varying load"
+    sizes = steps.groupby(_CELL)["latency_ms"]
+    commonest: Any = sizes.size().idxmax()
+    alike = sizes.get_group(commonest)
+    if len(steps) - len(alike) >= LEAST:
+        return
+    lower, upper = quantile_test(alike, p=0.5).confidence_interval(0.95)
+    raise InputError(
+        f"{'all' if len(alike) == len(steps) else f'{len(alike):,} of'} {len(steps):,} usable steps have "
+        f"B = {commonest[0]:g} and S = {commonest[1]:g}. Known from them is that such a step takes "
+        f"{number(alike.median())} ms in the median (95% interval {span(lower, upper)}) and 90% of them "
+        f"{span(*alike.quantile([0.05, 0.95]))} ms, and nothing of any other: record a trace in which "
+        "several requests run at once, their number changing, with prompts of many lengths"
+    )
+
+
+def _unidentified(steps: pd.DataFrame) -> Iterator[str]:
+    """Yield a sentence on what steps cannot tell, whatever their number."""
+    b, s = (steps[name] for name in _CELL)
+    if (b == b.iloc[0]).all():
+        yield (
+            f"all steps have {b.iloc[0]:g} request{'' if b.iloc[0] == 1 else 's'}: what one more costs is "
+            "as the priors have it, so that answers hold for that number alone"
+        )
+    if (s == b).all():
+        yield (
+            "no step holds a prefill: what a token costs, other than with its request, is as the priors have "
+            "it, so that answers hold for decode-only steps alone"
         )
 
 

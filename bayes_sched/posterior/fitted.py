@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.model.priors import Priors
 from bayes_sched.model.protocol import LatencyModel, ModelFile, all_parameters
+from bayes_sched.posterior.contexts import Contexts
 from bayes_sched.posterior.diagnostics import Convergence, convergence, known_priors, parameter_table
 from bayes_sched.posterior.prediction import (
     Cells,
@@ -23,14 +24,13 @@ from bayes_sched.posterior.prediction import (
     as_threshold,
     band_levels,
     check_probability,
-    component_cdf,
     quantile_levels,
 )
 from bayes_sched.posterior.provenance import FitDescription, FitMetadata
 from bayes_sched.posterior.store import model_of, read_fit, write_fit
-from bayes_sched.posterior.typical_load import TypicalLoad, complete
-from bayes_sched.region import Region
-from bayes_sched.steps import Steps, as_steps, region_of
+from bayes_sched.posterior.typical_load import LOADS, SeenLoads, TypicalLoad, complete
+from bayes_sched.region import Region, region_of
+from bayes_sched.steps import SIZES, Steps, as_steps
 
 DEFAULT_PROBABILITY = 0.9
 """Probability of every interval and band, unless told otherwise: 5 % on either side."""
@@ -58,11 +58,15 @@ class FittedModel:
     ----------
     data : DataTree
         Groups ``posterior`` (chain, draw), ``prior`` (draw) and ``cells`` (cell), for the convergence gate
-        ``sample_stats`` and ``coordinates`` (chain, draw), and for models of more than B and S ``typical``.
+        ``sample_stats`` and ``coordinates`` (chain, draw), ``observed`` (step), and for models of more than
+        B and S ``typical``.
     model : LatencyModel
     metadata : FitMetadata
     load_warnings : tuple of str
         What loading found to say.
+    context_tokens : float or None
+        Tokens of context that each decoding request is taken to have where steps do not tell; None integrates
+        over what the trace shows at steps like them.
 
     Raises
     ------
@@ -74,6 +78,7 @@ class FittedModel:
     model: LatencyModel
     metadata: FitMetadata
     load_warnings: tuple[str, ...] = ()
+    context_tokens: float | None = None
     _evaluators: dict[int | None, Evaluator] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -98,6 +103,45 @@ class FittedModel:
     def cells(self) -> xr.Dataset:
         """Steps used by (B, S), dims (cell,), with ``count``, ``q05_ms``, ``median_ms`` and ``q95_ms``."""
         return self.data["cells"].to_dataset()
+
+    @cached_property
+    def observed(self) -> pd.DataFrame:
+        """The trace's cleaned steps, not thinned: B, S, ``latency_ms`` and what else it tells of a step.
+
+        Without rows where the file does not keep them, as older ones do not.
+        """
+        if "observed" not in self.data.children:
+            return pd.DataFrame(columns=[*SIZES, "latency_ms"], dtype=float)
+        return self.data["observed"].to_dataset().to_dataframe().reset_index(drop=True)
+
+    @cached_property
+    def contexts(self) -> Contexts | None:
+        """Where steps of B and S alone take the model's other columns from; None where nothing tells them."""
+        columns = self.model.columns
+        if set(columns) <= set(SIZES):
+            return None
+        if self.context_tokens is not None:
+            load = replace(self.typical, context_per_decode=self.context_tokens, cached_per_chunk=0.0)
+            return Contexts.typical(load, columns)
+        return Contexts.of(self.observed, columns) or Contexts.typical(self.typical, columns)
+
+    @property
+    def context_text(self) -> str:
+        """For what context answers over (B, S) alone are, a sentence; empty where B and S say it all."""
+        if self.contexts is None:
+            return ""
+        if self.context_tokens is not None:
+            return f"Each decoding request is taken to have {self.context_tokens:,.0f} tokens of context."
+        if Contexts.of(self.observed, self.model.columns) is None:
+            return self.typical.text(self.model.columns)
+        return (
+            "Where only requests and tokens are given, the rest of a step (context, prefill chunks) is as "
+            "varied as in the steps of the trace nearest to it."
+        )
+
+    def with_context(self, tokens: float) -> FittedModel:
+        """Return this fit, whose decoding requests all have so many tokens of context where nobody says."""
+        return replace(self, context_tokens=tokens)
 
     @property
     def typical(self) -> TypicalLoad:
@@ -137,7 +181,9 @@ class FittedModel:
     def evaluator(self, max_draws: int | None) -> Evaluator:
         """Return the model with so many draws of its posterior, made once: what all predictions ask."""
         if max_draws not in self._evaluators:
-            self._evaluators[max_draws] = Evaluator(self.model, self.posterior, max_draws=max_draws)
+            self._evaluators[max_draws] = Evaluator(
+                self.model, self.posterior, max_draws=max_draws, contexts=self.contexts
+            )
         return self._evaluators[max_draws]
 
     @cached_property
@@ -149,14 +195,29 @@ class FittedModel:
     @cached_property
     def region(self) -> Region:
         """The (B, S) region that the trace covers."""
-        return region_of(self.cells["batch_size"].to_numpy(), self.cells["total_tokens"].to_numpy())
+        if not self.observed.empty:
+            return region_of(*(self.observed[name].to_numpy() for name in SIZES))
+        return region_of(*(self.cells[name].to_numpy() for name in (*SIZES, "count")))
 
     def in_region(self, steps: Steps) -> xr.DataArray:
-        """Return whether the trace covers each step: bool, dims of the steps."""
-        cells = Cells.of(as_steps(steps), columns=("batch_size", "total_tokens"))
+        """Return whether the trace covers each step: bool, dims of the steps.
+
+        Steps like it were seen: :class:`~bayes_sched.region.Region`, and where they hold what else the model
+        asks of a step, such as context, with about as much of that for each request.
+        """
+        columns = (*SIZES, *(name for name in self._seen_loads.names if name in steps))
+        cells = Cells.of(as_steps(steps, columns=columns), columns=columns)
         inside = self.region.contains(cells.table["batch_size"], cells.table["total_tokens"])
+        if len(columns) == len(SIZES) + len(self._seen_loads.names) > len(SIZES):
+            inside = inside & self._seen_loads.contain(cells.table)
         is_seen = inside[cells.cell_of_step].reshape(cells.template.shape)
         return cells.template.copy(data=is_seen & cells.template.to_numpy()).rename("in_region")
+
+    @cached_property
+    def _seen_loads(self) -> SeenLoads:
+        """The steps of the trace with what the model asks of them besides B and S, where the fit keeps it."""
+        names = tuple(name for name in LOADS if name in self.model.columns and name in self.observed)
+        return SeenLoads(self.observed, names)
 
     def extrapolation(self, steps: Steps) -> xr.DataArray:
         """Return whether the prediction for each step is an extrapolation: bool, dims of the steps."""
@@ -169,8 +230,7 @@ class FittedModel:
 
     def mean_latency(self, steps: Steps, *, max_draws: int | None = DEFAULT_MAX_DRAWS) -> xr.DataArray:
         """Return draws of the mean latency, ms, dims (chain, draw, *steps): what we know of the server."""
-        evaluator = self.evaluator(max_draws)
-        return _named(evaluator.per_draw(steps, lambda mean, scale, nu, x: mean), "mean_latency_ms", "ms")
+        return _named(self.evaluator(max_draws).mean(steps), "mean_latency_ms", "ms")
 
     def mean_band(
         self,
@@ -191,6 +251,7 @@ class FittedModel:
             steps,
             lambda mixture, mean, scale, x: np.quantile(mean, levels, axis=0),
             leading={"quantile": levels},
+            level=None,
         )
         return self._band(steps, quantiles, kind="mean", probability=probability)
 
@@ -272,7 +333,7 @@ class FittedModel:
         -------
         DataArray, dims (chain, draw, *steps and latency_ms)
         """
-        result = self.evaluator(max_draws).per_draw(steps, component_cdf, threshold=as_threshold(latency_ms))
+        result = self.evaluator(max_draws).cdf(steps, as_threshold(latency_ms))
         return _named(result, "probability_below", "1")
 
     def sample_latency(
@@ -329,7 +390,11 @@ class FittedModel:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, model: str | os.PathLike[str] | ModelFile | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        model: str | os.PathLike[str] | ModelFile | None = None,
+        context_tokens: float | None = None,
     ) -> FittedModel:
         """Read a fit written by :meth:`save`. Nothing in the file is executed.
 
@@ -339,6 +404,8 @@ class FittedModel:
             Such as ``results/h100/posterior.nc``.
         model : str, path-like or ModelFile, optional
             The model's file, needed where it is not one of the project's own: it is run.
+        context_tokens : float, optional
+            As of :meth:`with_context`.
 
         Raises
         ------
@@ -349,7 +416,13 @@ class FittedModel:
         try:
             metadata = FitMetadata.from_attrs({str(key): value for key, value in data.attrs.items()})
             fitted_with, warnings = model_of(metadata, model=model)
-            return cls(data=data, model=fitted_with, metadata=metadata, load_warnings=warnings)
+            return cls(
+                data=data,
+                model=fitted_with,
+                metadata=metadata,
+                load_warnings=warnings,
+                context_tokens=context_tokens,
+            )
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 

@@ -19,7 +19,8 @@ from scipy import special
 from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.model.protocol import LatencyModel
-from bayes_sched.steps import POSSIBLE, Steps, as_steps
+from bayes_sched.posterior.contexts import Contexts
+from bayes_sched.steps import POSSIBLE, SIZES, Steps, as_steps
 
 MAX_CHUNK_VALUES = 2**16
 """Values (draws times cells) of one array in a chunk: 0.5 MB, so that a dozen of them stay in a cache."""
@@ -43,9 +44,14 @@ class Cells:
             {name: steps[name] for name in columns if set(steps[name].dims) <= set(template.dims)}
         )
         rows = np.stack([value.transpose(*template.dims).to_numpy().ravel() for value in values], axis=-1)
-        distinct, cell_of_step = np.unique(rows, axis=0, return_inverse=True)
+        is_asked = template.to_numpy().ravel()
+        if not is_asked.any():
+            is_asked = np.ones_like(is_asked)
+        distinct, cell_of_asked = np.unique(rows[is_asked], axis=0, return_inverse=True)
+        cell_of_step = np.zeros(len(rows), np.int64)
+        cell_of_step[is_asked] = cell_of_asked.ravel()
         table = xr.Dataset({name: ("cell", distinct[:, i]) for i, name in enumerate(columns)})
-        return cls(table, cell_of_step.ravel(), template)
+        return cls(table, cell_of_step, template)
 
     def spread(
         self, values: NDArray[np.float64], *, leading: Mapping[str, NDArray[np.generic]] | None = None
@@ -71,6 +77,9 @@ _COARSE = 16
 _MAX_ITERATIONS = 200
 _NEWTON_TOLERANCE = 1e-3  # of the scale; the error after such a step is about its square
 _BRACKET_TOLERANCE = 1e-12
+
+_NUM_SHIFTS = 17  # places between which a distribution function is interpolated, from draw to draw
+_LEAST_WIDTH = 0.04  # square of the relative width of a draw
 
 
 class StudentTMixture:
@@ -202,10 +211,20 @@ type OverDraws = Callable[[StudentTMixture, Floats, Floats, Floats], Floats]
 
 
 class Evaluator:
-    """A model with some draws of its parameters, evaluated at steps."""
+    """A model with some draws of its parameters, evaluated at steps.
 
-    def __init__(self, model: LatencyModel, posterior: xr.Dataset, *, max_draws: int | None) -> None:
-        self.model = model
+    Steps may lack columns of the model where there are `contexts` to take them from.
+    """
+
+    def __init__(
+        self,
+        model: LatencyModel,
+        posterior: xr.Dataset,
+        *,
+        max_draws: int | None,
+        contexts: Contexts | None = None,
+    ) -> None:
+        self.model, self._contexts = model, contexts
         thinned = thin(posterior, max_draws=max_draws).transpose("chain", "draw", ...)
         self._leading = {dim: thinned[dim].to_numpy() for dim in ("chain", "draw")}
         self._shape = (thinned.sizes["chain"], thinned.sizes["draw"])
@@ -216,6 +235,8 @@ class Evaluator:
             }
         )
         self._nu: Floats = self._draws["nu"].to_numpy()
+        # Which context a draw meets, the same at all steps: evenly spread, and nothing to do with parameters.
+        self._levels = np.random.default_rng(0).permutation(len(self._nu)) / len(self._nu)
 
     @cached_property
     def mixture(self) -> StudentTMixture:
@@ -225,11 +246,39 @@ class Evaluator:
     def per_draw(
         self, steps: Steps, function: PerDraw, *, threshold: xr.DataArray | None = None
     ) -> xr.DataArray:
-        """Apply a function to each draw and step: dims (chain, draw, *dims of steps and threshold)."""
+        """Apply a function to each draw and step: dims (chain, draw, *dims of steps and threshold).
+
+        Where steps lack columns each draw meets one context.
+        """
         cells = self._cells(steps, threshold)
         nu = self._nu[:, None]
-        values = np.concatenate([function(mean, scale, nu, x) for mean, scale, x in self._chunks(cells)], -1)
-        return cells.spread(values.reshape(*self._shape, -1), leading=self._leading)
+        values = [function(mean, scale, nu, x) for mean, scale, x in self._chunks(cells)]
+        return cells.spread(np.concatenate(values, -1).reshape(*self._shape, -1), leading=self._leading)
+
+    def mean(self, steps: Steps) -> xr.DataArray:
+        """Return the mean latency of each draw, over contexts where steps lack columns."""
+        cells = self._cells(steps, None)
+        values = [self._moments(part, None)[0] for part in _parts(cells.table, len(self._nu))]
+        return cells.spread(np.concatenate(values, -1).reshape(*self._shape, -1), leading=self._leading)
+
+    def cdf(self, steps: Steps, threshold: xr.DataArray) -> xr.DataArray:
+        """Return P(latency <= threshold) of each draw, over contexts where steps lack columns."""
+        cells = self._cells(steps, threshold)
+        values = [self._cdf_draws(part, _threshold(part)) for part in _parts(cells.table, len(self._nu))]
+        return cells.spread(np.concatenate(values, -1).reshape(*self._shape, -1), leading=self._leading)
+
+    def _cdf_draws(self, part: xr.Dataset, x: Floats) -> Floats:
+        if not self._lacks(part):
+            return component_cdf(*self._moments(part), self._nu[:, None], x)
+        shape = self._shape_over_contexts(part)
+        v = (x - shape.mean) / shape.width
+        nodes = np.linspace(v.min(axis=0), v.max(axis=0), _NUM_SHIFTS)
+        below = [
+            self.mixture.cdf(shape.location, shape.scale, np.maximum(at, -shape.centre) + shape.centre)
+            for at in nodes
+        ]
+        found = [np.interp(v[:, i], nodes[:, i], np.array(below)[:, i]) for i in range(v.shape[1])]
+        return np.where(x < 0.0, 0.0, np.stack(found, axis=-1))
 
     def over_draws(
         self,
@@ -238,10 +287,11 @@ class Evaluator:
         *,
         leading: Mapping[str, Floats] | None = None,
         threshold: xr.DataArray | None = None,
+        level: str | None = "each",
     ) -> xr.DataArray:
         """Apply a function of all draws to each step: dims (*leading, *dims of steps and threshold)."""
         cells = self._cells(steps, threshold)
-        found = [function(self.mixture, mean, scale, x) for mean, scale, x in self._chunks(cells)]
+        found = [function(self.mixture, *chunk) for chunk in self._chunks(cells, level)]
         return cells.spread(np.concatenate(found, axis=-1), leading=leading)
 
     def quantile(self, steps: Steps, levels: Floats) -> xr.DataArray:
@@ -253,18 +303,44 @@ class Evaluator:
         return self.over_draws(steps, function, leading={"quantile": levels})
 
     def quantile_draws(self, steps: Steps, levels: Floats) -> xr.DataArray:
-        """Return quantiles of each draw's noise, ms, dims (quantile, chain, draw, *dims of the steps)."""
+        """Return quantiles of each draw, ms, dims (quantile, chain, draw, *dims of the steps).
 
-        def at(level: float) -> PerDraw:
-            return lambda mean, scale, nu, x: np.maximum(component_quantile(mean, scale, nu, level), 0.0)
+        Of its noise; where steps lack columns, of noise and contexts together.
+        """
+        cells = self._cells(steps, None)
+        found = [self._quantiles_of_draws(part, levels) for part in _parts(cells.table, len(self._nu))]
+        values = np.concatenate(found, -1).reshape(len(levels), *self._shape, -1)
+        return cells.spread(values, leading={"quantile": levels, **self._leading})
 
-        found = [self.per_draw(steps, at(level)) for level in levels]
-        return xr.concat(found, dim=xr.DataArray(levels, dims="quantile", name="quantile"))
+    def _quantiles_of_draws(self, part: xr.Dataset, levels: Floats) -> Floats:
+        if self._lacks(part):
+            shape = self._shape_over_contexts(part)
+            whole = np.stack([self.mixture.quantile(shape.location, shape.scale, q) for q in levels])
+            found = shape.mean + shape.width * (whole - shape.centre)[:, None]
+        else:
+            moments = self._moments(part)
+            found = np.stack([component_quantile(*moments, self._nu[:, None], q) for q in levels])
+        return np.maximum(found, 0.0)
+
+    def _shape_over_contexts(self, part: xr.Dataset) -> _Shape:
+        """Return how latencies spread around each draw's mean over the contexts that steps lack.
+
+        What contexts do to a latency is about the same for all draws, and so is the distribution around the
+        mean, which all draws together give; a draw's is as much wider as its noise is, in quadrature.
+        """
+        mean, scale = self._moments(part, None)
+        each, each_scale = self._moments(part)
+        centre = mean.mean(axis=0)
+        noise = scale**2
+        spread = (each - mean).var(axis=0) + noise.mean(axis=0)
+        width = np.sqrt(np.maximum(1.0 + (noise - noise.mean(axis=0)) / spread, _LEAST_WIDTH))
+        return _Shape(mean, width, each - mean + centre, each_scale, centre)
 
     def sample(self, steps: Steps, *, seed: int) -> xr.DataArray:
         """Draw one latency for each draw and step, independent between steps, at least 0."""
         cells = self._cells(steps, None)
-        mean, scale, _ = (np.concatenate(values, -1) for values in zip(*self._chunks(cells), strict=True))
+        moments = [self._moments(part) for part in _parts(cells.table, len(self._nu))]
+        mean, scale = (np.concatenate(values, -1) for values in zip(*moments, strict=True))
         shape = (len(self._nu), cells.cell_of_step.size)
         noise = np.random.default_rng(seed).standard_t(self._nu[:, None], size=shape)
         values = mean[:, cells.cell_of_step] + scale[:, cells.cell_of_step] * noise
@@ -272,27 +348,75 @@ class Evaluator:
         return each_step.spread(np.maximum(values, 0.0).reshape(*self._shape, -1), leading=self._leading)
 
     def _cells(self, steps: Steps, threshold: xr.DataArray | None) -> Cells:
-        dataset = as_steps(steps, columns=self.model.columns)
+        columns = self.model.columns
+        if self._contexts is not None:
+            columns = tuple(name for name in columns if name in SIZES or name in steps)
+        dataset = as_steps(steps, columns=columns)
         if threshold is None:
-            return Cells.of(dataset, columns=self.model.columns)
+            return Cells.of(dataset, columns=columns)
         try:
             dataset, threshold = xr.align(dataset, threshold, join="exact")
-            return Cells.of(dataset.assign({THRESHOLD: threshold}), columns=(*self.model.columns, THRESHOLD))
+            return Cells.of(dataset.assign({THRESHOLD: threshold}), columns=(*columns, THRESHOLD))
         except ValueError as error:
             raise InputError(
                 f"{THRESHOLD} and the steps differ in the length or the labels of their dims ({error})"
             ) from error
 
-    def _chunks(self, cells: Cells) -> Iterator[tuple[Floats, Floats, Floats]]:
-        """Yield location and scale, dims (draw, cell), and threshold, dims (cell,), of consecutive cells."""
-        table, size = cells.table, max(1, MAX_CHUNK_VALUES // len(self._nu))
-        for start in range(0, table.sizes["cell"], size):
-            chunk = table.isel(cell=slice(start, start + size))
-            mean = self.model.latency(self._draws, chunk)
-            mean, scale = xr.broadcast(mean, self.model.scale(self._draws, mean, chunk))
-            dims = ("sample", "cell")
-            threshold = chunk[THRESHOLD].to_numpy() if THRESHOLD in chunk else np.empty(0)
-            yield mean.transpose(*dims).to_numpy(), scale.transpose(*dims).to_numpy(), threshold
+    def _chunks(self, cells: Cells, level: str | None = "each") -> Iterator[tuple[Floats, Floats, Floats]]:
+        """Yield location and scale, dims (draw, cell), and threshold, dims (cell,), of consecutive cells.
+
+        Cells that differ in nothing but the threshold follow each other: the model is evaluated once for all.
+        """
+        table, num = cells.table, len(self._nu)
+        sizes = np.stack([table[name].to_numpy() for name in table if name != THRESHOLD])
+        is_new = np.append(True, (np.diff(sizes) != 0.0).any(axis=0))
+        x, of_cell, first = _threshold(table), np.cumsum(is_new) - 1, 0
+        for block in _parts(table.isel(cell=is_new), num):
+            mean, scale = self._moments(block, level)
+            if not x.size:
+                yield mean, scale, x
+                continue
+            rows = np.flatnonzero((of_cell >= first) & (of_cell < first + mean.shape[1]))
+            for part in np.array_split(rows, -(-len(rows) * num // MAX_CHUNK_VALUES)):
+                yield mean[:, of_cell[part] - first], scale[:, of_cell[part] - first], x[part]
+            first += mean.shape[1]
+
+    def _lacks(self, part: xr.Dataset) -> bool:
+        return bool(set(self.model.columns) - set(part))
+
+    def _moments(self, part: xr.Dataset, level: str | None = "each") -> tuple[Floats, Floats]:
+        """Return location and scale, dims (draw, cell), of some cells.
+
+        What they lack is, for each draw, what another step of the trace has, or the mean of those (None).
+        """
+        if self._contexts is not None and self._lacks(part):
+            part = self._contexts.mean(part) if level is None else self._contexts.at(part, self._levels)
+        mean = self.model.latency(self._draws, part)
+        mean, scale = xr.broadcast(mean, self.model.scale(self._draws, mean, part))
+        dims = ("sample", "cell")
+        return mean.transpose(*dims).to_numpy(), scale.transpose(*dims).to_numpy()
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Latencies over contexts: of each draw mean and width, dims (draw, cell), of all around one centre."""
+
+    mean: Floats
+    width: Floats  # relative to that of all draws together
+    location: Floats
+    scale: Floats
+    centre: Floats  # dims (cell,)
+
+
+def _parts(table: xr.Dataset, num_draws: int) -> Iterator[xr.Dataset]:
+    """Yield consecutive cells, so few that their values for all draws stay in a cache."""
+    size = max(1, MAX_CHUNK_VALUES // num_draws)
+    for start in range(0, table.sizes["cell"], size):
+        yield table.isel(cell=slice(start, start + size))
+
+
+def _threshold(part: xr.Dataset) -> Floats:
+    return part[THRESHOLD].to_numpy() if THRESHOLD in part else np.empty(0)
 
 
 def thin(posterior: xr.Dataset, *, max_draws: int | None) -> xr.Dataset:

@@ -12,15 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.spatial import KDTree
 
+from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
 from bayes_sched.format import listed, percent
-from bayes_sched.steps import Steps, as_steps
+from bayes_sched.region import ALIKE, LEAST
+from bayes_sched.steps import SIZES, Steps, as_steps
 
-SIZES = ("batch_size", "total_tokens")
-"""Columns that every table of steps has."""
+LOADS = ("context_tokens", "prefill_pairs", "kv_cache_usage")
+"""What a step may bring with it besides requests and tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,13 @@ class TypicalLoad:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return xr.Dataset({name: ((), value) for name, value in values.items() if value is not None})
 
+    def tells(self, columns: Sequence[str]) -> bool:
+        """Return whether every column of a model, in `columns`, can be completed from it."""
+        further = [name for name in columns if name not in SIZES]
+        return all(name in _TAKES for name in further) and not any(
+            getattr(self, taken) is None for name in further for taken in _TAKES[name]
+        )
+
     def text(self, columns: Sequence[str]) -> str:
         """Return a sentence on the steps that bands over (B, S) are for; empty where B and S say it all.
 
@@ -93,6 +104,33 @@ class TypicalLoad:
         if not parts:
             return ""
         return f"Bands over requests and tokens alone are for steps with typical context: {listed(parts)}."
+
+
+class SeenLoads:
+    """The steps of a trace with some of their loads: which others are like at least `LEAST` of them.
+
+    Requests and tokens are alike within the factor `ALIKE`, and so are loads a request above the trace's
+    mean; far below it, where they cost next to nothing, they are alike anyway.
+    """
+
+    def __init__(self, steps: pd.DataFrame, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._mean = {name: float((steps[name] / steps["batch_size"]).mean()) or 1.0 for name in names}
+        self._tree = KDTree(self._places(steps)) if names else None
+
+    def contain(self, steps: xr.Dataset) -> Bools:
+        """Return whether steps, dims (cell,), are like enough of them."""
+        if self._tree is None:
+            return np.ones(steps.sizes["cell"], dtype=bool)
+        away, _ = self._tree.query(self._places(steps), k=[LEAST], p=np.inf, distance_upper_bound=1.0)
+        found: Bools = np.isfinite(away[:, 0])
+        return found
+
+    def _places(self, steps: pd.DataFrame | xr.Dataset) -> Floats:
+        """Return where steps lie, dims (step, axis), such that those within 1 of each other are alike."""
+        b, s, *loads = (np.asarray(steps[name], float) for name in (*SIZES, *self.names))
+        each = [np.log1p(load / b / mean) for load, mean in zip(loads, self._mean.values(), strict=True)]
+        return np.column_stack([np.log(b), np.log(s), 2.0 * (s > b), *each]) / math.log(ALIKE)
 
 
 def complete(steps: Steps, *, columns: Sequence[str], typical: TypicalLoad, model: str) -> xr.Dataset:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from bayes_sched.arrays import Floats
 from bayes_sched.model.likelihood import effects_of
 from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.steps import steps_arrays
 
 MEDIAN_DECODE = "median decode step"
@@ -21,6 +21,7 @@ SMALLEST = "smallest step"
 PER_REQUEST = "one more decoding request"
 PER_TOKEN = "one more prefill token"
 
+_ENDS = ("first_requests", "first_tokens", "last_requests", "last_tokens")
 _FULL_QUANTILE = 0.99
 _FULL_NEIGHBOURHOOD = 0.95
 
@@ -61,36 +62,25 @@ def typical_steps(steps: pd.DataFrame) -> tuple[TypicalStep, ...]:
     return tuple(chosen)
 
 
-def step_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probability: float) -> pd.DataFrame:
-    """Return what typical steps take, completed by what is typical of the trace.
+def size_table(typical: tuple[TypicalStep, ...]) -> pd.DataFrame:
+    """Return typical steps as a table: ``step`` (the name), ``batch_size``, ``total_tokens``."""
+    return pd.DataFrame(list(typical)).rename(columns={"name": "step"})
 
-    ``step``, ``batch_size``, ``total_tokens``; of the predictive distribution ``lower_ms``, ``median_ms``,
-    ``upper_ms``, ``q99_ms`` (99th percentile); of the mean latency ``mean_lower_ms``, ``mean_median_ms``,
-    ``mean_upper_ms``; ``extrapolation``.
+
+def band_table(fit: FittedModel, sizes: pd.DataFrame, *, probability: float) -> pd.DataFrame:
+    """Return what steps of some sizes take.
+
+    The columns of `sizes`, ``batch_size`` and ``total_tokens`` among them; of the predictive distribution
+    ``lower_ms``, ``median_ms``, ``upper_ms``, ``q99_ms`` (99th percentile); of the mean latency
+    ``mean_lower_ms``, ``mean_median_ms``, ``mean_upper_ms``; ``extrapolation``.
     """
-    names = pd.DataFrame(
-        [(t.name, t.batch_size, t.total_tokens) for t in typical],
-        columns=["step", "batch_size", "total_tokens"],
-    )
-    points = fit.completed(steps_arrays(names["batch_size"], names["total_tokens"]))
-    return names.join(band_table(fit, points, probability=probability).reset_index(drop=True))
-
-
-def band_table(fit: FittedModel, points: xr.Dataset, *, probability: float) -> pd.DataFrame:
-    """Return the bands of steps, the columns from ``lower_ms`` on of :func:`step_table`; dims (step,)."""
-    predictive = fit.predictive_band(points, probability=probability)
+    points = steps_arrays(sizes["batch_size"], sizes["total_tokens"])
+    quantiles = fit.quantile(points, [*band_levels(probability), 0.99]).to_numpy()
     mean = fit.mean_band(points, probability=probability)
-    return pd.DataFrame(
-        {
-            "lower_ms": predictive["lower"].to_numpy(),
-            "median_ms": predictive["median"].to_numpy(),
-            "upper_ms": predictive["upper"].to_numpy(),
-            "q99_ms": np.ravel(fit.quantile(points, 0.99)),
-            "mean_lower_ms": mean["lower"].to_numpy(),
-            "mean_median_ms": mean["median"].to_numpy(),
-            "mean_upper_ms": mean["upper"].to_numpy(),
-            "extrapolation": predictive["extrapolation"].to_numpy().astype(bool),
-        }
+    return sizes.assign(
+        **dict(zip(("lower_ms", "median_ms", "upper_ms", "q99_ms"), quantiles, strict=True)),
+        **{f"mean_{end}_ms": mean[end].to_numpy() for end in ("lower", "median", "upper")},
+        extrapolation=mean["extrapolation"].to_numpy().astype(bool),
     )
 
 
@@ -104,7 +94,8 @@ def cost_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
     trace goes, stands instead.
 
     One row a cost: ``cost`` (what is one more), ``at`` (where, in words), ``unit``, ``lower``, ``median``,
-    ``upper``.
+    ``upper``, and requests and tokens of the ends: ``first_requests``, ``first_tokens``, ``last_requests``,
+    ``last_tokens``.
     """
     by_name = {step.name: step for step in typical}
     rows = []
@@ -112,18 +103,18 @@ def cost_table(fit: FittedModel, typical: tuple[TypicalStep, ...], *, probabilit
         few, many = _requests_between(fit, decode.batch_size)
         draws = _difference(fit, (few, few), (many, many)) / (many - few)
         at = f"decode-only steps, from {few} to {many} requests"
-        rows.append((PER_REQUEST, at, "ms/request", draws))
+        rows.append((PER_REQUEST, at, "ms/request", (few, few, many, many), draws))
     if full := by_name.get(FULL_PREFILL):
         b, high = full.batch_size, full.total_tokens
         low = max(b, high // 2)
         if low < high:
             draws = _difference(fit, (b, low), (b, high)) / (high - low)
             at = f"steps of {b} requests, from {low:,} to {high:,} tokens"
-            rows.append((PER_TOKEN, at, "ms/token", draws))
+            rows.append((PER_TOKEN, at, "ms/token", (b, low, b, high), draws))
     levels = [0.5 - probability / 2, 0.5, 0.5 + probability / 2]
     return pd.DataFrame(
-        [(cost, at, unit, *np.quantile(draws, levels)) for cost, at, unit, draws in rows],
-        columns=["cost", "at", "unit", "lower", "median", "upper"],
+        [(cost, at, unit, *np.quantile(draws, levels), *ends) for cost, at, unit, ends, draws in rows],
+        columns=["cost", "at", "unit", "lower", "median", "upper", *_ENDS],
     )
 
 

@@ -163,12 +163,9 @@ class _Checks:
     def of(cls, fit: FittedModel, source: _Source) -> _Checks:
         """Take seen steps and places between them, the same ones every time."""
         rng = np.random.default_rng(0)
-        seen = np.log(np.column_stack([fit.cells["batch_size"], fit.cells["total_tokens"]]))
+        seen = np.column_stack([fit.cells["batch_size"], fit.cells["total_tokens"]]).astype(float)
         seen = seen[rng.permutation(len(seen))[: _NUM_CHECKS // 3]]
-        corners = fit.region.corners
-        between = rng.dirichlet(np.full(len(corners), 0.5), size=_NUM_CHECKS) @ corners
-        points = np.exp(np.vstack([seen, corners, between]))
-        batch_size, total_tokens = points[points[:, 1] >= points[:, 0]].T
+        batch_size, total_tokens = np.vstack([seen, fit.region.random_steps(rng, _NUM_CHECKS)]).T
         return cls(
             batch_size,
             total_tokens,

@@ -19,7 +19,7 @@ from bayes_sched.errors import InputError
 from bayes_sched.files import check_version, file_content, whole_file
 from bayes_sched.predictor.monitor import Monitor, MonitorSettings, Observation
 from bayes_sched.predictor.tables import LOGIT_END, StepLookup, Tables
-from bayes_sched.region import Region
+from bayes_sched.region import LEAST, Region, region_of
 
 FORMAT_NAME = "bayes-sched compiled predictor"
 FORMAT_VERSION = 1
@@ -31,6 +31,7 @@ _NUMBERS = (float, int, np.integer, np.floating)
 assert 1.0 / (1.0 + math.exp(LOGIT_END)) < SMALLEST_PROBABILITY
 
 _SHAPES = ("positions", "logits")  # kept in single precision: most of the file, and smooth
+_NUM_FILLING = 20_000
 _ZIP_MAGIC = b"PK\x03\x04"
 _MAKE_ONE = "give a predictor.npz made by compile_predictor.py"
 _AGAIN = "compile the fit again"
@@ -261,7 +262,7 @@ def _write(path: Path, tables: Tables, region: Region, provenance: Provenance) -
     text = json.dumps(about, ensure_ascii=False, allow_nan=False)
     arrays = {name: getattr(tables, name) for name in tables.names()}
     arrays |= {name: arrays[name].astype(np.float32) for name in _SHAPES}
-    arrays |= {"region_corners": region.corners, "region_equations": region.equations}
+    arrays |= {"region_cells": region.cells}
     arrays["about"] = np.frombuffer(text.encode(), dtype=np.uint8)
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
@@ -284,7 +285,7 @@ def _read(path: Path) -> tuple[Tables, Region, Provenance]:
             check_version(path, about.get("version"), known=FORMAT_VERSION, again=_AGAIN)
             arrays = {name: archive[name].astype(np.float64, casting="safe") for name in Tables.names()}
             tables = Tables(**arrays)
-            region = Region(archive["region_corners"], archive["region_equations"])
+            region = _read_region(archive)
             provenance = Provenance.from_dict(about["fit"])
         problem = tables.problem() or _region_problem(region)
     except InputError:
@@ -296,12 +297,17 @@ def _read(path: Path) -> tuple[Tables, Region, Provenance]:
     return tables, region, provenance
 
 
+def _read_region(archive: Mapping[str, Any]) -> Region:
+    if "region_cells" in archive:
+        return Region(archive["region_cells"])
+    corners = archive["region_corners"]  # of a hull, as older files have it: all in it counts as seen
+    shares = np.random.default_rng(0).dirichlet(np.ones(len(corners)), _NUM_FILLING)
+    b, s = np.exp(np.vstack([corners, shares @ corners])).T
+    return region_of(b, np.where(s < 1.05 * b, b, s), count=LEAST)
+
+
 def _region_problem(region: Region) -> str:
-    corners, equations = region.corners, region.equations
-    is_fine = (
-        (corners.ndim, equations.ndim) == (2, 2)
-        and (corners.shape[1], equations.shape[1]) == (2, 3)
-        and len(corners) >= 1
-        and bool(np.isfinite(corners).all() and np.isfinite(equations).all())
-    )
+    cells = region.cells
+    is_fine = cells.ndim == 2 and cells.shape[1] == 3 and len(cells) >= 1
+    is_fine = is_fine and bool(np.isfinite(cells).all() and (cells >= 1.0 - 1e-9).all())
     return "" if is_fine else "the region makes no sense"

@@ -8,32 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from bayes_sched.comparison.compare import Comparison
+from bayes_sched.comparison.compare import MAX_PAIRS, Comparison
 from bayes_sched.comparison.throughput import COST
 from bayes_sched.comparison.verdicts import EQUIVALENT, IN_TRACES, ON_GRID, UNDECIDED
 from bayes_sched.files import COMPARISON
-from bayes_sched.format import NONE, count, listed, number, percent, records, span
-from bayes_sched.reports.document import (
-    Column,
-    Document,
-    Figure,
-    Item,
-    Section,
-    Table,
-    Text,
-    beware,
-    how_made,
-    made,
-    report,
-    titled,
-)
-from bayes_sched.reports.plots.servers import (
-    MAX_PAIRS,
-    comparison_bands,
-    parameter_forest,
-    probability_map,
-    ratio_map,
-)
+from bayes_sched.format import NONE, count, counted, listed, number, percent, records, span
+from bayes_sched.reports import document as doc
 from bayes_sched.steps import POSSIBLE
 
 COMPARISON_VERSION = 1
@@ -78,8 +58,8 @@ _FOREST = (
 )
 
 
-@report.register
-def _(result: Comparison, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: Comparison, *, command: str = "") -> doc.Document:
     sentences = paragraph(result)
     frames = {
         "latency": result.table,
@@ -101,21 +81,21 @@ def _(result: Comparison, *, command: str = "") -> Document:
         "different traces are independent."
     )
     files = ["summary.json", COMPARISON]
-    return Document(
+    return doc.Document(
         title=names,
         name=f"Comparison: {names}",
-        subtitle=made(f"{what} compared by the latency of their scheduler steps"),
+        subtitle=doc.made(f"{what} compared by the latency of their scheduler steps"),
         head=_head(result),
         sections=(
-            Text(" ".join(sentences), "lead"),
-            *beware(result.warnings),
+            doc.Text(" ".join(sentences), "lead"),
+            *doc.beware(result.warnings),
             _members(result),
             _latency(result),
             _equivalents(result),
             _throughput(result),
             _parameters(result),
-            Text(result.rule, on="terminal"),
-            how_made(command, Text(paired, on="page"), files=files, frames=list(frames)),
+            doc.Text(result.rule, on="terminal"),
+            doc.how_made(command, doc.Text(paired, on="page"), files=files, frames=list(frames)),
         ),
         numbers={
             **_numbers(result, num_draws),
@@ -153,18 +133,18 @@ def _numbers(result: Comparison, num_draws: int) -> dict[str, Any]:
     }
 
 
-def _head(result: Comparison) -> tuple[Text, ...]:
+def _head(result: Comparison) -> tuple[doc.Text, ...]:
     head = []
     if not result.converged:
         labels = [member.label for member in result.members if not member.fit.metadata.converged]
-        head += [Text(f"NOT CONVERGED: {', '.join(labels)}", "bad", on="page")]
-        head += [Text(_ALARM, "error", on="page")]
+        head += [doc.Text(f"NOT CONVERGED: {', '.join(labels)}", "bad", on="page")]
+        head += [doc.Text(_ALARM, "error", on="page")]
     if result.compares_servers:
-        head.append(Text("a comparison of servers, not of GPUs", "bad", on="page"))
+        head.append(doc.Text("a comparison of servers, not of GPUs", "bad", on="page"))
     return tuple(head)
 
 
-def _members(result: Comparison) -> Section:
+def _members(result: Comparison) -> doc.Section:
     frame = pd.DataFrame(
         [
             {
@@ -181,84 +161,83 @@ def _members(result: Comparison) -> Section:
         ]
     )
     columns = (
-        *titled(label="label", name="result", gpu="GPU", llm="LLM", steps="steps"),
-        Column("discrepancy", "equation off by", lambda x: NONE if x is None else f"< {percent(x, 1)}"),
-        Column("price", "price an hour"),
-        Column("converged", "converged", lambda x: "yes" if x else "NO"),
+        *doc.titled(label="label", name="result", gpu="GPU", llm="LLM", steps="steps"),
+        doc.Column("discrepancy", "equation off by", lambda x: NONE if x is None else f"< {percent(x, 1)}"),
+        doc.Column("price", "price an hour"),
+        doc.Column("converged", "converged", lambda x: "yes" if x else "NO"),
     )
-    members = Table(frame, columns, failed=list(~frame["converged"]), on="page")
-    items: list[Item] = [members, Text(_OFF_BY, on="page")]
+    members = doc.Table(frame, columns, failed=list(~frame["converged"]), on="page")
+    items: list[doc.Item] = [members, doc.Text(_OFF_BY, on="page")]
     if len(result.differences):
-        columns = (*titled(what="what"), *(Column(label, label) for label in result.labels))
-        differing: list[Item] = [Table(result.differences, columns, on="page")]
+        columns = (*doc.titled(what="what"), *(doc.Column(label, label) for label in result.labels))
+        differing: list[doc.Item] = [doc.Table(result.differences, columns, on="page")]
         if result.compares_servers:
             has_part = "Whatever differs besides the GPU has its part in every number below."
-            differing.append(Text(has_part, on="page"))
-        items.append(Section("What differs", tuple(differing)))
-    return Section("What is compared", tuple(items))
+            differing.append(doc.Text(has_part, on="page"))
+        items.append(doc.Section("What differs", tuple(differing)))
+    return doc.Section("What is compared", tuple(items))
 
 
-def _latency(result: Comparison) -> Section:
+def _latency(result: Comparison) -> doc.Section:
     words = ("faster", "slower", EQUIVALENT, UNDECIDED)
     shares = (
         *_servers("verdicts"),
-        Column("of", "of the"),
-        Column("num_steps", "distinct", short="steps"),
-        *(Column(word, word, percent) for word in words),
-        Column(("ratio_smallest", "ratio_largest"), "ratio", span, short=""),
+        doc.Column("of", "of the"),
+        doc.Column("num_steps", "distinct", short="steps"),
+        *(doc.Column(word, word, percent) for word in words),
+        doc.Column(("ratio_smallest", "ratio_largest"), "ratio", span, short=""),
     )
-    items: list[Item] = [
-        Text(f"{result.rule} Ratios are those of the first server over the other.", on="page"),
-        Table(result.shares, shares),
-        Text(_SHARES, on="page"),
+    items: list[doc.Item] = [
+        doc.Text(f"{result.rule} Ratios are those of the first server over the other.", on="page"),
+        doc.Table(result.shares, shares),
+        doc.Text(_SHARES, on="page"),
     ]
     if len(result.steps):
-        items.append(Section("Typical steps that all traces cover", _steps(result)))
+        items.append(doc.Section("Typical steps that all traces cover", _steps(result)))
     items += _map_figures(result)
     if len(result.further_data):
         further = (
             *_servers(),
-            *titled(batch_size="B", total_tokens="S"),
-            Column(_RATIO, "ratio", ratio_text),
-            *titled(measure="measure on", steps_seen="such steps so far"),
-            Column("times_data", "data that would decide", _times),
+            *doc.titled(batch_size="B", total_tokens="S"),
+            doc.Column(_RATIO, "ratio", ratio_text),
+            *doc.titled(measure="measure on", steps_seen="such steps so far"),
+            doc.Column("times_data", "data that would decide", _times),
         )
-        shown = (Text(_FURTHER, on="page"), Table(result.further_data, further, on="page"))
-        items.append(Section("Further data that would decide", shown))
-    return Section("Latency", tuple(items))
+        shown = (doc.Text(_FURTHER, on="page"), doc.Table(result.further_data, further, on="page"))
+        items.append(doc.Section("Further data that would decide", shown))
+    return doc.Section("Latency", tuple(items))
 
 
-def _steps(result: Comparison) -> tuple[Item, ...]:
+def _steps(result: Comparison) -> tuple[doc.Item, ...]:
     """Return the typical steps: one table on a page, on a terminal one a pair, headed by its names."""
     columns = (
-        Column("step", "step", short="mean (ms)"),
-        *titled(batch_size="B", total_tokens="S"),
-        *titled("page", gpu="server", gpu_ms="mean (ms)", other="against", other_ms="its mean (ms)"),
-        *titled("terminal", gpu_ms="first", other_ms="second"),
-        Column(_RATIO, f"ratio ({percent(result.probability)} interval)", ratio_text, short="ratio"),
-        Column("p_faster", "P(faster on average)", certainty, short=""),
-        Column("p_faster", "", _compact, short="P(faster)"),
-        Column("p_step_faster", "P(a step is faster)", certainty, short=""),
-        Column("verdict", "verdict"),
+        doc.Column("step", "step", short="mean (ms)"),
+        *doc.titled(batch_size="B", total_tokens="S"),
+        *doc.titled("page", gpu="server", gpu_ms="mean (ms)", other="against", other_ms="its mean (ms)"),
+        *doc.titled("terminal", gpu_ms="first", other_ms="second"),
+        doc.Column(_RATIO, f"ratio ({percent(result.probability)} interval)", ratio_text, short="ratio"),
+        doc.Column("p_faster", "P(faster on average)", certainty, short=""),
+        doc.Column("p_faster", "", _compact, short="P(faster)"),
+        doc.Column("p_step_faster", "P(a step is faster)", certainty, short=""),
+        doc.Column("verdict", "verdict"),
     )
-    items: list[Item] = [Table(result.steps, columns, on="page")]
+    items: list[doc.Item] = [doc.Table(result.steps, columns, on="page")]
     for (gpu, other), group in result.steps.groupby(["gpu", "other"], sort=False):
-        items.append(Text(f"{gpu} (first) / {other} (second)", on="terminal"))
-        items.append(Table(group, columns, on="terminal"))
+        items.append(doc.Text(f"{gpu} (first) / {other} (second)", on="terminal"))
+        items.append(doc.Table(group, columns, on="terminal"))
     return tuple(items)
 
 
-def _map_figures(result: Comparison) -> list[Item]:
+def _map_figures(result: Comparison) -> list[doc.Item]:
     rest = _rest(result)
     bands = (
         f"Lines are mean latencies, bands are where {percent(result.probability)} of single steps fall. A "
         "thin line without a band is extrapolation."
     )
-    maps = (partial(draw, result) for draw in (ratio_map, probability_map, comparison_bands))
     return [
-        Figure("ratio_map", "Which is faster where", f"{_RATIO_MAP}{rest}", next(maps)),
-        Figure("probability_map", "How sure that is", f"{_PROBABILITY_MAP}{rest}", next(maps)),
-        Figure("comparison_bands", "Latencies side by side", bands, next(maps)),
+        doc.figure("servers.ratio_map", "Which is faster where", f"{_RATIO_MAP}{rest}", result),
+        doc.figure("servers.probability_map", "How sure that is", f"{_PROBABILITY_MAP}{rest}", result),
+        doc.figure("servers.comparison_bands", "Latencies side by side", bands, result),
     ]
 
 
@@ -268,19 +247,21 @@ def _rest(result: Comparison) -> str:
     return rest if num_pairs > MAX_PAIRS else ""
 
 
-def _equivalents(result: Comparison) -> Section:
+def _equivalents(result: Comparison) -> doc.Section:
     columns = (
-        *titled(batch_size="decodes", gpu="on"),
-        Column(("median", "limit"), "cost what", _decodes),
-        Column("other", "on the server"),
-        Column(("lower", "upper", "limit"), f"{percent(result.probability)} interval", _decodes_span),
-        Column("extrapolation", "extrapolation"),
+        *doc.titled(batch_size="decodes", gpu="on"),
+        doc.Column(("median", "limit"), "cost what", _decodes),
+        doc.Column("other", "on the server"),
+        doc.Column(("lower", "upper", "limit"), f"{percent(result.probability)} interval", _decodes_span),
+        doc.Column("extrapolation", "extrapolation"),
     )
     about = "How many decoding requests one server serves in the time that the other takes for so many."
-    return Section("Equivalents", (Text(about, on="page"), Table(result.equivalents, columns, on="page")))
+    return doc.Section(
+        "Equivalents", (doc.Text(about, on="page"), doc.Table(result.equivalents, columns, on="page"))
+    )
 
 
-def _throughput(result: Comparison) -> Section:
+def _throughput(result: Comparison) -> doc.Section:
     has_prices = any(member.price_per_hour is not None for member in result.members)
     about = (
         "Tokens a second of steps one after the other, at mean latency; the time between steps is not in it."
@@ -293,44 +274,44 @@ def _throughput(result: Comparison) -> Section:
     if has_prices:
         about += " Costs are for a server that is never idle."
     interval = f"{percent(result.probability)} interval"
-    short_server = Column("gpu", "", _short, short="server")
+    short_server = doc.Column("gpu", "", _short, short="server")
     costs = ("cost", "cost_lower", "cost_upper")
     tokens = (
-        Column("case", "case"),
-        *titled("page", gpu="server"),
+        doc.Column("case", "case"),
+        *doc.titled("page", gpu="server"),
         short_server,
-        Column("batch_size", "B", count, short=""),
-        Column("total_tokens", "S", count, short=""),
-        *titled("page", set_by="set by"),
-        Column("tokens_per_s", "tokens/s"),
-        Column(("tokens_per_s_lower", "tokens_per_s_upper"), interval, partial(span, digits=4)),
-        *titled("page", cost="cost of a million"),
-        Column(costs, f"its {interval}", _cost_span, short=""),
+        doc.Column("batch_size", "B", count, short=""),
+        doc.Column("total_tokens", "S", count, short=""),
+        *doc.titled("page", set_by="set by"),
+        doc.Column("tokens_per_s", "tokens/s"),
+        doc.Column(("tokens_per_s_lower", "tokens_per_s_upper"), interval, partial(span, digits=4)),
+        *doc.titled("page", cost="cost of a million"),
+        doc.Column(costs, f"its {interval}", _cost_span, short=""),
     )
     cost = (
-        Column("case", "case"),
+        doc.Column("case", "case"),
         short_server,
-        *titled("terminal", cost="cost/million"),
-        Column(costs, "", _cost_span, short=interval),
+        *doc.titled("terminal", cost="cost/million"),
+        doc.Column(costs, "", _cost_span, short=interval),
     )
     ratios = (
-        *titled(case="case", quantity="quantity"),
+        *doc.titled(case="case", quantity="quantity"),
         *_servers(),
-        Column(_RATIO, f"ratio ({interval})", ratio_text),
-        Column("p_better", "P(better)", certainty),
-        Column("verdict", "verdict"),
+        doc.Column(_RATIO, f"ratio ({interval})", ratio_text),
+        doc.Column("p_better", "P(better)", certainty),
+        doc.Column("verdict", "verdict"),
     )
-    items: list[Item] = [Text(about, on="page")]
+    items: list[doc.Item] = [doc.Text(about, on="page")]
     if len(result.throughput):
-        items.append(Table(result.throughput, tokens))
+        items.append(doc.Table(result.throughput, tokens))
     if has_prices and len(result.throughput):
-        items.append(Table(result.throughput, cost, on="terminal"))
+        items.append(doc.Table(result.throughput, cost, on="terminal"))
     if len(result.cost_ratios):
-        items.append(Table(result.cost_ratios, ratios, on="page"))
-    return Section(f"Throughput{' and cost' if has_prices else ''}", tuple(items))
+        items.append(doc.Table(result.cost_ratios, ratios, on="page"))
+    return doc.Section(f"Throughput{' and cost' if has_prices else ''}", tuple(items))
 
 
-def _parameters(result: Comparison) -> Section:
+def _parameters(result: Comparison) -> doc.Section:
     medians = result.parameters.set_index(["gpu", "name"])["median"]
     ratios = result.parameter_ratios
     first, second = (
@@ -338,34 +319,36 @@ def _parameters(result: Comparison) -> Section:
     )
     page = {"unit": "unit", "gpu": "server", "median": "median", "other": "against"}
     columns = (
-        Column("name", "name", short="parameter"),
-        *titled("page", **page, other_median="its median"),
-        Column(("difference", "difference_lower", "difference_upper"), "difference", interval_text, short=""),
-        Column(("gpu", "other"), "", _pair, short="ratio of"),
-        Column(_RATIO, "ratio", ratio_text),
-        Column(("identified", "p_greater"), "P(greater)", _known_certainty, short=""),
-        *titled("page", verdict="verdict"),
-        Column("verdict", "", lambda verdict: verdict.partition(" on ")[0], short="verdict"),
+        doc.Column("name", "name", short="parameter"),
+        *doc.titled("page", **page, other_median="its median"),
+        doc.Column(
+            ("difference", "difference_lower", "difference_upper"), "difference", interval_text, short=""
+        ),
+        doc.Column(("gpu", "other"), "", _pair, short="ratio of"),
+        doc.Column(_RATIO, "ratio", ratio_text),
+        doc.Column(("identified", "p_greater"), "P(greater)", _known_certainty, short=""),
+        *doc.titled("page", verdict="verdict"),
+        doc.Column("verdict", "", lambda verdict: verdict.partition(" on ")[0], short="verdict"),
     )
     about = (
         "Verdicts only where the data identify the quantity well on both servers (a contraction of at least "
         "0.9)."
     )
     title = "Parameters, and combinations that data identify"
-    return Section(
+    return doc.Section(
         "Parameters",
         (
-            Text(about, on="page"),
-            Figure("parameter_forest", title, f"{_FOREST}{_rest(result)}", partial(parameter_forest, result)),
-            Table(ratios.assign(median=first, other_median=second), columns),
+            doc.Text(about, on="page"),
+            doc.figure("servers.parameter_forest", title, f"{_FOREST}{_rest(result)}", result),
+            doc.Table(ratios.assign(median=first, other_median=second), columns),
         ),
     )
 
 
-def _servers(short: str = "") -> tuple[Column, ...]:
+def _servers(short: str = "") -> tuple[doc.Column, ...]:
     """Return the columns of a pair: two on a page, one on a terminal, where names are cut."""
-    pair = Column(("gpu", "other"), "", _pair, short=short)
-    return *titled("page", gpu="server", other="against"), pair
+    pair = doc.Column(("gpu", "other"), "", _pair, short=short)
+    return *doc.titled("page", gpu="server", other="against"), pair
 
 
 def _pair(gpu: str, other: str) -> str:
@@ -468,7 +451,7 @@ def _ratio_of(row: Mapping[str, Any]) -> str:
 def _step_sentences(result: Comparison) -> list[str]:
     """Return for each pair what the typical steps take."""
     return [
-        f"The {row['step']} ({row['batch_size']:,} request{'' if row['batch_size'] == 1 else 's'}, "
+        f"The {row['step']} ({counted(row['batch_size'], 'request')}, "
         f"{row['total_tokens']:,} tokens) takes {number(row['gpu_ms'])} ms on {row['gpu']} and "
         f"{number(row['other_ms'])} ms on {row['other']} on average, ratio {_ratio_of(row)}: "
         f"{row['gpu']} is faster on average with probability {certainty(row['p_faster'])}, in a single step "

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import singledispatch
 from itertools import accumulate
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure as Drawing
 
 from bayes_sched.files import VERSION
 from bayes_sched.format import NONE, number, records
+from bayes_sched.reports import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 type Medium = Literal["page", "terminal"]
 """Where an item is shown; Markdown is a page."""
@@ -31,23 +34,14 @@ _WORDS = 40  # a cell as long as that is no number, even if it begins with a dig
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph, with a list below it if need be.
-
-    Attributes
-    ----------
-    text : str
-    kind : str
-        ``good`` and ``bad`` are verdicts, ``warning`` and ``error`` boxes, ``code`` a command as it is typed.
-    points : tuple of str
-        The list.
-    on : str, optional
-        The only medium to show it.
-    """
+    """A paragraph, with a list below it if need be."""
 
     text: str
     kind: Literal["plain", "lead", "soft", "code", "good", "bad", "warning", "error"] = "plain"
-    points: tuple[str, ...] = ()
-    on: Medium | None = None
+    """``good`` and ``bad`` are verdicts, ``warning`` and ``error`` boxes, ``code`` a command as it is
+    typed."""
+    points: tuple[str, ...] = ()  # the list
+    on: Medium | None = None  # the only medium to show it
 
 
 def cell(value: Any) -> str:
@@ -65,24 +59,12 @@ def cell(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table as people read it.
+    """A column of a table as people read it."""
 
-    Attributes
-    ----------
-    source : str or tuple of str
-        The columns of the frame that it is made from.
-    title : str
-        On a page; empty: not shown there.
-    format : callable
-        From their values, None where one is missing, to text.
-    short : str, optional
-        Its title on a terminal, by default that of the page; empty: not shown there.
-    """
-
-    source: str | tuple[str, ...]
-    title: str
-    format: Callable[..., str] = cell
-    short: str | None = None
+    source: str | tuple[str, ...]  # the columns of the frame that it is made from
+    title: str  # on a page; empty: not shown there
+    format: Callable[..., str] = cell  # from their values, None where one is missing, to text
+    short: str | None = None  # its title on a terminal, by default that of the page; empty: not shown there
 
     def title_on(self, medium: Medium) -> str:
         """Return the title, empty where the column is not shown."""
@@ -104,29 +86,15 @@ def titled(on: Medium | None = None, /, **titles: str) -> tuple[Column, ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """Rows of a frame.
-
-    Attributes
-    ----------
-    frame : DataFrame
-    columns : tuple of Column, optional
-        By default those of the frame, under their own names.
-    failed : sequence of bool, optional
-        Rows to mark.
-    on : str, optional
-        The only medium to show it.
-    max_rows : int, optional
-        On a terminal: of more, every second, third, ... is shown, the last one included.
-    blocks : sequence of int
-        On a terminal: numbers of rows between which a line stays empty.
-    """
+    """Rows of a frame."""
 
     frame: pd.DataFrame
-    columns: tuple[Column, ...] = ()
-    failed: Sequence[bool] = ()
-    on: Medium | None = None
+    columns: tuple[Column, ...] = ()  # by default those of the frame, under their own names
+    failed: Sequence[bool] = ()  # rows to mark
+    on: Medium | None = None  # the only medium to show it
     max_rows: int | None = None
-    blocks: Sequence[int] = ()
+    """On a terminal: of more, every second, third, ... is shown, the last one included."""
+    blocks: Sequence[int] = ()  # on a terminal: numbers of rows between which a line stays empty
 
     def texts(self, medium: Medium) -> TableTexts:
         """Return the table as it is shown."""
@@ -175,6 +143,17 @@ class Figure:
     draw: Callable[[], Drawing]
 
 
+def figure(plot: str, title: str, caption: str, *of: Any, name: str = "") -> Figure:
+    """Return a figure of results: `plot`, ``room.function`` of `plots`, is loaded only when it is drawn."""
+    room, function = plot.split(".")
+
+    def draw() -> Drawing:
+        drawn: Drawing = getattr(getattr(plots, room), function)(*of)
+        return drawn
+
+    return Figure(name or function, title, caption, draw)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Section:
     """Items under a title, which a terminal does not show."""
@@ -193,34 +172,17 @@ class Details:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Document:
-    """A result as it is told.
-
-    Attributes
-    ----------
-    title : str
-    name : str
-        Title of the window.
-    subtitle : str
-        Of what and by what; see `made`.
-    head : tuple of Text
-        The verdict in one sentence, and what nobody may overlook.
-    sections : tuple of Item
-    numbers : mapping of str to object
-        Plain values, what the JSON file holds.
-    json_name : str
-        Its name.
-    frames : mapping of str to DataFrame
-        What the CSV files hold, by name, in full precision.
-    """
+    """A result as it is told."""
 
     title: str
-    name: str
-    subtitle: str = ""
-    head: tuple[Text, ...] = ()
+    name: str  # title of the window
+    subtitle: str = ""  # of what and by what; see `made`
+    head: tuple[Text, ...] = ()  # the verdict in one sentence, and what nobody may overlook
     sections: tuple[Item, ...] = ()
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    json_name: str = "summary.json"
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # plain values, what the JSON file holds
+    json_name: str = "summary.json"  # its name
     frames: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """What the CSV files hold, by name, in full precision."""
 
     @property
     def figures(self) -> tuple[Figure, ...]:
@@ -295,17 +257,7 @@ def unconverged(problems: Sequence[str]) -> tuple[Text, ...]:
 def how_made(
     command: str, *items: Item, files: Sequence[str] = (), frames: Sequence[str] = (), end: str = ""
 ) -> Section:
-    """Return the last section: the command, more items, and the files that hold the same numbers.
-
-    Parameters
-    ----------
-    command : str
-    *items : Item
-    files, frames : sequence of str
-        Names of files, and of the frames written to ``tables/NAME.csv``.
-    end : str
-        What follows the files.
-    """
+    """Return the last section: the command, more items, the files (and ``tables/NAME.csv``), what follows."""
     links = [f"[{name}]({name})" for name in files]
     links += [f"[{name.replace('_', ' ')}](tables/{name}.csv)" for name in frames]
     same = f"The same numbers: {', '.join(links)}{' (CSV)' if frames else ''}."

@@ -23,15 +23,8 @@ _INLINE = (
 )
 
 
-def html(document: Document, images: Mapping[str, Path]) -> str:
-    """Return the page.
-
-    Parameters
-    ----------
-    document : Document
-    images : mapping of str to Path
-        The PNG file of each figure, by name.
-    """
+def html(document: Document, figures: Mapping[str, tuple[Path, ...]]) -> str:
+    """Return the page, which holds the first file of each figure, its PNG, and links to the others."""
     environment = Environment(
         loader=PackageLoader("bayes_sched", "reports"),
         autoescape=True,
@@ -45,7 +38,11 @@ def html(document: Document, images: Mapping[str, Path]) -> str:
     }
     environment.tests |= tests | {"shown": lambda item: getattr(item, "on", None) != "terminal"}
     template = environment.get_template("page.html.j2")
-    return template.render(document=document, images={name: _uri(path) for name, path in images.items()})
+    return template.render(
+        document=document,
+        images={name: _uri(paths[0]) for name, paths in figures.items()},
+        links={name: [path.name for path in paths[1:]] for name, paths in figures.items()},
+    )
 
 
 def _is(kind: type, item: Item) -> bool:

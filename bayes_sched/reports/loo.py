@@ -5,25 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from bayes_sched.checks.loo import ModelComparison
 from bayes_sched.format import NONE, count
-from bayes_sched.reports.document import (
-    Column,
-    Document,
-    Figure,
-    Section,
-    Table,
-    Text,
-    how_made,
-    made,
-    report,
-)
-from bayes_sched.reports.plots.validation import model_differences
+from bayes_sched.reports import document as doc
 
 _LEGEND = (
     "elpd: expected log predictive density, more is better. SE: standard error of the difference, steps "
@@ -59,56 +47,54 @@ class ComparedModels:
     fits: Mapping[str, Mapping[str, Any]]
 
 
-@report.register
-def _(result: ComparedModels, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: ComparedModels, *, command: str = "") -> doc.Document:
     found, fits = result.comparison, result.fits
     table = found.table.reset_index()
     costs = table[["model"]].join(
         pd.DataFrame.from_dict(dict(fits), orient="index")[list(_ACCOUNT)], on="model"
     )
-    draw = partial(model_differences, found)
-    return Document(
+    return doc.Document(
         title="Which model predicts best?",
         name="Models compared",
-        subtitle=made(f"leave-one-out over {found.num_steps:,} steps"),
+        subtitle=doc.made(f"leave-one-out over {found.num_steps:,} steps"),
         sections=(
-            Section("Leave-one-out", (_loo(found, table), Text(_LEGEND))),
-            Section("Cost", (_costs(costs), Text(_COSTS))),
-            Figure("model_differences", "How far behind the best model?", _CAPTION, draw),
-            Text(" ".join(found.sentences), "lead"),
-            how_made(command, files=["summary.json"], frames=["models"]),
+            doc.Section("Leave-one-out", (_loo(found, table), doc.Text(_LEGEND))),
+            doc.Section("Cost", (_costs(costs), doc.Text(_COSTS))),
+            doc.figure("validation.model_differences", "How far behind the best model?", _CAPTION, found),
+            doc.Text(" ".join(found.sentences), "lead"),
+            doc.how_made(command, files=["summary.json"], frames=["models"]),
         ),
         numbers={**found.to_dict(), "fits": {name: _plain(account) for name, account in fits.items()}},
         frames={"models": table},
     )
 
 
-def _loo(found: ModelComparison, table: pd.DataFrame) -> Table:
+def _loo(found: ModelComparison, table: pd.DataFrame) -> doc.Table:
     limit = f"k > {next(iter(found.members.values())).max_k:.2g}"
     columns = (
-        Column("model", "model"),
-        Column("elpd", "elpd", _tenths),
-        Column("difference", "difference", _tenths),
-        Column("difference_se", "SE", _tenths),
-        Column("difference_se_stretches", "stretches", _tenths),
-        Column("p_loo", "p_loo", _tenths),
-        Column("num_unreliable", limit, count),
-        Column("weight", "weight", "{:.2f}".format),
+        doc.Column("model", "model"),
+        doc.Column("elpd", "elpd", _tenths),
+        doc.Column("difference", "difference", _tenths),
+        doc.Column("difference_se", "SE", _tenths),
+        doc.Column("difference_se_stretches", "stretches", _tenths),
+        doc.Column("p_loo", "p_loo", _tenths),
+        doc.Column("num_unreliable", limit, count),
+        doc.Column("weight", "weight", "{:.2f}".format),
     )
-    return Table(table, columns)
+    return doc.Table(table, columns)
 
 
-def _costs(costs: pd.DataFrame) -> Table:
+def _costs(costs: pd.DataFrame) -> doc.Table:
     columns = (
-        Column("model", "model"),
-        Column("gate_passed", "gate", lambda passed: "passed" if passed else "failed"),
-        Column("divergences", "divergent"),
-        Column("effective_per_1000_gradients", "ESS/1,000 gradients"),
-        Column("gradients", "gradients"),
-        Column("seconds", "seconds", _tenths),
-        Column("cpu_seconds", "CPU s", _tenths),
+        doc.Column("model", "model"),
+        doc.Column("gate_passed", "gate", lambda passed: "passed" if passed else "failed"),
+        *doc.titled(divergences="divergent", effective_per_1000_gradients="ESS/1,000 gradients"),
+        *doc.titled(gradients="gradients"),
+        doc.Column("seconds", "seconds", _tenths),
+        doc.Column("cpu_seconds", "CPU s", _tenths),
     )
-    return Table(costs, columns, failed=[not passed for passed in costs["gate_passed"]])
+    return doc.Table(costs, columns, failed=[not passed for passed in costs["gate_passed"]])
 
 
 def _tenths(value: float | None) -> str:

@@ -9,31 +9,12 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.files import PLAN as JSON_NAME
-from bayes_sched.format import NONE, chance, count, number, percent, span, sureness
+from bayes_sched.format import NONE, chance, count, counted, number, percent, span, sureness
 from bayes_sched.planning.capacity import CapacityPlan
 from bayes_sched.planning.next_step import NextStep
 from bayes_sched.planning.settings import Optimum
 from bayes_sched.planning.simulator import KEYS
-from bayes_sched.reports.document import (
-    Column,
-    Document,
-    Figure,
-    Item,
-    Section,
-    Table,
-    Text,
-    beware,
-    how_made,
-    labelled,
-    made,
-    report,
-)
-from bayes_sched.reports.plots.limits import (
-    cost_shares,
-    replicas_needed,
-    request_times,
-    throughput_frontier,
-)
+from bayes_sched.reports import document as doc
 from bayes_sched.sla.request import NAMES
 
 _MAX_ROWS = 12
@@ -55,47 +36,47 @@ _SIMULATION = (
 )
 
 
-@report.register
-def _(plan: Optimum, *, command: str = "") -> Document:
+@doc.report.register
+def _(plan: Optimum, *, command: str = "") -> doc.Document:
     frames = {"frontier": plan.frontier, "settings": plan.settings}
     sections = [_settings(plan)]
     for case, terms in plan.terms.items():
         if terms is not None:
             frames[f"terms_{case.replace(' ', '_').replace('-', '_')}"] = terms
             sections.append(_terms(plan, case, terms))
-    head: tuple[Item, ...] = (
-        Text(f"Steps: {plan.objective.text}.", "lead"),
-        Text(plan.text, "lead"),
-        *beware(plan.fit.cautions),
-        Text(_SETTINGS.format(plan.fit.region.text), on="page"),
+    head: tuple[doc.Item, ...] = (
+        doc.Text(f"Steps: {plan.objective.text}.", "lead"),
+        doc.Text(plan.text, "lead"),
+        *doc.beware(plan.fit.cautions),
+        doc.Text(_SETTINGS.format(plan.fit.region.text), on="page"),
         *_optimum_figures(plan),
     )
     return _document(plan, "The most throughput", (*head, *sections), frames, command)
 
 
-@report.register
-def _(plan: CapacityPlan, *, command: str = "") -> Document:
+@doc.report.register
+def _(plan: CapacityPlan, *, command: str = "") -> doc.Document:
     limits = [f"{key.upper()}: {of.text}" for key, of in plan.objectives.items() if of is not None]
     goal = f"Workload: {plan.workload.text}. Scheduler: {plan.settings.text}."
     speed = f"Simulated {plan.num_steps:,} scheduler steps, {plan.steps_per_second:,.0f} a second."
-    sections: tuple[Item, ...] = (
-        Text(goal, on="terminal"),
-        Text(" ".join([goal, *([f"{'; '.join(limits)}."] if limits else [])]), "lead", on="page"),
-        Text(plan.text, "lead"),
-        *beware(plan.fit.cautions),
-        Text(_SIMULATION.format(plan.fit.region.text), on="page"),
+    sections: tuple[doc.Item, ...] = (
+        doc.Text(goal, on="terminal"),
+        doc.Text(" ".join([goal, *([f"{'; '.join(limits)}."] if limits else [])]), "lead", on="page"),
+        doc.Text(plan.text, "lead"),
+        *doc.beware(plan.fit.cautions),
+        doc.Text(_SIMULATION.format(plan.fit.region.text), on="page"),
         *_capacity_figures(plan),
         _servers(plan),
         _times(plan),
         _load(plan),
-        Text(speed, on="terminal"),
+        doc.Text(speed, on="terminal"),
     )
     frames = {"servers": plan.table, "request_times": plan.request_times}
     return _document(plan, "How many servers", sections, frames, command)
 
 
-@report.register
-def _(step: NextStep, *, command: str = "") -> Document:
+@doc.report.register
+def _(step: NextStep, *, command: str = "") -> doc.Document:
     budget = step.budget
     told = (
         f"Next step: {budget.total_tokens:,} tokens, {step.decodes:,} of them decodes and "
@@ -103,28 +84,35 @@ def _(step: NextStep, *, command: str = "") -> Document:
         f"{'keeps' if budget.is_kept else 'does NOT keep'} {step.slo_ms:g} ms."
     )
     speed = f"An answer takes {step.microseconds:.2f} us (StepBudgets.next_step)."
-    sections = (Text(told), Text(speed), _verdict(is_promised=step.is_promised))
-    return Document(title="The next step", name="The next step", sections=sections, numbers=step.to_dict())
+    sections = (
+        doc.Text(told),
+        *map(doc.Text, step.notes),
+        doc.Text(speed),
+        _verdict(is_promised=step.is_promised),
+    )
+    return doc.Document(
+        title="The next step", name="The next step", sections=sections, numbers=step.to_dict()
+    )
 
 
 def _document(
     plan: Optimum | CapacityPlan,
     what: str,
-    sections: tuple[Item, ...],
+    sections: tuple[doc.Item, ...],
     frames: dict[str, pd.DataFrame],
     command: str,
-) -> Document:
+) -> doc.Document:
     fit, title = plan.fit, f"{what}: {plan.fit.metadata.name}"
     verdict = "the plan can be made" if plan.is_promised else "THE PLAN CAN NOT BE MADE"
-    return Document(
+    return doc.Document(
         title=title,
         name=title,
-        subtitle=made(*labelled(fit.metadata.labels)),
-        head=(Text(verdict, "good" if plan.is_promised else "bad", on="page"),),
+        subtitle=doc.made(*doc.labelled(fit.metadata.labels)),
+        head=(doc.Text(verdict, "good" if plan.is_promised else "bad", on="page"),),
         sections=(
             *sections,
             _verdict(is_promised=plan.is_promised),
-            how_made(command, files=[JSON_NAME], frames=list(frames), end=fit.source_text),
+            doc.how_made(command, files=[JSON_NAME], frames=list(frames), end=fit.source_text),
         ),
         numbers={**plan.to_dict(), "command": command},
         json_name=JSON_NAME,
@@ -132,79 +120,84 @@ def _document(
     )
 
 
-def _verdict(*, is_promised: bool) -> Text:
-    return Text(f"The plan {'CAN' if is_promised else 'can NOT'} be made.", on="terminal")
+def _verdict(*, is_promised: bool) -> doc.Text:
+    return doc.Text(f"The plan {'CAN' if is_promised else 'can NOT'} be made.", on="terminal")
 
 
-def _settings(plan: Optimum) -> Section:
+def _settings(plan: Optimum) -> doc.Section:
     is_any = bool(plan.settings["total_tokens"].notna().any())
     head = "Largest token budget for so many requests (means of a step as large):"
-    table = Table(
+    table = doc.Table(
         plan.settings,
         (
-            Column("batch_size", "requests (max_num_seqs)", short="requests"),
-            Column("total_tokens", "token budget", count),
-            Column("limited_by", "limited by", short="limit"),
-            Column("latency_ms", "mean latency (ms)", number, short="latency ms"),
-            Column("tokens_per_s", "tokens a second", number, short="tokens/s"),
-            Column(
+            doc.Column("batch_size", "requests (max_num_seqs)", short="requests"),
+            doc.Column("total_tokens", "token budget", count),
+            doc.Column("limited_by", "limited by", short="limit"),
+            doc.Column("latency_ms", "mean latency (ms)", number, short="latency ms"),
+            doc.Column("tokens_per_s", "tokens a second", number, short="tokens/s"),
+            doc.Column(
                 "decode_tokens_per_s", "decoding only: tokens a second", number, "decoding only: tokens/s"
             ),
         ),
         on=None if is_any else "page",
         max_rows=_MAX_ROWS,
     )
-    return Section(
-        "Settings by number of requests", (*([Text(head, on="terminal")] if is_any else ()), table)
+    return doc.Section(
+        "Settings by number of requests", (*([doc.Text(head, on="terminal")] if is_any else ()), table)
     )
 
 
-def _terms(plan: Optimum, case: str, terms: pd.DataFrame) -> Section:
+def _terms(plan: Optimum, case: str, terms: pd.DataFrame) -> doc.Section:
     best = plan.best[case] or {}
     head = (
         f"A step of {count(best['batch_size'])} requests and {count(best['total_tokens'])} tokens ({case}):"
     )
     share = partial(percent, digits=1)
-    table = Table(
+    table = doc.Table(
         terms,
         (
-            Column("kind", "kind"),
-            Column("name", "what", short="where its time goes"),
-            Column("group", "group", short=""),
-            Column("latency_ms", "ms", number),
-            Column(("latency_ms_lower", "latency_ms_upper"), "credible (ms)", span, short=""),
-            Column("share", "share", share),
-            Column(("share_lower", "share_upper"), "credible", lambda a, b: f"{share(a)} to {share(b)}"),
-            Column("p_largest", "largest of its kind", _or_zero(chance), short="P(largest)"),
+            doc.Column("kind", "kind"),
+            doc.Column("name", "what", short="where its time goes"),
+            doc.Column("group", "group", short=""),
+            doc.Column("latency_ms", "ms", number),
+            doc.Column(("latency_ms_lower", "latency_ms_upper"), "credible (ms)", span, short=""),
+            doc.Column("share", "share", share),
+            doc.Column(("share_lower", "share_upper"), "credible", lambda a, b: f"{share(a)} to {share(b)}"),
+            doc.Column("p_largest", "largest of its kind", _or_zero(chance), short="P(largest)"),
         ),
     )
-    return Section(f"Where the time goes: {case}", (Text(head, on="terminal"), table))
+    return doc.Section(f"Where the time goes: {case}", (doc.Text(head, on="terminal"), table))
 
 
-def _servers(plan: CapacityPlan) -> Section:
+def _servers(plan: CapacityPlan) -> doc.Section:
     share, shares = partial(percent, digits=1), partial(_interval, factor=100.0, unit="%")
     within = (
         *(_on_page(f"{key}_within", f"{NAMES[key]} kept by", shares) for key in plan.shown.asked),
-        *(Column(f"{key}_within_median", "", share, f"{key.upper()} kept by") for key in plan.shown.asked),
+        *(
+            doc.Column(f"{key}_within_median", "", share, f"{key.upper()} kept by")
+            for key in plan.shown.asked
+        ),
     )
     columns = (
-        Column("replicas", "servers"),
-        Column("confidence", "confidence", sureness),
-        Column("p_overloaded", "overloaded in", _or_zero(sureness), short="overload"),
+        doc.Column("replicas", "servers"),
+        doc.Column("confidence", "confidence", sureness),
+        doc.Column("p_overloaded", "overloaded in", _or_zero(sureness), short="overload"),
         *within,
         _on_page("queue_p95", "waiting, p95 over time", _interval),
-        Column("queue_p95_median", "", number, short="queue p95"),
+        doc.Column("queue_p95_median", "", number, short="queue p95"),
         _on_page("utilisation", "busy", shares),
-        Column("utilisation_median", "", percent, short="busy"),
-        Column("num_draws", "draws"),
-        Column("extrapolated", "outside of the data", share, short=""),
+        doc.Column("utilisation_median", "", percent, short="busy"),
+        doc.Column("num_draws", "draws"),
+        doc.Column("extrapolated", "outside of the data", share, short=""),
     )
     head = "Servers tried (of shares and queues the median over draws):"
     failed = [simulation.replicas != plan.replicas for simulation in plan.simulations]
-    return Section("Servers tried", (Text(head, on="terminal"), Table(plan.table, columns, failed)))
+    return doc.Section(
+        "Servers tried", (doc.Text(head, on="terminal"), doc.Table(plan.table, columns, failed))
+    )
 
 
-def _times(plan: CapacityPlan) -> Section:
+def _times(plan: CapacityPlan) -> doc.Section:
     shown = plan.shown
     rows = [
         {"time": NAMES[key], "key": key.upper(), "limit_ms": None, "confidence": None}
@@ -217,21 +210,21 @@ def _times(plan: CapacityPlan) -> Section:
         for key in KEYS
     ]
     columns = (
-        Column("time", "time", short=""),
-        Column("key", "", short="ms"),
+        doc.Column("time", "time", short=""),
+        doc.Column("key", "", short="ms"),
         *(_on_page(f"{level}_ms", f"{level} (ms)", _interval) for level in ("p50", "p95", "p99")),
-        *(Column(f"{level}_ms_median", "", number, short=level) for level in ("p50", "p95", "p99")),
-        Column(("p99_ms_lower", "p99_ms_upper"), "", span, short="credible p99"),
-        Column("limit_ms", "limit (ms)", number, short="limit"),
-        Column(tuple(f"within_{end}" for end in _ENDS), "", _shares, short="kept by"),
-        Column("confidence", "confidence", sureness),
+        *(doc.Column(f"{level}_ms_median", "", number, short=level) for level in ("p50", "p95", "p99")),
+        doc.Column(("p99_ms_lower", "p99_ms_upper"), "", span, short="credible p99"),
+        doc.Column("limit_ms", "limit (ms)", number, short="limit"),
+        doc.Column(tuple(f"within_{end}" for end in _ENDS), "", _shares, short="kept by"),
+        doc.Column("confidence", "confidence", sureness),
     )
-    head = f"Requests with {shown.replicas:,} server{'' if shown.replicas == 1 else 's'}:"
-    table = Table(pd.DataFrame(rows).astype(object), columns)
-    return Section("Times of requests", (Text(head, on="terminal"), table))
+    head = f"Requests with {counted(shown.replicas, 'server')}:"
+    table = doc.Table(pd.DataFrame(rows).astype(object), columns)
+    return doc.Section("Times of requests", (doc.Text(head, on="terminal"), table))
 
 
-def _load(plan: CapacityPlan) -> Section:
+def _load(plan: CapacityPlan) -> doc.Section:
     names = {
         "queue_mean": "waiting requests, mean over time",
         "queue_p95": "waiting requests, 95% of the time at most",
@@ -244,17 +237,17 @@ def _load(plan: CapacityPlan) -> Section:
     intervals = {**plan.shown.load, "all_within": plan.shown.all_within}
     rows = [{"name": name, **intervals[key]} for key, name in names.items()]
     columns = (
-        Column("name", "of each server"),
-        Column(_ENDS, "median and interval", _interval, short=""),
-        Column("median", "", number, short="median"),
-        Column(("lower", "upper"), "", span, short="credible"),
+        doc.Column("name", "of each server"),
+        doc.Column(_ENDS, "median and interval", _interval, short=""),
+        doc.Column("median", "", number, short="median"),
+        doc.Column(("lower", "upper"), "", span, short="credible"),
     )
-    return Section("Load", (Table(pd.DataFrame(rows), columns),))
+    return doc.Section("Load", (doc.Table(pd.DataFrame(rows), columns),))
 
 
-def _on_page(name: str, title: str, write: Callable[..., str]) -> Column:
+def _on_page(name: str, title: str, write: Callable[..., str]) -> doc.Column:
     """Return a column of intervals that a terminal has no room for."""
-    return Column(tuple(f"{name}_{end}" for end in _ENDS), title, write, short="")
+    return doc.Column(tuple(f"{name}_{end}" for end in _ENDS), title, write, short="")
 
 
 def _interval(
@@ -275,7 +268,7 @@ def _or_zero(write: Callable[[Any], str]) -> Callable[[Any], str]:
     return lambda share: write(share) if share else "0%"
 
 
-def _optimum_figures(plan: Optimum) -> list[Figure]:
+def _optimum_figures(plan: Optimum) -> list[doc.Figure]:
     band = f"{100 * plan.probability:g}%"
     frontier = (
         "The most tokens a second of any settings that keep a limit: all steps up to them do, at the "
@@ -286,14 +279,13 @@ def _optimum_figures(plan: Optimum) -> list[Figure]:
         f"The share of each term of the equation in the mean latency of the best steps, with its {band} "
         "credible interval. Single terms may be told apart only in sums; the groups say what to change."
     )
-    throughput = partial(throughput_frontier, plan)
-    figures = [Figure("throughput_frontier", "Throughput against latency", frontier, throughput)]
+    figures = [doc.figure("limits.throughput_frontier", "Throughput against latency", frontier, plan)]
     if any(terms is not None for terms in plan.terms.values()):
-        figures.append(Figure("cost_shares", "Where the time goes", shares, partial(cost_shares, plan)))
+        figures.append(doc.figure("limits.cost_shares", "Where the time goes", shares, plan))
     return figures
 
 
-def _capacity_figures(plan: CapacityPlan) -> tuple[Figure, ...]:
+def _capacity_figures(plan: CapacityPlan) -> tuple[doc.Figure, ...]:
     band = f"{100 * plan.probability:g}%"
     servers = (
         "Above: the share of the posterior draws in which a number of servers keeps every limit, and no "
@@ -305,6 +297,6 @@ def _capacity_figures(plan: CapacityPlan) -> tuple[Figure, ...]:
         "posterior draws lie in the band."
     )
     return (
-        Figure("replicas_needed", "How many servers", servers, partial(replicas_needed, plan)),
-        Figure("request_times", "How long requests take", times, partial(request_times, plan)),
+        doc.figure("limits.replicas_needed", "How many servers", servers, plan),
+        doc.figure("limits.request_times", "How long requests take", times, plan),
     )

@@ -10,27 +10,12 @@ from typing import Any
 import pandas as pd
 
 from bayes_sched.files import POPULATION, UNSEEN
-from bayes_sched.format import listed, number, percent, records, span
+from bayes_sched.format import counted, cut, cut_start, listed, number, percent, records, span
 from bayes_sched.pooling.population import BETWEEN, WITHIN
 from bayes_sched.pooling.prior import SUMS
 from bayes_sched.pooling.summary import PoolSummary
 from bayes_sched.posterior.typical_steps import FULL_PREFILL, MEDIAN_DECODE
-from bayes_sched.reports.document import (
-    Column,
-    Details,
-    Document,
-    Figure,
-    Section,
-    Table,
-    Text,
-    beware,
-    how_made,
-    made,
-    report,
-    unconverged,
-)
-from bayes_sched.reports.plots.servers import pool_latency, pool_shrinkage
-from bayes_sched.reports.terminal import cut
+from bayes_sched.reports import document as doc
 
 SUMMARY_VERSION = 1
 """Raised when a key of the JSON file changes its meaning or goes."""
@@ -67,8 +52,8 @@ _MADE = (
 )
 
 
-@report.register
-def _(result: PoolSummary, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: PoolSummary, *, command: str = "") -> doc.Document:
     population = result.population
     command = command or population.command or ""
     sentences = paragraph(result)
@@ -79,22 +64,22 @@ def _(result: PoolSummary, *, command: str = "") -> Document:
         "typical_steps": result.steps,
         "convergence": result.convergence.table.rename_axis("variable").reset_index(),
     }
-    good = (Text("converged", "good", on="page"),)
+    good = (doc.Text("converged", "good", on="page"),)
     what = f"model {population.model}, {population.noise} noise"
     files = ["summary.json", POPULATION]
-    return Document(
+    return doc.Document(
         title=f"Servers that borrow strength: {population.name}",
         name=f"Pool: {population.name}",
-        subtitle=made(*population.servers, what, at=population.created_at),
-        head=good if result.converged else unconverged(population.problems),
+        subtitle=doc.made(*population.servers, what, at=population.created_at),
+        head=good if result.converged else doc.unconverged(population.problems),
         sections=(
-            Text(" ".join(sentences), "lead"),
-            *beware(result.warnings),
+            doc.Text(" ".join(sentences), "lead"),
+            *doc.beware(result.warnings),
             _steps(result),
             _alike(result),
             _changes(result),
-            Section("Convergence", _gate(result)),
-            how_made(command, Text(_MADE, on="page"), files=files, frames=list(frames)),
+            doc.Section("Convergence", _gate(result)),
+            doc.how_made(command, doc.Text(_MADE, on="page"), files=files, frames=list(frames)),
         ),
         numbers=_numbers(result, sentences),
         frames=frames,
@@ -128,17 +113,15 @@ def _numbers(result: PoolSummary, sentences: list[str]) -> dict[str, Any]:
     }
 
 
-def _steps(result: PoolSummary) -> Section:
+def _steps(result: PoolSummary) -> doc.Section:
     share = percent(result.probability)
     columns = (
-        Column("step", "step"),
-        Column("batch_size", "B"),
-        Column("total_tokens", "S"),
-        Column("trace", "server of", lambda name: _NOT_SEEN if name == UNSEEN else name),
-        Column("mean_median_ms", "mean (ms)"),
-        Column(("mean_lower_ms", "mean_upper_ms"), f"mean, {share} credible (ms)", span),
-        Column(("lower_ms", "upper_ms"), f"{share} of steps (ms)", span),
-        Column("extrapolation", "extrapolation"),
+        *doc.titled(step="step", batch_size="B", total_tokens="S"),
+        doc.Column("trace", "server of", lambda name: _NOT_SEEN if name == UNSEEN else name),
+        doc.Column("mean_median_ms", "mean (ms)"),
+        doc.Column(("mean_lower_ms", "mean_upper_ms"), f"mean, {share} credible (ms)", span),
+        doc.Column(("lower_ms", "upper_ms"), f"{share} of steps (ms)", span),
+        doc.Column("extrapolation", "extrapolation"),
     )
     ordered = result.steps.sort_values(["batch_size", "total_tokens"], kind="stable")
     caption = (
@@ -148,52 +131,54 @@ def _steps(result: PoolSummary) -> Section:
         f"and not what single steps do. Both axes are logarithmic. {result.typical_load}".strip()
     )
     title = "What a server not yet seen is expected to do"
-    return Section(
+    return doc.Section(
         "What steps take",
         (
-            Text(_STEPS, on="page"),
-            Table(ordered, columns, on="page"),
-            Figure("pool_latency", title, caption, partial(pool_latency, result)),
+            doc.Text(_STEPS, on="page"),
+            doc.Table(ordered, columns, on="page"),
+            doc.figure("servers.pool_latency", title, caption, result),
         ),
     )
 
 
-def _alike(result: PoolSummary) -> Section:
+def _alike(result: PoolSummary) -> doc.Section:
     share = percent(result.probability)
     fixed = "{:.2f}".format
     columns = (
-        Column("coordinate", "coordinate", _named, short=""),
-        Column("coordinate", "", short="factor"),
-        Column("unit", "unit"),
-        Column(_ends("mean"), f"mean server ({share} interval)", _value, short=""),
-        Column(_ends("between"), "from server to server, factor", _factor, short="from server to server"),
-        Column("between_contraction", "its contraction", fixed, short=""),
-        Column(_ends("within"), "from trace to trace, factor", _factor, short="from trace to trace"),
-        Column("within_contraction", "contraction", fixed, short=""),
-        Column(_ends("unseen"), f"{_NOT_SEEN} ({share})", _value, short=f"unseen server, {share}"),
+        doc.Column("coordinate", "coordinate", _named, short=""),
+        doc.Column("coordinate", "", short="factor"),
+        doc.Column("unit", "unit"),
+        doc.Column(_ends("mean"), f"mean server ({share} interval)", _value, short=""),
+        doc.Column(_ends("between"), "from server to server, factor", _factor, short="from server to server"),
+        doc.Column("between_contraction", "its contraction", fixed, short=""),
+        doc.Column(_ends("within"), "from trace to trace, factor", _factor, short="from trace to trace"),
+        doc.Column("within_contraction", "contraction", fixed, short=""),
+        doc.Column(_ends("unseen"), f"{_NOT_SEEN} ({share})", _value, short=f"unseen server, {share}"),
     )
-    return Section("How alike the servers are", (Text(_ALIKE, on="page"), Table(result.spread, columns)))
+    return doc.Section(
+        "How alike the servers are", (doc.Text(_ALIKE, on="page"), doc.Table(result.spread, columns))
+    )
 
 
-def _changes(result: PoolSummary) -> Section:
+def _changes(result: PoolSummary) -> doc.Section:
     share = percent(result.probability)
     members = (
-        *_both("trace", "trace", _end),
+        *_both("trace", "trace", partial(cut_start, width=_NAME_WIDTH)),
         *_both("server", "server", partial(cut, width=_NAME_WIDTH)),
-        Column("steps", "steps"),
-        Column("draws", "draws", short=""),
-        Column("effective_draws", "effective draws, pooled", "{:,.0f}".format, short="effective draws"),
-        Column("converged", "converged alone", lambda is_so: "yes" if is_so else "NO", short=""),
+        doc.Column("steps", "steps"),
+        doc.Column("draws", "draws", short=""),
+        doc.Column("effective_draws", "effective draws, pooled", "{:,.0f}".format, short="effective draws"),
+        doc.Column("converged", "converged alone", lambda is_so: "yes" if is_so else "NO", short=""),
     )
     changes = (
-        Column("coordinate", "coordinate"),
-        Column("unit", "unit", short=""),
-        *_both("trace", "trace", _end),
-        Column(_ends("alone"), f"alone ({share} interval)", _value, short=""),
-        Column(_ends("alone")[1:], "", partial(span, digits=4), short="alone"),
-        Column(_ends("pooled"), f"pooled ({share} interval)", _value, short=""),
-        Column(_ends("pooled")[1:], "", partial(span, digits=4), short="pooled"),
-        Column("width_ratio", "width, pooled over alone", "{:.2f}".format, short="width"),
+        doc.Column("coordinate", "coordinate"),
+        doc.Column("unit", "unit", short=""),
+        *_both("trace", "trace", partial(cut_start, width=_NAME_WIDTH)),
+        doc.Column(_ends("alone"), f"alone ({share} interval)", _value, short=""),
+        doc.Column(_ends("alone")[1:], "", partial(span, digits=4), short="alone"),
+        doc.Column(_ends("pooled"), f"pooled ({share} interval)", _value, short=""),
+        doc.Column(_ends("pooled")[1:], "", partial(span, digits=4), short="pooled"),
+        doc.Column("width_ratio", "width, pooled over alone", "{:.2f}".format, short="width"),
     )
     order = result.spread["coordinate"].tolist()
     ordered = result.changes.sort_values(
@@ -206,19 +191,19 @@ def _changes(result: PoolSummary) -> Section:
         f"green band is where a server not yet seen is expected with {share} probability."
     )
     title = "What each trace says alone, and with the others"
-    return Section(
+    return doc.Section(
         "What pooling changed",
         (
-            Figure("pool_shrinkage", title, caption, partial(pool_shrinkage, result)),
-            Table(result.members, members, failed=[not is_so for is_so in result.members["converged"]]),
-            Text(_MEMBERS, on="page"),
-            Table(spoken, changes, on="terminal"),
-            Details("Each trace alone and pooled", (Table(ordered, changes),)),
+            doc.figure("servers.pool_shrinkage", title, caption, result),
+            doc.Table(result.members, members, failed=[not is_so for is_so in result.members["converged"]]),
+            doc.Text(_MEMBERS, on="page"),
+            doc.Table(spoken, changes, on="terminal"),
+            doc.Details("Each trace alone and pooled", (doc.Table(ordered, changes),)),
         ),
     )
 
 
-def _gate(result: PoolSummary) -> tuple[Text, ...]:
+def _gate(result: PoolSummary) -> tuple[doc.Text, ...]:
     gate = result.convergence
     took = "" if result.seconds is None else f", {result.seconds:.0f} s"
     work = (
@@ -233,17 +218,12 @@ def _gate(result: PoolSummary) -> tuple[Text, ...]:
         f"sizes of at least {gate.worst_ess:,.0f}, {gate.num_divergences:,} divergences in "
         f"{gate.num_draws:,} draws, E-BFMI {e_bfmi}; {work}"
     )
-    return Text(asked, on="page"), Text(f"{gate.text} Population: {work}", on="terminal")
+    return doc.Text(asked, on="page"), doc.Text(f"{gate.text} Population: {work}", on="terminal")
 
 
-def _both(source: str, title: str, short: Callable[..., str]) -> tuple[Column, Column]:
+def _both(source: str, title: str, short: Callable[..., str]) -> tuple[doc.Column, doc.Column]:
     """Return a column in full on a page, and shortened on a terminal."""
-    return Column(source, title, short=""), Column(source, "", short, short=title)
-
-
-def _end(name: str) -> str:
-    """Shorten at the beginning: names of traces differ at their ends."""
-    return name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}"
+    return doc.Column(source, title, short=""), doc.Column(source, "", short, short=title)
 
 
 def _ends(key: str) -> tuple[str, str, str]:
@@ -277,9 +257,9 @@ def paragraph(result: PoolSummary) -> list[str]:
 def _pooled(result: PoolSummary) -> list[str]:
     population = result.population
     servers = list(population.server_of_trace.values())
-    each = [f"{server} ({_count(servers.count(server), 'trace')})" for server in population.servers]
+    each = [f"{server} ({counted(servers.count(server), 'trace')})" for server in population.servers]
     pooled = (
-        f"Pooled: {_count(len(servers), 'trace')} of {_count(len(each), 'server')}, {listed(each)}; model "
+        f"Pooled: {counted(len(servers), 'trace')} of {counted(len(each), 'server')}, {listed(each)}; model "
         f"{population.model}, {population.noise} noise (result {population.name})."
     )
     if not result.converged:
@@ -340,11 +320,7 @@ def _expected(steps: pd.DataFrame, probability: float) -> list[str]:
 
 
 def _step(row: Mapping[str, Any]) -> str:
-    requests = _count(row["batch_size"], "request")
+    requests = counted(row["batch_size"], "request")
     if row["batch_size"] == row["total_tokens"]:
         return requests
     return f"{row['total_tokens']:,} tokens ({requests})"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -9,21 +9,7 @@ import pandas as pd
 
 from bayes_sched.files import SLA as JSON_NAME
 from bayes_sched.format import NONE, chance, chances, count, number, percent, sentence, span, sureness
-from bayes_sched.reports.document import (
-    Column,
-    Document,
-    Figure,
-    Item,
-    Section,
-    Table,
-    Text,
-    beware,
-    how_made,
-    labelled,
-    made,
-    report,
-)
-from bayes_sched.reports.plots.limits import decode_promise, promise_map, request_survival
+from bayes_sched.reports import document as doc
 from bayes_sched.sla.request import RequestSLA
 from bayes_sched.sla.steps import SLA, RiskMaps, StepSLA
 
@@ -52,11 +38,11 @@ _REQUESTS = (
 )
 
 
-@report.register
-def _(result: SLA, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: SLA, *, command: str = "") -> doc.Document:
     metadata, steps, request = result.fit.metadata, result.steps, result.request
     frames: dict[str, pd.DataFrame] = {}
-    sections: list[Item] = []
+    sections: list[doc.Item] = []
     if steps is not None:
         frames |= {"frontier": steps.frontier, **(result.maps.frames if result.maps else {})}
         sections.append(_steps(steps, result.maps))
@@ -65,22 +51,22 @@ def _(result: SLA, *, command: str = "") -> Document:
         sections.append(_request(request, result.survival))
     can = "the promise can be made" if result.is_promised else "THE PROMISE CAN NOT BE MADE"
     outside = f"{result.fit.region.text} Nothing outside of it is promised unless that was asked for."
-    return Document(
+    return doc.Document(
         title=f"What {metadata.name} may promise",
         name=f"Promise: {metadata.name}",
-        subtitle=made(*labelled(metadata.labels)),
+        subtitle=doc.made(*doc.labelled(metadata.labels)),
         head=(
-            Text(can, "good" if result.is_promised else "bad", on="page"),
-            *(Text(reason, "error", on="page") for reason in result.refusals),
+            doc.Text(can, "good" if result.is_promised else "bad", on="page"),
+            *(doc.Text(reason, "error", on="page") for reason in result.refusals),
         ),
         sections=(
             *_leads(steps, request),
-            *beware(result.fit.cautions),
-            Text(f"{_UNCERTAINTIES} {outside}", on="page"),
+            *doc.beware(result.fit.cautions),
+            doc.Text(f"{_UNCERTAINTIES} {outside}", on="page"),
             *sections,
-            *(Text(reason, on="terminal") for reason in result.refusals),
-            Text(f"The promise {'CAN' if result.is_promised else 'can NOT'} be made.", on="terminal"),
-            how_made(command, files=[JSON_NAME], frames=list(frames), end=result.fit.source_text),
+            *(doc.Text(reason, on="terminal") for reason in result.refusals),
+            doc.Text(f"The promise {'CAN' if result.is_promised else 'can NOT'} be made.", on="terminal"),
+            doc.how_made(command, files=[JSON_NAME], frames=list(frames), end=result.fit.source_text),
         ),
         numbers={**result.to_dict(), "command": command},
         json_name=JSON_NAME,
@@ -88,16 +74,18 @@ def _(result: SLA, *, command: str = "") -> Document:
     )
 
 
-@report.register(StepSLA)
-@report.register(RequestSLA)
-def _(result: StepSLA | RequestSLA, *, command: str = "") -> Document:
+@doc.report.register(StepSLA)
+@doc.report.register(RequestSLA)
+def _(result: StepSLA | RequestSLA, *, command: str = "") -> doc.Document:
     """Report an answer alone, without the figures, which need the fit: :meth:`SLA.of`."""
     steps = result if isinstance(result, StepSLA) else None
     request = result if isinstance(result, RequestSLA) else None
-    return report(SLA(fit=result.fit, steps=steps, request=request, maps=None, survival={}), command=command)
+    return doc.report(
+        SLA(fit=result.fit, steps=steps, request=request, maps=None, survival={}), command=command
+    )
 
 
-def _leads(steps: StepSLA | None, request: RequestSLA | None) -> list[Text]:
+def _leads(steps: StepSLA | None, request: RequestSLA | None) -> list[doc.Text]:
     """Return what is promised: a paragraph an answer on a page, one a sentence of it on a terminal."""
     answers = []
     if steps is not None:
@@ -106,14 +94,15 @@ def _leads(steps: StepSLA | None, request: RequestSLA | None) -> list[Text]:
             [f"{sentence(steps.objective.text)}.", *floor, *(limit.text for limit in steps.limits)]
         )
     if request is not None:
-        answers.append([request.request_text, *(time.text for time in request.times)])
+        own = [request.own_text] if request.own else []
+        answers.append([request.request_text, *(time.text for time in request.times), *own])
     return [
-        *(Text(" ".join(said), "lead", on="page") for said in answers),
-        *(Text(text, on="terminal") for said in answers for text in said),
+        *(doc.Text(" ".join(said), "lead", on="page") for said in answers),
+        *(doc.Text(text, on="terminal") for said in answers for text in said),
     ]
 
 
-def _steps(steps: StepSLA, maps: RiskMaps | None) -> Section:
+def _steps(steps: StepSLA, maps: RiskMaps | None) -> doc.Section:
     frontier = steps.frontier
     notes = []
     if bool(frontier["extrapolation"].fillna(False).any()):
@@ -122,20 +111,21 @@ def _steps(steps: StepSLA, maps: RiskMaps | None) -> Section:
         notes.append(
             "! contradicted: more of the trace's steps near it are late than the promise can explain"
         )
-    shown: tuple[Item, ...] = ()
+    shown: tuple[doc.Item, ...] = ()
     if not frontier.empty:
         shown = (
-            Text("Most tokens of a step with B requests:", on="terminal"),
+            doc.Text("Most tokens of a step with B requests:", on="terminal"),
             _frontier(steps),
-            Text("; ".join(notes), on="terminal"),
+            doc.Text("; ".join(notes), on="terminal"),
         )
     figures = () if maps is None else _step_figures(steps, maps)
-    return Section(
-        "Steps", (_limits(steps), *figures, Section("The frontier", (Text(_FRONTIER, on="page"), *shown)))
+    return doc.Section(
+        "Steps",
+        (_limits(steps), *figures, doc.Section("The frontier", (doc.Text(_FRONTIER, on="page"), *shown))),
     )
 
 
-def _limits(steps: StepSLA) -> Table:
+def _limits(steps: StepSLA) -> doc.Table:
     rows = [
         {
             "what": limit.name,
@@ -148,59 +138,62 @@ def _limits(steps: StepSLA) -> Table:
             "extrapolation": None if cap is None else cap.extrapolation,
             "near_steps": None if cap is None else cap.evidence.num_steps,
             "near_late": None if cap is None else cap.evidence.late_share,
+            "local": None if cap is None or cap.local is None else cap.local.verdict,
         }
         for limit in steps.limits
         for name, cap in (
             ("promised", limit.promised),
             ("asked", limit.asked),
+            ("by the trace alone", limit.refuted),
             ("point estimate", limit.point),
         )
-        if cap is not None or name != "asked"
+        if cap is not None or name in ("promised", "point estimate")
     ]
-    return Table(
+    return doc.Table(
         pd.DataFrame(rows).astype(object),
         (
-            Column("what", "what"),
-            Column("limit", "limit"),
-            Column("number", "number"),
-            Column("late", "late there", chance),
-            Column(("lower", "upper"), "credible", _known(chances)),
-            Column("confidence", "confidence", sureness),
-            Column("extrapolation", "extrapolation"),
-            Column("near_steps", "trace: steps near it", count),
-            Column("near_late", "of them late, at least", _known(percent)),
+            *doc.titled(what="what", limit="limit", number="number"),
+            doc.Column("late", "late there", chance),
+            doc.Column(("lower", "upper"), "credible", _known(chances)),
+            doc.Column("confidence", "confidence", sureness),
+            doc.Column("extrapolation", "extrapolation"),
+            doc.Column("near_steps", "trace: steps near it", count),
+            doc.Column("near_late", "of them late", _known(percent)),
+            doc.Column("local", "the model there"),
         ),
         failed=[row["limit"] == "asked" and not steps.is_promised for row in rows],
         on="page",
     )
 
 
-def _frontier(steps: StepSLA) -> Table:
-    return Table(
+def _frontier(steps: StepSLA) -> doc.Table:
+    return doc.Table(
         steps.frontier,
         (
-            Column("batch_size", "requests, B", short="B"),
-            Column(
+            doc.Column("batch_size", "requests, B", short="B"),
+            doc.Column(
                 ("first_tokens", "last_tokens"), "tokens searched", lambda a, b: f"{a:,} to {b:,}", short=""
             ),
-            Column("total_tokens", "tokens promised", count, short=""),
-            Column(("total_tokens", "extrapolation"), "", _marked, short="promised"),
-            Column("limited_by", "limited by", short="limit"),
-            Column(("lower", "upper"), "within the limit", chances, short="within SLO"),
-            Column("confidence", "confidence", sureness),
-            Column("extrapolation", "extrapolation", short=""),
-            Column("near_steps", "trace: steps near it", count, short=""),
-            Column("near_late", "of them late, at least", _known(percent), short=""),
-            Column(("near_late", "near_steps", "is_contradicted"), "", _seen, short="late in trace"),
-            Column("point_tokens", "a point estimate allows", count, short="point allows"),
-            Column("point_breach", "late there", chance),
+            doc.Column("total_tokens", "tokens promised", count, short=""),
+            doc.Column(("total_tokens", "extrapolation"), "", _marked, short="promised"),
+            doc.Column("limited_by", "limited by", short="limit"),
+            doc.Column(("lower", "upper"), "within the limit", chances, short="within SLO"),
+            doc.Column("confidence", "confidence", sureness),
+            doc.Column("extrapolation", "extrapolation", short=""),
+            doc.Column("near_steps", "trace: steps near it", count, short=""),
+            doc.Column("near_late", "of them late", _known(percent), short=""),
+            doc.Column(("near_late", "near_steps", "is_contradicted"), "", _seen, short="late in trace"),
+            doc.Column("seen_tokens", "by the trace alone", count, short="trace alone"),
+            doc.Column(("seen_late", "seen_steps"), "late near that", _late_of, short=""),
+            doc.Column("point_tokens", "a point estimate allows", count, short="point allows"),
+            doc.Column("point_breach", "late there", chance, short=""),
         ),
         failed=[bool(flag) for flag in steps.frontier["is_contradicted"].fillna(False)],
         max_rows=_MAX_ROWS,
     )
 
 
-def _step_figures(steps: StepSLA, maps: RiskMaps) -> tuple[Figure, ...]:
+def _step_figures(steps: StepSLA, maps: RiskMaps) -> tuple[doc.Figure, ...]:
     band = f"{100 * steps.probability:g}%"
     decode = (
         "Above: the share of decode-only steps that take longer than the limit, on a logarithmic scale; the "
@@ -208,61 +201,61 @@ def _step_figures(steps: StepSLA, maps: RiskMaps) -> tuple[Figure, ...]:
         "more than the allowed share is late. More data narrow the band; they do not lower the curve."
     )
     return (
-        Figure("promise_map", "Where the limit is kept", _MAP, partial(promise_map, steps, maps)),
-        Figure("decode_promise", "Risk and confidence", decode, partial(decode_promise, steps, maps)),
+        doc.figure("limits.promise_map", "Where the limit is kept", _MAP, steps, maps),
+        doc.figure("limits.decode_promise", "Risk and confidence", decode, steps, maps),
     )
 
 
-def _request(request: RequestSLA, survival: dict[str, pd.DataFrame]) -> Section:
+def _request(request: RequestSLA, survival: dict[str, pd.DataFrame]) -> doc.Section:
     rows = [time.to_dict() for time in request.times]
     frame = pd.DataFrame(rows).astype(object)
     share = f"{100 * request.times[0].quantile:g}%"
     ms = partial(number, digits=4)
     limit = _known(lambda value: f"{value:g}")
     may = {None: NONE, True: "yes", False: "NO"}.get
-    times = Table(
+    times = doc.Table(
         frame,
         (
-            Column("name", "time", short=""),
-            Column("key", "", str.upper, short="ms"),
-            Column("median_ms", "half within (ms)", ms, short="median"),
-            Column("quantile_ms", f"{share} within (ms)", ms, short=share),
-            Column(
+            doc.Column("name", "time", short=""),
+            doc.Column("key", "", str.upper, short="ms"),
+            doc.Column("median_ms", "half within (ms)", ms, short="median"),
+            doc.Column("quantile_ms", f"{share} within (ms)", ms, short=share),
+            doc.Column(
                 ("quantile_lower_ms", "quantile_upper_ms"),
                 "credible (ms)",
                 partial(span, digits=4),
                 short="credible",
             ),
-            Column("limit_ms", "limit (ms)", limit, short="limit"),
-            Column("probability", "kept by", chance),
-            Column(("lower", "upper"), "credible", _known(chances)),
-            Column("confidence", "confidence", sureness),
-            Column("is_kept", "may be promised", may, short="kept"),
+            doc.Column("limit_ms", "limit (ms)", limit, short="limit"),
+            doc.Column("probability", "kept by", chance),
+            doc.Column(("lower", "upper"), "credible", _known(chances)),
+            doc.Column("confidence", "confidence", sureness),
+            doc.Column("is_kept", "may be promised", may, short="kept"),
         ),
         failed=[row["is_kept"] is False for row in rows],
     )
-    steps = Table(
+    steps = doc.Table(
         request.step_table,
         (
-            Column("phase", "phase"),
-            Column("batch_size", "requests, B"),
-            Column("total_tokens", "tokens, S"),
-            Column("count", "steps"),
-            Column("extrapolation", "extrapolation"),
+            *doc.titled(phase="phase", batch_size="requests, B", total_tokens="tokens, S", count="steps"),
+            *doc.titled(extrapolation="extrapolation", verdict="the model there"),
+            *doc.titled(seen_ms="median in the trace (ms)"),
         ),
         on="page",
     )
     legend = ", ".join(f"{time.key.upper()}: {time.name}" for time in request.times)
-    draw = partial(request_survival, request, survival)
+    times_figure = [
+        doc.figure("limits.request_survival", "How long requests take", _REQUESTS, request, survival)
+    ]
     outside = "EXTRAPOLATION: the trace holds no such steps as some of this request."
-    return Section(
+    return doc.Section(
         "Requests",
         (
             times,
-            Text(f"{legend}.", on="terminal"),
-            *((Text(outside, on="terminal"),) if bool(request.step_table["extrapolation"].any()) else ()),
+            doc.Text(f"{legend}.", on="terminal"),
+            *((doc.Text(outside, on="terminal"),) if bool(request.step_table["extrapolation"].any()) else ()),
             steps,
-            *((Figure("request_survival", "How long requests take", _REQUESTS, draw),) if survival else ()),
+            *(times_figure if survival else ()),
         ),
     )
 
@@ -274,6 +267,10 @@ def _known(write: Any) -> Any:
 
 def _marked(tokens: int | None, extrapolation: bool | None) -> str:
     return count(tokens) + ("*" if extrapolation else "")
+
+
+def _late_of(late: float | None, steps: int | None) -> str:
+    return NONE if late is None or steps is None else f"{percent(late, 1)} of {steps:,}"
 
 
 def _seen(late: float | None, steps: int | None, is_contradicted: bool | None) -> str:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure as Drawing
 
 from bayes_sched.files import SIMULATOR, whole_file
 from bayes_sched.format import NONE, number, percent, records, span
 from bayes_sched.planning.server_record import CORRECTIONS
-from bayes_sched.reports.document import Column, Document, Figure, Item, Table, Text, cell, report
+from bayes_sched.reports import document as doc
+from bayes_sched.reports import plots
 from bayes_sched.reports.markdown import markdown
-from bayes_sched.reports.plots.studies import (
-    comparison_calibration,
-    decisions_over_time,
-    predicted_times,
-    promise_breaks,
-    promise_calibration,
-    promise_costs,
-    simulated_ranks,
-)
-from bayes_sched.reports.plots.style import save_figure
 from bayes_sched.reports.write import write_json
 from bayes_sched.studies.comparison import ComparisonCalibration
 from bayes_sched.studies.pooling import PoolValue
@@ -39,9 +29,9 @@ from bayes_sched.studies.sla_traces import TracePromises
 from bayes_sched.studies.speed import FitSpeed, SamplingSpeed
 
 
-def write_study(found: Findings, folder: Path, *, command: str) -> Document:
+def write_study(found: Findings, folder: Path, *, command: str) -> doc.Document:
     """Write the tables, the figures and the README of a study into its folder; return its document."""
-    document = report(found, command=command)
+    document = doc.report(found, command=command)
     for name, frame in document.frames.items():
         with whole_file(folder / f"{name}.csv", what="the table") as temporary:
             frame.to_csv(temporary, index=frame.index.name is not None, float_format="%.4g")
@@ -51,7 +41,7 @@ def write_study(found: Findings, folder: Path, *, command: str) -> Document:
 
 def write_check(found: SimulatorCheck, folder: Path, *, command: str) -> None:
     """Write the README, the tables, the figures and the numbers of a check of the simulator."""
-    document = report(found, command=command)
+    document = doc.report(found, command=command)
     for part in ("tables", "figures"):
         (folder / part).mkdir()
     for name, frame in document.frames.items():
@@ -60,9 +50,9 @@ def write_check(found: SimulatorCheck, folder: Path, *, command: str) -> None:
     _write_readme(document, folder, folder / "figures")
 
 
-def _write_readme(document: Document, folder: Path, figures: Path) -> None:
-    for figure in document.figures:
-        save_figure(figure.draw(), figures, figure.name)
+def _write_readme(document: doc.Document, folder: Path, figures: Path) -> None:
+    for one in document.figures:
+        plots.style.save_figure(one.draw(), figures, one.name, with_svg=True)
     place = "" if figures == folder else f"{figures.name}/"
     with whole_file(folder / "README.md", what="the file") as temporary:
         temporary.write_text(markdown(document, figures=place), encoding="utf-8")
@@ -72,42 +62,44 @@ def _document(
     result: Any,
     title: str,
     method: str,
-    *items: Item,
+    *items: doc.Item,
     command: str,
-    figures: Mapping[str, tuple[str, Callable[[Any], Drawing]]],
+    figures: Mapping[str, tuple[str, str]],
     files: Mapping[str, str],
     after: str = "",
     **more: Any,
-) -> Document:
+) -> doc.Document:
     """Return a study's document: what made it, the method in words, what was found, its figures and files."""
     listed = pd.DataFrame({"file": [f"`{name}`" for name in files], "what": list(files.values())})
-    drawn = [Figure(name, words, "", partial(draw, result)) for name, (words, draw) in figures.items()]
-    made = (Text("Made by", on="page"), Text(command, "code", on="page"), *_paragraphs(method))
+    drawn = [doc.figure(f"studies.{plot}", words, "", result, name=n) for n, (words, plot) in figures.items()]
+    made = (doc.Text("Made by", on="page"), doc.Text(command, "code", on="page"), *_paragraphs(method))
     if isinstance(result, Findings):
         listed.loc[len(listed)] = ["`study.json`", "settings; `--resume` goes on with the same"]
         more |= {
             "frames": result.tables,
             "numbers": {name: records(frame) for name, frame in result.tables.items()},
         }
-    sections = (*made, *items, *_paragraphs(after), *drawn, Table(listed, on="page"))
-    return Document(title=title, name=title, sections=sections, **more)
+    sections = (*made, *items, *_paragraphs(after), *drawn, doc.Table(listed, on="page"))
+    return doc.Document(title=title, name=title, sections=sections, **more)
 
 
-def _paragraphs(text: str) -> list[Text]:
+def _paragraphs(text: str) -> list[doc.Text]:
     """Return the paragraphs of a page, an empty line between them."""
-    return [Text(" ".join(part.split()), on="page") for part in text.split("\n\n") if part.strip()]
+    return [doc.Text(" ".join(part.split()), on="page") for part in text.split("\n\n") if part.strip()]
 
 
 def _plain(value: Any, digits: int) -> str:
     """Write a value with so many decimals at most."""
-    return f"{round(value, digits):g}" if isinstance(value, float) else cell(value)
+    return f"{round(value, digits):g}" if isinstance(value, float) else doc.cell(value)
 
 
-def _table(frame: pd.DataFrame, *, digits: int = 4, **formats: Any) -> Table:
+def _table(frame: pd.DataFrame, *, digits: int = 4, **formats: Any) -> doc.Table:
     """Return a table under the frame's own names."""
     flat = frame if frame.index.name is None else frame.reset_index()
     write = partial(_plain, digits=digits)
-    return Table(flat, tuple(Column(str(n), str(n), formats.get(str(n), write)) for n in flat.columns))
+    return doc.Table(
+        flat, tuple(doc.Column(str(n), str(n), formats.get(str(n), write)) for n in flat.columns)
+    )
 
 
 def _seconds(seconds: pd.Series, one: str) -> str:
@@ -122,8 +114,8 @@ def _promise(settings: Mapping[str, Any]) -> str:
     return f'"quantile {settings["quantile"]:g} at confidence {settings["confidence"]:g}"'
 
 
-@report.register
-def _(result: Calibration, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: Calibration, *, command: str = "") -> doc.Document:
     settings, table, failures = result.settings, result.tables["evenness"], dict(result.gate_failures)
     least, failed = float(table["p_value"].min()), failures.pop("all")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in failures.items())
@@ -139,7 +131,7 @@ def _(result: Calibration, *, command: str = "") -> Document:
         that failed the gate included; fits this short miss the gate's 400 effective draws more often than
         those of the default settings.""",
         _table(table, digits=3, even=lambda even: "yes" if even else "NO"),
-        Text(
+        doc.Text(
             f"{len(table)} quantities, {int((~table['even']).sum())} outside their 95 % band; the smallest "
             f"p-value is {least:.3f}, times {len(table)}: {min(1.0, least * len(table)):.2f}. "
             f"{result.num_simulations:,} simulations, {result.num_errors:,} not fitted for an error; "
@@ -150,7 +142,7 @@ def _(result: Calibration, *, command: str = "") -> Document:
         after="""`p_value`: how often even ranks would stray as far from an even distribution.
         `max_deviation`: the largest difference between the distribution functions. Beside the parameters, the
         combinations that data identify.""",
-        figures={"calibration": (ranks, simulated_ranks)},
+        figures={"calibration": (ranks, "simulated_ranks")},
         files={
             "calibration.png": "the figure, and as `.svg`",
             "ranks.csv": "rank of the true value, one row a simulation",
@@ -160,8 +152,8 @@ def _(result: Calibration, *, command: str = "") -> Document:
     )
 
 
-@report.register
-def _(result: ComparisonCalibration, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: ComparisonCalibration, *, command: str = "") -> doc.Document:
     settings, number_of, tables = result.settings, result.num_pairs, result.tables
     words = "Intervals against true ratios, and reliability of the probability to be faster"
     return _document(
@@ -172,17 +164,19 @@ def _(result: ComparisonCalibration, *, command: str = "") -> Document:
         {settings["rows"]} steps of each are simulated (the (B, S) of a random choice from
         {settings["design"]}) and fitted with NUTS, and the two posteriors are compared. Every pair counts,
         those whose fits failed the gate included.""",
-        Text(f"Coverage of the {100 * settings['probability']:g}% intervals of the ratio of mean latencies:"),
+        doc.Text(
+            f"Coverage of the {100 * settings['probability']:g}% intervals of the ratio of mean latencies:"
+        ),
         _table(tables["coverage"], digits=3),
-        Text("P(first is faster), one step a pair:"),
+        doc.Text("P(first is faster), one step a pair:"),
         _table(tables["reliability"], digits=3),
-        Text(
+        doc.Text(
             f"Ranks of the true ratio among 99 draws: p-value of evenness {result.uniformity_p:.3f}. "
             f"{number_of:,} pairs, {result.num_errors} not compared for an error; of {2 * number_of:,} fits "
             f"{result.num_passed:,} passed the gate. {_seconds(result.seconds, 'pair')}"
         ),
         command=command,
-        figures={"calibration": (words, comparison_calibration)},
+        figures={"calibration": (words, "comparison_calibration")},
         files={
             "calibration.png": "the figure, and as `.svg`",
             "pairs.csv": "one row a pair and probed step",
@@ -192,8 +186,8 @@ def _(result: ComparisonCalibration, *, command: str = "") -> Document:
     )
 
 
-@report.register
-def _(result: PoolValue, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: PoolValue, *, command: str = "") -> doc.Document:
     settings = result.settings
     chosen = "in a row, from a random place" if settings["consecutive"] else "chosen at random"
     passed = ", ".join(f"{prior} {percent(share)}" for prior, share in result.passed.items())
@@ -207,15 +201,15 @@ def _(result: PoolValue, *, command: str = "") -> Document:
         runs), `better` the share of runs in which it is below 1; `whole_crps_ms` is that of the fit of the
         whole trace.""",
         _table(result.tables["summary"], digits=3),
-        Text(f"Fits that passed the gate: {passed}. {_seconds(result.seconds, 'fit')}"),
+        doc.Text(f"Fits that passed the gate: {passed}. {_seconds(result.seconds, 'fit')}"),
         command=command,
         figures={},
         files={"runs.csv": "one row a run and prior", "summary.csv": "the table above"},
     )
 
 
-@report.register
-def _(result: ServerPromises, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: ServerPromises, *, command: str = "") -> doc.Document:
     settings, tables = result.settings, result.tables
     return _document(
         result,
@@ -230,30 +224,30 @@ def _(result: ServerPromises, *, command: str = "") -> Document:
         the posterior median in place of the bound, and the batch that the fitted curve of the mean allows.
         Where one request may already be too much, nothing is promised: `nothing` counts such promises, which
         cannot be broken and give everything away.""",
-        Text(
+        doc.Text(
             f"Broken promises of {_promise(settings)} (wanted: at most {1.0 - settings['confidence']:.0%}; "
             f"{SERVERS_INTERVAL:.0%} intervals):"
         ),
         _table(tables["broken"]),
-        Text("Limits by kind of steps:"),
+        doc.Text("Limits by kind of steps:"),
         _table(tables["broken_by_step"]),
-        Text("Given away (shares; negative: promised too much):"),
+        doc.Text("Given away (shares; negative: promised too much):"),
         _table(tables["given_away"]),
-        Text(
+        doc.Text(
             f"{result.num_servers:,} servers, {result.num_errors} not fitted for an error; "
             f"{result.num_passed:,} fits passed the gate, and all count. {_cpu(result.cpu_seconds)}"
         ),
         command=command,
         figures={
-            "broken": ("True share of late steps at each promise", promise_breaks),
-            "given_away": ("Throughput given away", promise_costs),
+            "broken": ("True share of late steps at each promise", "promise_breaks"),
+            "given_away": ("Throughput given away", "promise_costs"),
         },
         files={"servers.csv": "one row a promise", **{f"{name}.csv": "a table above" for name in tables}},
     )
 
 
-@report.register
-def _(result: TracePromises, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: TracePromises, *, command: str = "") -> doc.Document:
     settings, tables, interval = result.settings, result.tables, f"{TRACES_INTERVAL:.0%}"
     return _document(
         result,
@@ -268,24 +262,24 @@ def _(result: TracePromises, *, command: str = "") -> Document:
         together, as far as late steps are seen to come in stretches: where no step or every one is late, or
         the stretches differ no more than by chance, all steps are taken as independent. So are those of a
         cell, always. The two splits share a trace and are not independent.""",
-        Text(
+        doc.Text(
             f"Share of held-out steps beyond the limit promised for their (B, S) at {_promise(settings)} "
             f"(wanted: at most {1.0 - settings['quantile']:.2g}; {interval} intervals). borne_out: of the "
             "steps whose promise the fitted steps do not contradict:"
         ),
         _table(tables["kept"]),
-        Text(f"Predicted and realised shares of late steps, all traces together ({interval} intervals):"),
+        doc.Text(f"Predicted and realised shares of late steps, all traces together ({interval} intervals):"),
         _table(tables["pooled"]),
-        Text(f"Cells whose {interval} interval holds the prediction, by level:"),
+        doc.Text(f"Cells whose {interval} interval holds the prediction, by level:"),
         _table(result.agreement),
-        Text(
+        doc.Text(
             f"{result.num_fits:,} fits of up to {settings['max_rows']:,} steps, {settings['chains']} chains "
             f"of {settings['draws']} draws each; {result.num_passed:,} passed the gate, "
             f"{len(result.errors)} failed with an error. {_cpu(result.cpu_seconds)}",
             points=result.errors,
         ),
         command=command,
-        figures={"calibration": ("Realised against predicted shares of late steps", promise_calibration)},
+        figures={"calibration": ("Realised against predicted shares of late steps", "promise_calibration")},
         files={
             "calibration.csv": "predicted and realised shares by trace",
             "pooled.csv": "and of all traces together",
@@ -312,22 +306,22 @@ _DECISIONS = {
 }
 
 
-@report.register
-def _(result: SimulatorCheck, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: SimulatorCheck, *, command: str = "") -> doc.Document:
     heads = (
         "Times of the simulated engine alone, beside what clients measured (ms):",
         f"With {number(result.residual_ms)} ms more, the median of the first half (ms):",
         "With what a request of the first half, drawn by lot, took beyond the engine (ms):",
     )
-    times: list[Item] = []
+    times: list[doc.Item] = []
     for head, correction in zip(heads, CORRECTIONS, strict=True):
         chosen = result.table[result.table["correction"] == correction]
-        times += [Text(head), _times(chosen, f"{100 * result.probability:g}% interval")]
+        times += [doc.Text(head), _times(chosen, f"{100 * result.probability:g}% interval")]
     return _document(
         result,
         "The simulator beside a real server",
         "",
-        *(Text(result.text), Text(result.sources_text), _decisions(result.decisions), *times),
+        *(doc.Text(result.text), doc.Text(result.sources_text), _decisions(result.decisions), *times),
         command=command,
         after="""*Told the queue*: the simulated scheduler is told, step by step, how many requests wait or
         run, and nothing else of what the real one did. *Told the clock*: requests come when clients sent
@@ -339,10 +333,13 @@ def _(result: SimulatorCheck, *, command: str = "") -> Document:
         second half being like the first; what the simulator knows by itself are the times of the engine
         alone.""",
         figures={
-            "predicted_times": ("Requests answered within a time: measured, and predicted", predicted_times),
+            "predicted_times": (
+                "Requests answered within a time: measured, and predicted",
+                "predicted_times",
+            ),
             "decisions_over_time": (
                 "Requests and tokens of each step: of vLLM, and simulated",
-                decisions_over_time,
+                "decisions_over_time",
             ),
         },
         files={
@@ -356,7 +353,7 @@ def _(result: SimulatorCheck, *, command: str = "") -> Document:
     )
 
 
-def _decisions(decisions: Mapping[str, Mapping[str, float]]) -> Table:
+def _decisions(decisions: Mapping[str, Mapping[str, float]]) -> doc.Table:
     def written(name: str, value: float) -> str:
         if "share" in name:
             return percent(value, 2)
@@ -364,22 +361,22 @@ def _decisions(decisions: Mapping[str, Mapping[str, float]]) -> Table:
 
     told = {"told the queue": decisions["of_queue"], "told the clock": decisions["of_clock"]}
     columns = {title: [written(name, of[name]) for name in _DECISIONS.values()] for title, of in told.items()}
-    return Table(pd.DataFrame({"decisions": list(_DECISIONS), **columns}))
+    return doc.Table(pd.DataFrame({"decisions": list(_DECISIONS), **columns}))
 
 
-def _times(rows: pd.DataFrame, interval: str) -> Table:
+def _times(rows: pd.DataFrame, interval: str) -> doc.Table:
     signed = "{:+.1%}".format
-    return Table(
+    return doc.Table(
         rows,
         (
-            Column("time", "time", str.upper),
-            Column("level", "quantile", lambda level: f"p{100 * level:g}"),
-            Column("measured_ms", "measured", number),
-            Column("predicted_ms", "predicted", number),
-            Column(("lower_ms", "upper_ms"), interval, span),
-            Column("error", "error", signed),
-            Column("is_inside", "inside", lambda inside: "yes" if inside else "NO"),
-            Column("own_steps_error", "error with own steps", signed),
+            doc.Column("time", "time", str.upper),
+            doc.Column("level", "quantile", lambda level: f"p{100 * level:g}"),
+            doc.Column("measured_ms", "measured", number),
+            doc.Column("predicted_ms", "predicted", number),
+            doc.Column(("lower_ms", "upper_ms"), interval, span),
+            doc.Column("error", "error", signed),
+            doc.Column("is_inside", "inside", lambda inside: "yes" if inside else "NO"),
+            doc.Column("own_steps_error", "error with own steps", signed),
         ),
     )
 
@@ -388,33 +385,33 @@ def _gate(passed: Any) -> str:
     return "passed" if passed else "failed"
 
 
-@report.register
-def _(result: SamplingSpeed, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: SamplingSpeed, *, command: str = "") -> doc.Document:
     depth, best = result.direct_max_depth, result.ratios
     columns = (
-        Column("method", "method"),
-        Column("gate_passed", "gate", _gate),
-        Column("divergences", "divergent"),
-        Column("worst_r_hat", "worst R-hat", "{:.3f}".format),
-        Column("min_ess_bulk", "min bulk ESS", "{:,.0f}".format),
-        Column("effective_per_1000_gradients", "ESS/1,000 gradients", "{:.3g}".format),
-        Column("effective_per_1000_gradients_all", "with warm-up*", "{:.3g}".format),
-        Column("effective_per_second", "ESS/s†", "{:.3g}".format),
-        Column("share_at_max_depth", "at max depth", "{:.0%}".format),
-        Column("ours_per_gradient", "ours/this per gradient", "{:,.1f}".format),
-        Column("ours_per_second", "per second", "{:,.1f}".format),
+        doc.Column("method", "method"),
+        doc.Column("gate_passed", "gate", _gate),
+        doc.Column("divergences", "divergent"),
+        doc.Column("worst_r_hat", "worst R-hat", "{:.3f}".format),
+        doc.Column("min_ess_bulk", "min bulk ESS", "{:,.0f}".format),
+        doc.Column("effective_per_1000_gradients", "ESS/1,000 gradients", "{:.3g}".format),
+        doc.Column("effective_per_1000_gradients_all", "with warm-up*", "{:.3g}".format),
+        doc.Column("effective_per_second", "ESS/s†", "{:.3g}".format),
+        doc.Column("share_at_max_depth", "at max depth", "{:.0%}".format),
+        doc.Column("ours_per_gradient", "ours/this per gradient", "{:,.1f}".format),
+        doc.Column("ours_per_second", "per second", "{:,.1f}".format),
     )
-    return Document(
+    return doc.Document(
         title=result.trace,
         name=result.trace,
         sections=(
-            Text(f"{result.trace}: {result.rows:,} of {result.rows_of:,} cleaned steps"),
-            Table(result.table, columns),
-            Text(
+            doc.Text(f"{result.trace}: {result.rows:,} of {result.rows_of:,} cleaned steps"),
+            doc.Table(result.table, columns),
+            doc.Text(
                 "ours over the best direct one: effective draws a gradient x "
                 f"{best['effective_per_1000_gradients']:,.1f}, a second x {best['effective_per_second']:,.1f}"
             ),
-            Text(
+            doc.Text(
                 f"The direct formulation's trajectories are cut at depth {depth} ({2**depth - 1:,} leapfrog "
                 "steps). The ESS of chains that fail the gate is not to be trusted.",
                 points=(
@@ -428,85 +425,82 @@ def _(result: SamplingSpeed, *, command: str = "") -> Document:
     )
 
 
-@report.register
-def _(result: FitSpeed, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: FitSpeed, *, command: str = "") -> doc.Document:
     one = "{:.1f}".format
     columns = (
-        Column("trace", "trace", lambda name: name.removesuffix(".gz").removesuffix(".jsonl")),
-        Column("seed", "seed"),
-        Column("rows", "rows"),
-        *(Column(f"{name}_s", f"{name} s", one) for name in ("compile", "pilot")),
+        doc.Column("trace", "trace", lambda name: name.removesuffix(".gz").removesuffix(".jsonl")),
+        *doc.titled(seed="seed", rows="rows"),
+        *(doc.Column(f"{name}_s", f"{name} s", one) for name in ("compile", "pilot")),
         *(
-            Column(f"{name}_s", f"{short} s", one)
+            doc.Column(f"{name}_s", f"{short} s", one)
             for name, short in (("sampling", "sample"), ("total", "total"))
         ),
-        Column("peak_memory_mb", "peak MB", "{:,.0f}".format),
-        Column("divergences", "divergent"),
-        Column("worst_r_hat", "worst R-hat", "{:.4f}".format),
-        Column("min_ess_bulk", "bulk ESS", "{:,.0f}".format),
-        Column("min_ess_tail", "tail ESS", "{:,.0f}".format),
-        Column("leapfrogs_per_draw", "leapfrogs/draw", one),
-        Column("effective_per_1000_gradients", "ESS/1,000 gradients", one),
-        Column("modes", "modes"),
-        Column("parts", "parts"),
-        Column("probability_a_1_above_tau_S", "P(a_1 > tau_S)", "{:.3f}".format),
-        Column("gate_passed", "gate", _gate),
+        doc.Column("peak_memory_mb", "peak MB", "{:,.0f}".format),
+        doc.Column("divergences", "divergent"),
+        doc.Column("worst_r_hat", "worst R-hat", "{:.4f}".format),
+        doc.Column("min_ess_bulk", "bulk ESS", "{:,.0f}".format),
+        doc.Column("min_ess_tail", "tail ESS", "{:,.0f}".format),
+        doc.Column("leapfrogs_per_draw", "leapfrogs/draw", one),
+        doc.Column("effective_per_1000_gradients", "ESS/1,000 gradients", one),
+        *doc.titled(modes="modes", parts="parts"),
+        doc.Column("probability_a_1_above_tau_S", "P(a_1 > tau_S)", "{:.3f}".format),
+        doc.Column("gate_passed", "gate", _gate),
     )
     note = (
         "total: wall time of the whole command from its start; the stages are wall time too. ESS: smallest "
         "of all parameters and coordinates; gradients: leapfrog steps after warm-up."
     )
     spread = [
-        Text(f"{trace}: P(a_1 > tau_S) from {least:.3f} to {most:.3f} over the seeds")
+        doc.Text(f"{trace}: P(a_1 > tau_S) from {least:.3f} to {most:.3f} over the seeds")
         for trace, (least, most) in result.spread.items()
     ]
     frame = pd.DataFrame([{k: v for k, v in row.items() if k != "problems"} for row in result.fits])
-    return Document(
-        title="Whole fits", name="Whole fits", sections=(Table(frame, columns), *spread, Text(note))
+    return doc.Document(
+        title="Whole fits", name="Whole fits", sections=(doc.Table(frame, columns), *spread, doc.Text(note))
     )
 
 
-@report.register
-def _(result: PredictorTrial, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: PredictorTrial, *, command: str = "") -> doc.Document:
     fresh, rows = result.fresh, result.replays
     errors = ", ".join(f"{name} {value:.3%}" for name, value in result.largest_errors.items())
     against = f"largest errors against every draw of the fit, inside the region: {errors}"
     replays = (
-        Column("factor", "second half", "x {:g}".format),
-        Column("alarms_before", "alarms before"),
-        Column("alarms_after", "after"),
-        Column("delay", "noticed after", lambda delay: "-" if delay is None else f"{delay:,.0f} steps"),
-        Column("level", "level", "{:.3f}".format),
-        Column("coverage", "90 % band", "{:.1%}".format),
-        Column("coverage_uncorrected", "uncorrected", "{:.1%}".format),
-        Column("anomalous_share", "anomalous", "{:.2%}".format),
-        Column("largest_evidence", "largest evidence", "{:.1e}".format),
+        doc.Column("factor", "second half", "x {:g}".format),
+        *doc.titled(alarms_before="alarms before", alarms_after="after"),
+        doc.Column("delay", "noticed after", lambda delay: "-" if delay is None else f"{delay:,.0f} steps"),
+        doc.Column("level", "level", "{:.3f}".format),
+        doc.Column("coverage", "90 % band", "{:.1%}".format),
+        doc.Column("coverage_uncorrected", "uncorrected", "{:.1%}".format),
+        doc.Column("anomalous_share", "anomalous", "{:.2%}".format),
+        doc.Column("largest_evidence", "largest evidence", "{:.1e}".format),
     )
     speed = (
-        Column("name", "call"),
-        Column("one", "one step, us", lambda seconds: f"{1e6 * seconds:.2f}"),
-        Column("many", "a million, s", _known("{:.3f}")),
-        Column("one_ratio", "one / equation", "{:.2f}".format),
-        Column("many_ratio", "million / equation", _known("{:.2f}")),
+        doc.Column("name", "call"),
+        doc.Column("one", "one step, us", lambda seconds: f"{1e6 * seconds:.2f}"),
+        doc.Column("many", "a million, s", _known("{:.3f}")),
+        doc.Column("one_ratio", "one / equation", "{:.2f}".format),
+        doc.Column("many_ratio", "million / equation", _known("{:.2f}")),
     )
-    return Document(
+    return doc.Document(
         title=result.name,
         name=result.name,
         sections=(
-            Text(
+            doc.Text(
                 f"{result.name}, in a fresh process: import and load {fresh['all_wall_s']:.3f} s "
                 f"({fresh['all_cpu_s']:.3f} s of CPU), {fresh['all_wall_s'] / fresh['numpy_wall_s']:.2f} x "
                 f"the import of numpy alone ({fresh['numpy_wall_s']:.3f} s, {fresh['numpy_cpu_s']:.3f} s of "
                 "CPU)"
             ),
-            Table(result.speed, speed),
-            *((Text(against),) if errors else ()),
-            Text(
+            doc.Table(result.speed, speed),
+            *((doc.Text(against),) if errors else ()),
+            doc.Text(
                 f"replay of {rows['num_steps'].iloc[0]:,} steps: alarm at {result.tolerance:.1%} off, "
                 f"false-alarm bound {result.false_alarm_rate:g} a step"
             ),
-            Table(rows, replays),
-            Text(
+            doc.Table(rows, replays),
+            doc.Text(
                 "Each alarm is cleared so that the next can come. Largest evidence: in the first half; an "
                 "alarm is 1."
             ),

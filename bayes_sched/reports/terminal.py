@@ -57,8 +57,3 @@ def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]], is_text: Seque
         return f"  {'  '.join(padded)}".rstrip()
 
     return "\n".join(map(line, [titles, ["-" * width for width in widths], *rows]))
-
-
-def cut(text: str, width: int) -> str:
-    """Shorten a text at its end."""
-    return text if len(text) <= width else f"{text[: width - 1]}…"

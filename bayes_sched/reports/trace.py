@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure as Drawing
 
 from bayes_sched.files import ANALYSIS
-from bayes_sched.format import NONE, count, listed, number, percent, quantity, records, sentence
-from bayes_sched.reports.document import (
-    Column,
-    Document,
-    Figure,
-    Item,
-    Section,
-    Table,
-    Text,
-    beware,
-    how_made,
-    labelled,
-    made,
-    report,
+from bayes_sched.format import (
+    NONE,
+    count,
+    counted,
+    cut_start,
+    listed,
+    number,
+    percent,
+    quantity,
+    records,
+    sentence,
 )
-from bayes_sched.reports.plots import trace as plots
-from bayes_sched.trace.analysis import DECODE_ONLY, MIXED, PREFILL_ONLY, TraceAnalysis
+from bayes_sched.reports import document as doc
+from bayes_sched.trace.analysis import DECODE_ONLY, LEVELS, MIXED, PREFILL_ONLY, TraceAnalysis
 from bayes_sched.trace.findings import (
     KV_CACHE_FULL,
     NEEDS,
@@ -75,63 +71,49 @@ _STACKED = (
     "Batches by the time {}, the kinds of batches on top of each other. Dotted lines: half, 95% and 99% of "
     "all batches take no longer."
 )
-_FIGURES: tuple[tuple[str, str, str, Callable[[TraceAnalysis], Drawing]], ...] = (
-    (
-        "times_over_time",
+_FIGURES = {
+    "times_over_time": (
         "Time of batches over time",
         "The lines are medians, of the batches that only decode and of those that prefill; the band holds "
         "90% of all batches of each piece of time, the dots are its slowest batch; logarithmic axes. A "
         "dashed vertical line is a sudden rise of the schedule time that the load does not explain.",
-        plots.times_over_time,
     ),
-    (
-        "tokens_over_time",
+    "tokens_over_time": (
         "Tokens over time",
         "What the server processed, prefilled tokens on top of decoded ones. A flat top is a server at its "
         "limit, provided that requests were waiting.",
-        plots.tokens_over_time,
     ),
-    (
-        "queue_and_cache",
+    "queue_and_cache": (
         "Queue and KV cache over time",
         "Lines are means of each piece of time, the light band above reaches to the maximum. Shaded spans "
         "are findings: a queue that built up, a KV cache near full (red line: the limit).",
-        plots.queue_and_cache,
     ),
-    (
-        "request_distributions",
+    "request_distributions": (
         "Requests a batch",
         "Each bar is the share of the batches that hold so many requests of the kind; the scale is "
         "logarithmic, so that rare batches show.",
-        plots.request_distributions,
     ),
-    (
-        "model_run_histogram",
+    "model_run_histogram": (
         "Model-run time",
         _STACKED.format("the model ran"),
-        partial(plots.time_histogram, name="latency_ms"),
     ),
-    (
-        "schedule_histogram",
+    "schedule_histogram": (
         "Schedule time",
         _STACKED.format("their scheduling took"),
-        partial(plots.time_histogram, name="schedule_ms"),
     ),
-    (
-        "schedule_against_model_run",
+    "schedule_against_model_run": (
         "Schedule time against model-run time",
         "On the dashed lines scheduling takes 1%, 10% or 100% of the model run. What lies above the red line "
         "took longer to schedule than the limit.",
-        plots.schedule_against_model_run,
     ),
-)
+}
 
 
-@report.register
-def _(result: TraceAnalysis, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: TraceAnalysis, *, command: str = "") -> doc.Document:
     lead = " ".join(sentences(result))
     num = len(result.findings)
-    found = Text(f"{num:,} finding{_s(num)}", "bad", on="page")
+    found = doc.Text(counted(num, "finding"), "bad", on="page")
     findings = pd.DataFrame(
         [asdict(finding) for finding in result.findings], columns=list(Finding.__dataclass_fields__)
     )
@@ -146,18 +128,20 @@ def _(result: TraceAnalysis, *, command: str = "") -> Document:
     numbers = result.to_dict()
     first = {name: numbers[name] for name in ("analysis_version", "name", "labels")}
     start = f" from {result.start}" if result.start else ""
-    return Document(
+    return doc.Document(
         title=f"Scheduler steps of a server: {result.name}",
         name=f"Trace analysis: {result.name}",
-        subtitle=made(*labelled(result.labels), f"{result.num_steps:,} batches{start}"),
-        head=(found if num else Text("nothing stands out", "good", on="page"),),
+        subtitle=doc.made(*doc.labelled(result.labels), f"{result.num_steps:,} batches{start}"),
+        head=(found if num else doc.Text("nothing stands out", "good", on="page"),),
         sections=(
-            Text(lead, "lead"),
-            *beware(result.warnings),
-            Section("What to look at", (*_findings(findings, result.limits.num_slowest), *_slowest(result))),
+            doc.Text(lead, "lead"),
+            *doc.beware(result.warnings),
+            doc.Section(
+                "What to look at", (*_findings(findings, result.limits.num_slowest), *_slowest(result))
+            ),
             _numbers(result),
-            Section("Figures", _figures(result)),
-            how_made(command, *_read(result), files=[ANALYSIS], frames=list(frames)),
+            doc.Section("Figures", _figures(result)),
+            doc.how_made(command, *_read(result), files=[ANALYSIS], frames=list(frames)),
         ),
         numbers={**first, "text": lead, **numbers, "command": command},
         json_name=ANALYSIS,
@@ -165,7 +149,7 @@ def _(result: TraceAnalysis, *, command: str = "") -> Document:
     )
 
 
-def _findings(findings: pd.DataFrame, num_shown: int) -> list[Section]:
+def _findings(findings: pd.DataFrame, num_shown: int) -> list[doc.Section]:
     """Return a section for each kind: on a page the `MAX_SHOWN` worst, on a terminal `num_shown`."""
     sections = []
     for kind in findings["kind"].unique():
@@ -181,16 +165,16 @@ def _findings(findings: pd.DataFrame, num_shown: int) -> list[Section]:
             head += f", the worst {len(few)} (JSON and report hold all)"
         points = [f"{f['start'] or NONE}  {f['source']}:{f['first_line']}: {f['text']}" for f in records(few)]
         columns = (
-            Column("start", "moment", lambda start: start or "step"),
-            Column(("source", "first_line"), "file and line", _place),
-            Column("text", "what"),
+            doc.Column("start", "moment", lambda start: start or "step"),
+            doc.Column(("source", "first_line"), "file and line", _place),
+            doc.Column("text", "what"),
         )
         items = (
-            Text(f"{listed_text}.", on="page"),
-            Table(listed_ones, columns, on="page"),
-            Text(f"{head}.", points=tuple(points), on="terminal"),
+            doc.Text(f"{listed_text}.", on="page"),
+            doc.Table(listed_ones, columns, on="page"),
+            doc.Text(f"{head}.", points=tuple(points), on="terminal"),
         )
-        sections.append(Section(sentence(kind), items))
+        sections.append(doc.Section(sentence(kind), items))
     return sections
 
 
@@ -198,57 +182,53 @@ def _place(source: str, line: int) -> str:
     return f"{source}:{line}"
 
 
-def _slowest(result: TraceAnalysis) -> tuple[Item, ...]:
+def _slowest(result: TraceAnalysis) -> tuple[doc.Item, ...]:
     if result.slowest.empty:
         return ()
     columns = [
-        Column(("source", "line"), "file and line", _place, short=""),
-        Column(("source", "line"), "", _end_of_place, short="slowest batches"),
-        Column("moment", "moment"),
-        Column("regime", "kind", short=""),
-        Column("schedule_ms", "schedule (ms)", number, short="sched"),
-        Column("latency_ms", "model run (ms)", number, short="model ms"),
-        Column("times_typical", "times like batches", partial(number, digits=2), short="x like"),
-        Column("num_prefill_reqs", "prefill requests", count, short="prefill"),
-        Column("num_decode_reqs", "decode requests", count, short="decode"),
-        Column("total_tokens", "tokens", count),
+        doc.Column(("source", "line"), "file and line", _place, short=""),
+        doc.Column(("source", "line"), "", lambda *at: cut_start(_place(*at), 30), short="slowest batches"),
+        doc.Column("moment", "moment"),
+        doc.Column("regime", "kind", short=""),
+        doc.Column("schedule_ms", "schedule (ms)", number, short="sched"),
+        doc.Column("latency_ms", "model run (ms)", number, short="model ms"),
+        doc.Column("times_typical", "times like batches", partial(number, digits=2), short="x like"),
+        doc.Column("num_prefill_reqs", "prefill requests", count, short="prefill"),
+        doc.Column("num_decode_reqs", "decode requests", count, short="decode"),
+        doc.Column("total_tokens", "tokens", count),
     ]
     if "schedule_ms" not in result.slowest:
         columns = [column for column in columns if column.source != "schedule_ms"]
     by = _SLOWEST.format("step" if "step_ms" in result.slowest else "model-run")
     legend = "x like: model run over the median of like batches; prefill, decode: requests"
-    table = Table(result.slowest, tuple(columns))
-    return (Section("Slowest batches", (Text(by, on="page"), table, Text(legend, on="terminal"))),)
+    table = doc.Table(result.slowest, tuple(columns))
+    return (
+        doc.Section("Slowest batches", (doc.Text(by, on="page"), table, doc.Text(legend, on="terminal"))),
+    )
 
 
-def _end_of_place(source: str, line: int, width: int = 30) -> str:
-    """Shorten at the beginning: of a path with a line number the end matters."""
-    text = _place(source, line)
-    return text if len(text) <= width else f"…{text[1 - width :]}"
-
-
-def _numbers(result: TraceAnalysis) -> Section:
+def _numbers(result: TraceAnalysis) -> doc.Section:
     statistics = (
-        Column(("title", "unit"), "quantity", _label, short="of each batch"),
-        *(Column((name, "unit"), name, quantity) for name in ("mean", "min", "p50", "p95", "p99", "max")),
-        Column("steps", "batches", short=""),
+        doc.Column(("title", "unit"), "quantity", _label, short="of each batch"),
+        *(doc.Column((name, "unit"), name, quantity) for name in ("mean", "min", "p50", "p95", "p99", "max")),
+        doc.Column("steps", "batches", short=""),
     )
     regimes = (
-        Column("regime", "batches", short="kind of batch"),
-        Column("steps", "number"),
-        Column("share", "share", partial(percent, digits=1)),
-        Column("time_share", "share of model-run time", lambda x: percent(x or 0.0, 1), short="of time"),
-        Column("tokens", "tokens", short=""),
-        *(Column(f"{q}_ms", f"{q} (ms)", number, short=f"{q} ms") for q in ("mean", "p50", "p95", "p99")),
+        doc.Column("regime", "batches", short="kind of batch"),
+        doc.Column("steps", "number"),
+        doc.Column("share", "share", partial(percent, digits=1)),
+        doc.Column("time_share", "share of model-run time", lambda x: percent(x or 0.0, 1), short="of time"),
+        doc.Column("tokens", "tokens", short=""),
+        *(doc.Column(f"{q}_ms", f"{q} (ms)", number, short=f"{q} ms") for q in ("mean", "p50", "p95", "p99")),
     )
     missing = [_MISSING[name] for name in result.missing]
-    return Section(
+    return doc.Section(
         "Numbers",
         (
-            Table(result.table, statistics),
-            *([Text(_SUMMED, "soft")] if result.is_step_summed else []),
-            *([Text(f"Missing in the trace: {listed(missing)}.", on="terminal")] if missing else []),
-            Section("Kinds of batches", (Table(result.regimes, regimes),)),
+            doc.Table(result.table, statistics),
+            *([doc.Text(_SUMMED, "soft")] if result.is_step_summed else []),
+            *([doc.Text(f"Missing in the trace: {listed(missing)}.", on="terminal")] if missing else []),
+            doc.Section("Kinds of batches", (doc.Table(result.regimes, regimes),)),
         ),
     )
 
@@ -258,47 +238,47 @@ def _label(title: str, unit: str) -> str:
     return title if unit == "share" or unit in title else f"{title} ({unit})"
 
 
-def _figures(result: TraceAnalysis) -> tuple[Figure, ...]:
+def _figures(result: TraceAnalysis) -> tuple[doc.Figure, ...]:
     """Return the figures that the columns of the trace allow."""
     left_out = set()
     if "schedule_ms" not in result.steps:
         left_out |= {"schedule_histogram", "schedule_against_model_run"}
-    if not set(plots.LEVELS) & set(result.steps):
+    if not set(LEVELS) & set(result.steps):
         left_out.add("queue_and_cache")
     return tuple(
-        Figure(name, title, caption, partial(draw, result))
-        for name, title, caption, draw in _FIGURES
+        doc.figure(f"trace.{name}", title, caption, result)
+        for name, (title, caption) in _FIGURES.items()
         if name not in left_out
     )
 
 
-def _read(result: TraceAnalysis) -> tuple[Item, ...]:
+def _read(result: TraceAnalysis) -> tuple[doc.Item, ...]:
     """Say what was read, and from where on something is a finding."""
     limits = result.limits
     sources = (
-        Column("path", "file", lambda path: path.rpartition("/")[2]),
-        Column("format", "format"),
-        Column("num_lines", "lines"),
-        Column("num_steps", "steps"),
-        Column("sha256", "SHA-256"),
+        doc.Column("path", "file", lambda path: path.rpartition("/")[2]),
+        *doc.titled(format="format", num_lines="lines", num_steps="steps", sha256="SHA-256"),
     )
     told = _LIMITS.format(
         limits.slow_schedule_ms, limits.schedule_rise, limits.long_queue, 100 * limits.full_kv_cache
     )
-    files = Table(pd.DataFrame([asdict(source) for source in result.sources]), sources, on="page")
-    return (Section("Traces", (files, *bad_line_items(result.bad_lines))), Text(told, "soft", on="page"))
+    files = doc.Table(pd.DataFrame([asdict(source) for source in result.sources]), sources, on="page")
+    return (
+        doc.Section("Traces", (files, *bad_line_items(result.bad_lines))),
+        doc.Text(told, "soft", on="page"),
+    )
 
 
-def bad_line_items(bad: BadLines) -> tuple[Item, ...]:
+def bad_line_items(bad: BadLines) -> tuple[doc.Item, ...]:
     """Say which lines could not be used, by reason, and on a terminal the first few."""
     if not bad.num_bad:
-        return (Text("Every line of the traces could be used.", on="page"),)
+        return (doc.Text("Every line of the traces could be used.", on="page"),)
     head = f"{bad.num_bad:,} of {bad.num_lines:,} lines could not be used; the first:"
     counts = pd.DataFrame({"reason": list(bad.counts), "lines": list(bad.counts.values())})
     return (
-        Text(head, points=tuple(map(str, bad.first)), on="terminal"),
-        Text("Lines that could not be used:", on="page"),
-        Table(counts),
+        doc.Text(head, points=tuple(map(str, bad.first)), on="terminal"),
+        doc.Text("Lines that could not be used:", on="page"),
+        doc.Table(counts),
     )
 
 
@@ -332,7 +312,7 @@ def _measured(result: TraceAnalysis) -> str:
             what += f" ({number(totals['decode_tokens_per_s'])} of them decoded)"
     elif totals["tokens_per_model_run_s"] is not None:
         what += f": {number(totals['tokens_per_model_run_s'])} tokens for each second of model run"
-    idle = f"; {result.num_idle:,} idle step{_s(result.num_idle)} left out" if result.num_idle else ""
+    idle = f"; {counted(result.num_idle, 'idle step')} left out" if result.num_idle else ""
     return f"Measured: {what}{idle}."
 
 
@@ -380,7 +360,7 @@ def _found(result: TraceAnalysis, rows: Mapping[str, Any]) -> list[str]:
     if found := of_kind[SLOW_SCHEDULING]:
         num = sum(f.num_steps for f in found)
         said.append(
-            f"{num:,} step{_s(num)} ({percent(num / rows['schedule_ms']['steps'], 2)}) scheduled for more "
+            f"{counted(num, 'step')} ({percent(num / rows['schedule_ms']['steps'], 2)}) scheduled for more "
             f"than {limits.slow_schedule_ms:g} ms, {_worst(found)}: such a pause is seldom the scheduler's "
             "own; look for garbage collection and for other load on its CPU at these moments."
         )
@@ -448,7 +428,3 @@ def _missing(missing: tuple[str, ...]) -> str:
     unseen = _unseen(missing)
     consequence = f", so it cannot show {listed(unseen)}" if unseen else ""
     return f"The trace does not hold {listed([_MISSING[name] for name in missing])}{consequence}."
-
-
-def _s(num: int) -> str:
-    return "" if num == 1 else "s"

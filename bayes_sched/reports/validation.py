@@ -9,28 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from bayes_sched.format import NONE, number, percent
-from bayes_sched.reports.document import (
-    Column,
-    Details,
-    Document,
-    Figure,
-    Item,
-    Section,
-    Table,
-    Text,
-    beware,
-    cell,
-    made,
-    report,
-)
-from bayes_sched.reports.plots.validation import (
-    band_calibration,
-    error_by_size,
-    extrapolation_bands,
-    score_overview,
-)
-from bayes_sched.reports.terminal import cut
+from bayes_sched.format import NONE, counted, cut, number, percent
+from bayes_sched.reports import document as doc
 from bayes_sched.steps import REGIMES
 from bayes_sched.studies.forecasts import METRICS
 from bayes_sched.studies.names import SPLIT_TITLES
@@ -64,31 +44,31 @@ _SHARES = ("mape", "ape_p95", "coverage_50", "coverage_90", "coverage_99")
 _GATES = {True: "passed", False: "FAILED", None: NONE}
 
 
-@report.register
-def _(result: Validation, *, command: str = "") -> Document:
+@doc.report.register
+def _(result: Validation, *, command: str = "") -> doc.Document:
     servers = ", ".join(result.servers)
     settings, numbers = result.settings, result.to_dict()
     chosen = " (those to learn from: rare sizes first)" if settings["rare_first"] else ""
     splits = tuple(f"**{name}**: {SPLIT_TITLES[name]}" for name in result.splits)
-    return Document(
+    return doc.Document(
         title=f"How well unseen steps are predicted: {servers}",
         name=f"Validation: {servers}",
-        subtitle=made(f"{len(result.models)} models on steps that they have not learned from"),
+        subtitle=doc.made(f"{len(result.models)} models on steps that they have not learned from"),
         head=(
-            Text(result.text, "lead", on="page"),
-            *beware(result.notes, title="Left out, limited, or to beware of"),
+            doc.Text(result.text, "lead", on="page"),
+            *doc.beware(result.notes, title="Left out, limited, or to beware of"),
         ),
         sections=(
             *(item for server in result.servers for item in _terminal(result, server)),
-            Text(_LEGEND, on="terminal"),
-            Text("", points=result.notes, on="terminal"),
-            Section(
+            doc.Text(_LEGEND, on="terminal"),
+            doc.Text("", points=result.notes, on="terminal"),
+            doc.Section(
                 "Scores",
                 (
-                    Text(_SCORES, on="page"),
-                    *(Section(server, (_scores(result, server),)) for server in result.servers),
-                    Details("What the splits hold out", (Text("", points=splits),)),
-                    Text(
+                    doc.Text(_SCORES, on="page"),
+                    *(doc.Section(server, (_scores(result, server),)) for server in result.servers),
+                    doc.Details("What the splits hold out", (doc.Text("", points=splits),)),
+                    doc.Text(
                         f"At most {settings['max_train']:,} steps to learn from and "
                         f"{settings['max_test']:,} to predict, thinned at random{chosen}; all models of a "
                         "split meet the same steps.",
@@ -97,7 +77,7 @@ def _(result: Validation, *, command: str = "") -> Document:
                     *_figures(result),
                 ),
             ),
-            Section("Every score, by kind of step", tuple(_by_regime(result))),
+            doc.Section("Every score, by kind of step", tuple(_by_regime(result))),
             _how_made(result, command),
         ),
         numbers={key: numbers[key] for key in numbers if key not in {"scores", "fits"}}
@@ -106,7 +86,7 @@ def _(result: Validation, *, command: str = "") -> Document:
     )
 
 
-def _terminal(found: Validation, server: str) -> tuple[Item, ...]:
+def _terminal(found: Validation, server: str) -> tuple[doc.Item, ...]:
     """Return what a terminal shows of a server: CRPS and coverage of the 90 % band, by model and split."""
     models, splits = found.models_of(server), found.splits_of(server)
     best = (
@@ -124,8 +104,8 @@ def _terminal(found: Validation, server: str) -> tuple[Item, ...]:
     tables = []
     for title, write in (("CRPS (ms)", crps), ("steps in 90 % band", covered)):
         rows = [{title: cut(m, _MODEL_WIDTH)} | {split: write(split, m) for split in splits} for m in models]
-        tables.append(Table(pd.DataFrame(rows, columns=[title, *splits]), on="terminal"))
-    return Text(f"{server}: {_rows_text(found, server)}", on="terminal"), *tables
+        tables.append(doc.Table(pd.DataFrame(rows, columns=[title, *splits]), on="terminal"))
+    return doc.Text(f"{server}: {_rows_text(found, server)}", on="terminal"), *tables
 
 
 def _rows_text(found: Validation, server: str) -> str:
@@ -145,7 +125,7 @@ def _share(value: float | None, digits: int = 0) -> str:
     return NONE if value is None or math.isnan(value) else percent(value, digits)
 
 
-def _scores(found: Validation, server: str) -> Table:
+def _scores(found: Validation, server: str) -> doc.Table:
     """Return CRPS and coverage of the 90 % band by model and split."""
 
     def written(split: str, model: str) -> str:
@@ -157,58 +137,63 @@ def _scores(found: Validation, server: str) -> Table:
 
     splits = found.splits_of(server)
     rows = [{"model": m} | {split: written(split, m) for split in splits} for m in found.models_of(server)]
-    return Table(pd.DataFrame(rows, columns=["model", *splits]), on="page")
+    return doc.Table(pd.DataFrame(rows, columns=["model", *splits]), on="page")
 
 
-def _figures(found: Validation) -> Iterator[Figure]:
+def _figures(found: Validation) -> Iterator[doc.Figure]:
     scored = {held.split for held in found.held_out}
     first = next(split for split in found.splits if split in scored)
-    yield Figure(
-        "validation_scores",
+    yield doc.figure(
+        "validation.score_overview",
         "Which model predicts best",
         "Continuous ranked probability score, the average pinball loss, in ms: how far from what was "
         "said the steps fell. Logarithmic axis; less is better. Models compare within a split.",
-        partial(score_overview, found),
+        found,
+        name="validation_scores",
     )
-    yield Figure(
-        "validation_calibration",
+    yield doc.figure(
+        "validation.band_calibration",
         "Do bands keep their word",
         "Share of unseen steps inside each central band against the probability of the band. Below the "
         "diagonal bands are too narrow, above it too wide.",
-        partial(band_calibration, found),
+        found,
+        name="validation_calibration",
     )
-    yield Figure(
-        "validation_errors",
+    yield doc.figure(
+        "validation.error_by_size",
         "Where predictions are off",
         f"Mean absolute percentage error of the point prediction by the size of the step, split {first}; "
         "both axes are logarithmic. Bins with fewer than five steps are left out.",
-        partial(error_by_size, found, split=first),
+        found,
+        first,
+        name="validation_errors",
     )
     if EXTRAPOLATION in scored:
-        yield Figure(
-            "validation_extrapolation",
+        yield doc.figure(
+            "validation.extrapolation_bands",
             "Steps larger than any that was learned from",
             "Dots are held-out steps with prefill of the largest token budget; the grey part is where "
             "training steps were. Lines are predicted medians, bands hold 90 % by the model's word, both "
             "averaged over steps of like S.",
-            partial(extrapolation_bands, found),
+            found,
+            name="validation_extrapolation",
         )
 
 
-def _by_regime(found: Validation) -> Iterator[Item]:
-    yield Details(
+def _by_regime(found: Validation) -> Iterator[doc.Item]:
+    yield doc.Details(
         "What the kinds and the scores are",
         (
-            Text("", points=tuple(f"**{name}**: {title}" for name, title in REGIMES.items())),
-            Text("", points=tuple(f"`{name}`: {title}" for name, title in METRICS.items())),
+            doc.Text("", points=tuple(f"**{name}**: {title}" for name, title in REGIMES.items())),
+            doc.Text("", points=tuple(f"`{name}`: {title}" for name, title in METRICS.items())),
         ),
     )
     for server in found.servers:
         for split in found.splits_of(server):
-            yield Section(f"{server}, {SPLIT_TITLES[split]}", (_regimes(found, server, split),))
+            yield doc.Section(f"{server}, {SPLIT_TITLES[split]}", (_regimes(found, server, split),))
 
 
-def _regimes(found: Validation, server: str, split: str) -> Table:
+def _regimes(found: Validation, server: str, split: str) -> doc.Table:
     """Return the scores of every model by regime."""
     chosen = found.scores.query("server == @server and split == @split")
     counts = chosen.groupby("regime")["rows"].mean().to_dict()
@@ -223,42 +208,42 @@ def _regimes(found: Validation, server: str, split: str) -> Table:
         for model in found.models_of(server)
     ]
     scores = [
-        Column(metric, title, partial(_share, digits=1) if metric in _SHARES else number)
+        doc.Column(metric, title, partial(_share, digits=1) if metric in _SHARES else number)
         for metric, title in _COLUMNS.items()
     ]
-    counted = (Column("regime", "regime"), Column("model", "model"), Column("steps", "steps"))
-    return Table(pd.DataFrame(rows), (*counted, *scores), on="page")
+    counted = (doc.Column("regime", "regime"), doc.Column("model", "model"), doc.Column("steps", "steps"))
+    return doc.Table(pd.DataFrame(rows), (*counted, *scores), on="page")
 
 
-def _how_made(found: Validation, command: str) -> Section:
+def _how_made(found: Validation, command: str) -> doc.Section:
     settings = found.settings
-    repeats = f"{settings['repeats']} time{'' if settings['repeats'] == 1 else 's'}"
+    repeats = counted(settings["repeats"], "time")
     traces = " ".join(f"{server}: {', '.join(names)}." for server, names in settings["traces"].items())
     links = "[every score](validation.csv), [fits](tables/fits.csv) (CSV), [summary.json](summary.json)"
-    return Section(
+    return doc.Section(
         "How it was made",
         (
-            *((Text(command, "code", on="page"),) if command else ()),
-            Text(f"Seed {settings['seed']}, random splits made {repeats}. Traces: {traces}", on="page"),
+            *((doc.Text(command, "code", on="page"),) if command else ()),
+            doc.Text(f"Seed {settings['seed']}, random splits made {repeats}. Traces: {traces}", on="page"),
             _fits(found.fits),
-            Text(f"The same numbers: {links}.", "soft", on="page"),
+            doc.Text(f"The same numbers: {links}.", "soft", on="page"),
         ),
     )
 
 
-def _fits(fits: pd.DataFrame) -> Table:
+def _fits(fits: pd.DataFrame) -> doc.Table:
     """Return what was fitted, how long it took and whether it passed its gate."""
     failed = (~fits["converged"].fillna(True)) | fits["error"].notna()
     seconds = fits["seconds"] if "seconds" in fits else float("nan")
-    return Table(
+    return doc.Table(
         fits.assign(seconds=seconds, repeat=fits["repeat"] + 1),
         (
-            *(Column(name, name) for name in ("server", "split", "model", "repeat")),
-            Column(("train_rows", "train_available"), "learned from", _of),
-            Column(("test_rows", "test_available"), "predicted", _of),
-            Column("seconds", "seconds", number),
-            Column("converged", "gate", _GATES.__getitem__),
-            Column("error", "error", lambda error: "" if error is None else cell(error)),
+            *(doc.Column(name, name) for name in ("server", "split", "model", "repeat")),
+            doc.Column(("train_rows", "train_available"), "learned from", _of),
+            doc.Column(("test_rows", "test_available"), "predicted", _of),
+            doc.Column("seconds", "seconds", number),
+            doc.Column("converged", "gate", _GATES.__getitem__),
+            doc.Column("error", "error", lambda error: "" if error is None else doc.cell(error)),
         ),
         failed=[bool(flag) for flag in failed],
         on="page",

@@ -8,38 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bayes_sched.reports import plots
 from bayes_sched.reports.document import Document
 from bayes_sched.reports.html import html
-from bayes_sched.reports.plots.style import save_figure
 
 
 @dataclass(frozen=True, slots=True)
 class ReportPaths:
-    """The files of a report.
+    """The files of a report."""
 
-    Attributes
-    ----------
-    page : Path
-        ``report.html``.
-    summary : Path
-        The same numbers as JSON.
-    tables : Mapping of str to Path
-        ``tables/NAME.csv`` by name.
-    figures : Mapping of str to tuple of Path
-        ``figures/NAME.png`` and ``figures/NAME.svg`` by name.
-    """
-
-    page: Path
-    summary: Path
-    tables: Mapping[str, Path]
-    figures: Mapping[str, tuple[Path, Path]]
+    page: Path  # ``report.html``
+    summary: Path  # the same numbers as JSON
+    tables: Mapping[str, Path]  # ``tables/NAME.csv`` by name
+    figures: Mapping[str, tuple[Path, ...]]
+    """``figures/NAME.png``, and ``figures/NAME.svg`` where that was wanted, by name."""
 
 
-def write_report(document: Document, folder: str | Path, *, with_page: bool = True) -> ReportPaths:
+def write_report(
+    document: Document, folder: str | Path, *, with_page: bool = True, with_svg: bool = False
+) -> ReportPaths:
     """Write a document into a folder.
 
     ``report.html`` needs no other file. Beside it lie the numbers as JSON, ``tables/*.csv`` with full
-    precision, and the figures, ``figures/*.png`` and ``*.svg``.
+    precision, and the figures, ``figures/*.png``.
 
     Parameters
     ----------
@@ -48,6 +39,8 @@ def write_report(document: Document, folder: str | Path, *, with_page: bool = Tr
         Made if it does not exist. Files of the same names are overwritten, others left alone.
     with_page : bool
         Whether to make the page and the figures.
+    with_svg : bool
+        Whether to write the figures as ``figures/*.svg``, too.
     """
     folder = Path(folder)
     for part in ("tables", "figures")[: 1 + with_page]:
@@ -56,12 +49,14 @@ def write_report(document: Document, folder: str | Path, *, with_page: bool = Tr
     for name, frame in document.frames.items():
         frame.to_csv(tables[name], index=False, lineterminator="\n")
     figures = {
-        figure.name: save_figure(figure.draw(), folder / "figures", figure.name)
+        figure.name: plots.style.save_figure(
+            figure.draw(), folder / "figures", figure.name, with_svg=with_svg
+        )
         for figure in (document.figures if with_page else ())
     }
     page = folder / "report.html"
     if with_page:
-        page.write_text(html(document, {name: png for name, (png, _) in figures.items()}), encoding="utf-8")
+        page.write_text(html(document, figures), encoding="utf-8")
     write_json(document.numbers, folder / document.json_name)
     return ReportPaths(page, folder / document.json_name, tables, figures)
 

@@ -7,33 +7,29 @@ steps that differ in one whole number, with a running maximum of the quantile of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from scipy import special
 
 from bayes_sched.arrays import Bools, Floats, Ints
+from bayes_sched.checks.local import Bin, LocalCheck, check_locally
 from bayes_sched.format import chance, chances, sureness
 from bayes_sched.posterior.fitted import FittedModel
-from bayes_sched.region import TOLERANCE, Region
+from bayes_sched.region import Region
+from bayes_sched.sla.evidence import Evidence, Observed
 from bayes_sched.sla.risk import Objective, flat_draws, step_risk
 from bayes_sched.steps import steps_arrays
 
 EXTRAPOLATION_FACTOR = 4
 """Outside the region of the data, a search goes up to so many times the largest seen requests or tokens."""
-NEAR = 0.8
-"""Steps from this share of a number up to it are near it; requests are alike by that factor either way."""
-SIGNIFICANCE = 0.01
-"""A promise is contradicted where so many late steps would come with at most this probability."""
-FEW = 20
-"""Fewer steps of the trace than that say little: a promise there rests on the equation."""
-
 _SECTIONS = 32
-_QUANTILES = ((0.05, "q05_ms"), (0.5, "median_ms"), (0.95, "q95_ms"))
+_UNSEEN = "the trace holds no such steps"
+_LATER = "more of the trace's steps are late than it allows"
+_SLOWER = "the trace is slower there than the model"
 
 type Span = tuple[int, int]
 """First and last number to search."""
@@ -42,29 +38,6 @@ type Evaluate = Callable[[xr.Dataset], Floats]
 type IsKept = Callable[[Floats], Bools]
 """Latencies, ms, dims (draw, ...), to whether they will do, dims (...)."""
 type LimitedBy = Literal["slo", "data", "range", "nothing seen"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """The steps of the trace near a promise."""
-
-    num_steps: int
-    late_share: float | None
-    """Share of them that took longer than the limit, at least; None where there are none."""
-    is_contradicted: bool  # whether more of them are late than the promise can explain
-
-    @property
-    def text(self) -> str:
-        """What a person has to know of it; empty where the trace bears the promise out."""
-        if self.is_contradicted and self.late_share is not None:
-            return (
-                f"The trace CONTRADICTS this: of its {self.num_steps:,} steps near it at least "
-                f"{chance(self.late_share)} took longer, so the model does not describe them."
-            )
-        if self.num_steps < FEW:
-            count = f"{self.num_steps:,} step{'' if self.num_steps == 1 else 's'}"
-            return f"The trace holds {count} near it: this rests on the equation."
-        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +52,27 @@ class Cap:
     confidence: float  # that all steps up to the number keep the quantile, at once
     extrapolation: bool  # whether the trace holds no such steps
     evidence: Evidence
+    local: Bin | None
+    """How the fit does on the steps of the trace that are like those of exactly that number."""
+    objection: str
+    """Why it may not be promised, whatever the fit says; empty where nothing is in the way."""
 
     @property
     def breach_text(self) -> str:
         """How many such steps take too long, in words."""
         ends = chances(1.0 - self.upper, 1.0 - self.lower)
-        return f"{chance(1.0 - self.probability)} of such steps ({ends}) take longer"
+        text = f"{chance(1.0 - self.probability)} of such steps ({ends}) take longer"
+        return text if self.wrong is None else f"by the model, which the trace contradicts there, {text}"
+
+    @property
+    def wrong(self) -> Bin | None:
+        """The steps on which the trace contradicts the fit there, if it does."""
+        return self.local if self.local is not None and self.local.is_contradicted else None
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether fewer steps of the trace are late than the fit says."""
+        return self.evidence.refutes(1.0 - self.probability)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,22 +95,32 @@ class StepLimit:
     taken alone, if there are such; smaller steps are slower than they."""
     point: Cap | None  # the largest number that a single fitted curve allows, with what it would have meant
     point_is_edge: bool  # whether only the end of the search stopped the point estimate
+    seen: Evidence | None
+    """The largest number that the steps of the trace by themselves do not speak against."""
+    refuted: Cap | None
+    """That number where it is larger than what may be promised and fewer steps near it were late than the fit
+    says: the limit is contradicted."""
+    num_needed: int  # steps, none of them late, with which the trace alone would promise a number
     asked: Cap | None
     asked_is_trusted: bool | None  # whether the model is as confident of what was asked for as it should be
     asked_is_kept: bool | None
-    """Whether it may be promised: trusted, within the data, and not contradicted by the trace."""
+    """Whether it may be promised: trusted, within the data, and not contradicted by the trace; or where the
+    fit is refuted and the trace's own steps are enough to promise it."""
 
     @property
     def is_kept(self) -> bool:
         """Whether what was asked for may be promised; where nothing was, whether the largest may."""
         if self.asked_is_kept is not None:
             return self.asked_is_kept
-        return self.promised is not None and not self.promised.evidence.is_contradicted
+        return self.promised is not None and not self.promised.objection
 
     @property
     def text(self) -> str:
         """Sentences a person can paste."""
-        parts = (self._promise_text(), self._asked_text(), self._point_text())
+        parts = (
+            *(self._promise_text(), self._asked_text(), self.seen_text, self._point_text()),
+            self.wrong_text,
+        )
         return " ".join(part for part in parts if part)
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,13 +155,42 @@ class StepLimit:
         if self.asked is None:
             return ""
         verdict = "may be promised" if self.asked_is_kept else "may NOT be promised"
-        outside = " (extrapolation: the trace holds no such steps)" if self.asked.extrapolation else ""
+        if self.asked_is_kept and not self.asked_is_trusted:
+            verdict = f"may be promised, on the word of the trace ({self.asked.evidence.count_text})"
+        elif not self.asked_is_trusted and self.asked.is_refuted:
+            verdict = (
+                "UNDECIDED, and not promised: the trace contradicts the refusal "
+                f"({self.asked.evidence.count_text}; {self.num_needed:,}, none late, would promise it)"
+            )
+        elif self.asked_is_trusted and self.asked.objection == _SLOWER:
+            verdict = f"UNDECIDED, and not promised: {_SLOWER}"
+        outside = f" (extrapolation: {_UNSEEN})" if self.asked.extrapolation else ""
         # Where the model itself says no, there is nothing that the trace could contradict.
         seen = self.asked.evidence.text if self.asked_is_trusted else ""
         return (
             f"Asked for {self.asked.number:,} {self.unit}{outside}: {verdict}; {self.asked.breach_text}, and "
             f"the confidence is {sureness(self.asked.confidence)}.{seen and f' {seen}'}"
         )
+
+    @property
+    def seen_text(self) -> str:
+        """What the steps of the trace say by themselves."""
+        if self.seen is None or self.limited_by == "nothing seen":
+            return ""
+        text = f"By the trace alone, {self.seen.number:,} {self.unit}: {self.seen.count_text}"
+        if self.refuted is None:
+            return f"{text}."
+        return (
+            f"{text}, where the model has {chance(1.0 - self.refuted.probability)} late: that CONTRADICTS "
+            f"the limit, and up to {self.seen.number:,} is undecided."
+        )
+
+    @property
+    def wrong_text(self) -> str:
+        """Where the trace contradicts the model, of the steps at these limits."""
+        caps = (self.promised, self.asked, self.refuted, self.point)
+        wrong = {of.text: None for cap in caps if cap is not None and (of := cap.wrong) is not None}
+        return f"The trace contradicts the model: {'; '.join(wrong)}." if wrong else ""
 
     def _point_text(self) -> str:
         if self.limited_by == "nothing seen":
@@ -195,16 +222,17 @@ class StepLine:
 
     def span(self, region: Region, *, extrapolate: bool = False) -> Span | None:
         """Return the first and the last number to search, None where the trace holds none."""
-        # A convex region meets a line in one piece, so everything between the two has been seen.
-        largest = math.exp(float(region.corners[:, 0 if self.requests is None else 1].max()) + TOLERANCE)
+        largest = region.reach[0 if self.requests is None else 1]
         if extrapolate:
-            return self.first, max(self.first, math.floor(EXTRAPOLATION_FACTOR * largest))
-        numbers = np.arange(self.first, math.ceil(largest) + 1)
-        if not len(numbers):
-            return None
-        steps = steps_on([self], numbers[None, :])
-        seen = numbers[region.contains(steps["batch_size"], steps["total_tokens"])]
-        return (int(seen[0]), int(seen[-1])) if len(seen) else None
+            return self.first, max(self.first, EXTRAPOLATION_FACTOR * largest)
+        seen = self.covered(region, self.first, largest)
+        return (seen[0], seen[-1]) if seen else None
+
+    def covered(self, region: Region, first: int, last: int) -> list[int]:
+        """Return the numbers of its covered steps; between two of them there may be others."""
+        numbers = np.arange(first, last + 1)
+        covered: list[int] = numbers[region.contains(self.requests or numbers, numbers)].tolist()
+        return covered
 
 
 def steps_on(lines: Sequence[StepLine], numbers: Ints) -> xr.Dataset:
@@ -224,13 +252,31 @@ class StepSearch:
     probability: float  # of credible intervals
     max_draws: int | None
 
+    @cached_property
+    def observed(self) -> Observed:
+        """The steps of the trace, held against the limit."""
+        return Observed.of(self.fit, self.objective)
+
+    @cached_property
+    def local(self) -> LocalCheck:
+        """Where the fit is right."""
+        return check_locally(self.fit)
+
     def span(self, line: StepLine) -> Span | None:
         """Return the first and the last number of a line to search."""
         return line.span(self.fit.region, extrapolate=self.extrapolate)
 
     def promised(self, lines: Sequence[StepLine], spans: Sequence[Span]) -> tuple[int | None, ...]:
-        """Return for each line the largest number that may be promised."""
-        return largest_kept(lines, spans, evaluate=self.quantile_draws, is_kept=self.objective.is_surely_kept)
+        """Return for each line the largest number that may be promised: of a covered step."""
+        found = largest_kept(
+            lines, spans, evaluate=self.quantile_draws, is_kept=self.objective.is_surely_kept
+        )
+        if self.extrapolate:
+            return found
+        return tuple(
+            None if best is None else line.covered(self.fit.region, span[0], best)[-1]
+            for line, span, best in zip(lines, spans, found, strict=True)
+        )
 
     def point_allowed(self, lines: Sequence[StepLine], spans: Sequence[Span]) -> tuple[int | None, ...]:
         """Return for each line the largest number that the posterior median of the mean latency allows.
@@ -253,9 +299,14 @@ class StepSearch:
         (point,) = self.point_allowed([line], [span]) if span else (None,)
         asked_cap = None if asked is None else self._cap(line, min(first, asked), asked)
         is_trusted = None if asked_cap is None else bool(self.objective.is_confident(asked_cap.confidence))
+        seen = self.observed.largest(line.requests, first) if span else None
+        above = None if seen is None or seen.number <= (best or 0) else self._cap(line, first, seen.number)
         is_kept = is_trusted
-        if asked_cap is not None and (asked_cap.evidence.is_contradicted or self._is_outside(asked_cap)):
-            is_kept = False
+        if asked_cap is not None:
+            is_borne_out = not is_trusted and asked_cap.is_refuted
+            if is_borne_out:
+                is_borne_out = self.observed.bears_out(line.requests, asked_cap.number, above=best or 0)
+            is_kept = (is_trusted or is_borne_out) and not asked_cap.objection
         return StepLimit(
             name=line.name,
             unit="requests" if line.requests is None else "tokens",
@@ -267,6 +318,9 @@ class StepSearch:
             alone=self._alone(line, span) if span and best is None else None,
             point=None if point is None else self._cap(line, first, point),
             point_is_edge=point == last,
+            seen=seen,
+            refuted=above if above is not None and above.is_refuted else None,
+            num_needed=self.observed.num_needed,
             asked=asked_cap,
             asked_is_trusted=is_trusted,
             asked_is_kept=is_kept,
@@ -278,8 +332,14 @@ class StepSearch:
             return "slo"
         return "range" if self.extrapolate else "data"
 
-    def _is_outside(self, cap: Cap) -> bool:
-        return cap.extrapolation and not self.extrapolate
+    def objection(self, batch_size: int, total_tokens: int, seen: Evidence) -> str:
+        """Return why all steps up to one may not be promised, whatever the fit says; empty: nothing does."""
+        if not (self.extrapolate or self.fit.region.contains_step(batch_size, total_tokens)):
+            return _UNSEEN
+        if seen.is_contradicted:
+            return _LATER
+        local = self.local.at(batch_size, total_tokens)
+        return _SLOWER if local is not None and local.is_slower and not seen.is_sure else ""
 
     def _cap(self, line: StepLine, first: int, number: int) -> Cap:
         steps = steps_on([line], np.array([[number]]))
@@ -287,6 +347,7 @@ class StepSearch:
             self.fit, steps, self.objective, probability=self.probability, max_draws=self.max_draws
         ).isel(step=0)
         up_to = self.quantile_draws(steps_on([line], tried_numbers(first, number)[None, :]))
+        seen = self.observed.near(line.requests, number)
         return Cap(
             number=number,
             probability=float(risk["probability"]),
@@ -294,7 +355,9 @@ class StepSearch:
             upper=float(risk["upper"]),
             confidence=float(self.objective.confidence_of(up_to.max(axis=1))),
             extrapolation=bool(risk["extrapolation"]),
-            evidence=evidence(self.fit, line, number, self.objective),
+            evidence=seen,
+            local=self.local.at(line.requests or number, number),
+            objection=self.objection(line.requests or number, number, seen),
         )
 
     def _alone(self, line: StepLine, span: Span) -> Span | None:
@@ -352,29 +415,3 @@ def _sections(low: Ints, high: Ints) -> Ints:
     """Return whole numbers from `low` to `high`, evenly spread, dims (line, number); few of them repeat."""
     shares = np.linspace(0.0, 1.0, _SECTIONS + 1)
     return np.rint(low[:, None] + (high - low)[:, None] * shares).astype(np.int64)
-
-
-def evidence(fit: FittedModel, line: StepLine, number: int, objective: Objective) -> Evidence:
-    """Hold a promise up to a number of a line against the trace."""
-    cells = fit.cells.to_dataframe()
-    requests, tokens = cells["batch_size"], cells["total_tokens"]
-    if line.requests is None:
-        is_near = (requests == tokens) & tokens.between(NEAR * number, number)
-    else:
-        is_like = requests.between(NEAR * line.requests, line.requests / NEAR)
-        is_near = is_like & tokens.between(max(NEAR * number, line.requests), number)
-    near = cells[is_near]
-    num_steps = int(near["count"].sum())
-    if not num_steps:
-        return Evidence(num_steps=0, late_share=None, is_contradicted=False)
-    counts = near["count"].to_numpy(float)
-    late = np.zeros(len(near))
-    for level, column in _QUANTILES:
-        # The cell's quantile is late, and so is what lies above it: so many steps, or more.
-        at_least = np.maximum(np.floor((1.0 - level) * (counts - 1.0)) + 1.0, 1.0)
-        late = np.maximum(late, np.where(near[column] > objective.limit_ms, at_least, 0.0))
-    num_late = int(late.sum())
-    p_value = float(special.bdtrc(num_late - 1, num_steps, 1.0 - objective.quantile)) if num_late else 1.0
-    return Evidence(
-        num_steps=num_steps, late_share=num_late / num_steps, is_contradicted=p_value < SIGNIFICANCE
-    )

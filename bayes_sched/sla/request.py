@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bayes_sched.arrays import Bools, Floats
+from bayes_sched.checks.local import CONTRADICTED, check_locally
 from bayes_sched.errors import InputError
-from bayes_sched.format import chance, chances, number, records, sentence, span, sureness
+from bayes_sched.format import chance, chances, listed, number, records, sentence, span, sureness
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.prediction import band_levels
 from bayes_sched.posterior.provenance import FitDescription
@@ -21,7 +23,6 @@ from bayes_sched.sla.risk import (
     DEFAULT_CONFIDENCE,
     DEFAULT_QUANTILE,
     Objective,
-    check_columns,
     noise_draws,
     objectives_of,
     refusals,
@@ -194,8 +195,11 @@ class RequestSLA:
     """The request, and the steps it takes."""
     times: tuple[RequestTime, ...]
     """What was asked for, or can be said: ``ttft``, and with output tokens ``tpot`` and ``e2e``."""
+    own: tuple[RequestTime, ...]
+    """The same with the trace's own medians where it contradicts the model; empty where it does not."""
     step_table: pd.DataFrame
-    """``phase``, ``batch_size``, ``total_tokens``, ``count``, ``extrapolation``."""
+    """``phase``, ``batch_size``, ``total_tokens``, ``count``, ``extrapolation``, and the trace's own answer:
+    :meth:`~bayes_sched.checks.local.LocalCheck.beside`."""
     refusals: tuple[str, ...]
     """Reasons, besides the numbers, why nothing is promised."""
 
@@ -223,12 +227,29 @@ class RequestSLA:
         )
 
     @property
+    def own_text(self) -> str:
+        """What the trace makes of the times where it contradicts the model."""
+        if not self.own:
+            return ""
+        share = f"{100 * self.own[0].quantile:g}%"
+        told = listed([f"{time.name} {number(time.quantile_ms)} ms" for time in self.own])
+        return (
+            "The trace contradicts the model on steps of this request; with its own medians there, "
+            f"{share} within: {told}."
+        )
+
+    @property
     def text(self) -> str:
         """Sentences a person can paste."""
         outside = "EXTRAPOLATION: the trace holds no such steps as some of this request."
         is_outside = bool(self.step_table["extrapolation"].any())
-        parts = [self.request_text, *(time.text for time in self.times), *([outside] if is_outside else ())]
-        return " ".join([*parts, *self.refusals])
+        parts = [
+            self.request_text,
+            *(time.text for time in self.times),
+            self.own_text,
+            *([outside] if is_outside else ()),
+        ]
+        return " ".join([*filter(None, parts), *self.refusals])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -240,6 +261,7 @@ class RequestSLA:
             "refusals": list(self.refusals),
             "steps": records(self.step_table),
             "times": [time.to_dict() for time in self.times],
+            "own": [time.to_dict() for time in self.own],
         }
 
 
@@ -290,7 +312,6 @@ def request_sla(
         A value is outside its range, `output_tokens` is missing for a limit, or the fit's model needs more
         than B and S.
     """
-    check_columns(fit)
     limits = {"ttft": ttft_ms, "tpot": tpot_ms, "e2e": e2e_ms}
     objectives = objectives_of(limits, quantile=quantile, confidence=confidence, probability=probability)
     steps = RequestSteps(
@@ -299,17 +320,28 @@ def request_sla(
     _check_output(steps, limits)
     table = steps.table
     kinds = steps_arrays(table["batch_size"], table["total_tokens"])
-    table = table.assign(extrapolation=fit.extrapolation(kinds).to_numpy())
+    local, sizes = check_locally(fit), (table["batch_size"], table["total_tokens"])
+    table = local.beside(table.assign(extrapolation=fit.extrapolation(kinds).to_numpy()))
     reasons = [*refusals(fit, accept_unconverged=accept_unconverged)]
     if bool(table["extrapolation"].any()) and not extrapolate and any(objectives.values()):
         reasons.append("Nothing is promised outside of the data unless that is asked for.")
+    sums = partial(_sums, fit, table, max_draws=max_draws)
+
+    def times(found: dict[str, SumDistribution]) -> tuple[RequestTime, ...]:
+        return tuple(
+            RequestTime.of(key, distribution, objectives[key], quantile, probability)
+            for key, distribution in found.items()
+        )
+
+    told, is_wrong = times(sums()), (table["verdict"] == CONTRADICTED).any()
+    own = times(sums(factors=local.factors(*sizes))) if is_wrong else ()
+    if any(model.is_kept != seen.is_kept for model, seen in zip(told, own, strict=bool(own))):
+        reasons.append("Undecided: the trace's own steps give another answer than the model.")
     return RequestSLA(
         fit=fit.description,
         steps=steps,
-        times=tuple(
-            RequestTime.of(key, distribution, objectives[key], quantile, probability)
-            for key, distribution in _sums(fit, table, max_draws=max_draws).items()
-        ),
+        times=told,
+        own=own,
         step_table=table,
         refusals=tuple(reasons),
     )
@@ -322,10 +354,13 @@ def _check_output(steps: RequestSteps, limits: Mapping[str, float | None]) -> No
         raise InputError("a limit on the time per output token needs at least 2 output tokens")
 
 
-def _sums(fit: FittedModel, table: pd.DataFrame, *, max_draws: int | None) -> dict[str, SumDistribution]:
-    """Return the distribution of each time that can be told."""
+def _sums(
+    fit: FittedModel, table: pd.DataFrame, *, max_draws: int | None, factors: Floats | float = 1.0
+) -> dict[str, SumDistribution]:
+    """Return the distribution of each time that can be told, the times of steps multiplied by factors."""
     steps = steps_arrays(table["batch_size"], table["total_tokens"])
     mean, scale, nu = noise_draws(fit, steps, max_draws=max_draws)
+    mean, scale = mean * factors, scale * factors
     counts = table["count"].to_numpy(np.int64)
     is_prefill = (table["phase"] == "prefill").to_numpy()
 

@@ -12,8 +12,8 @@ import xarray as xr
 from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, DEFAULT_PROBABILITY, FittedModel
-from bayes_sched.posterior.prediction import Evaluator, PerDraw, band_levels, check_probability
-from bayes_sched.steps import SIZES, Steps
+from bayes_sched.posterior.prediction import PerDraw, band_levels, check_probability
+from bayes_sched.steps import Steps
 
 DEFAULT_QUANTILE = 0.99
 """Share of the steps, or of the requests, that must keep a limit, unless told otherwise."""
@@ -67,17 +67,6 @@ class Objective:
         return self.is_confident(self.confidence_of(quantile_ms))
 
 
-def check_columns(fit: FittedModel) -> None:
-    """Refuse a model that a step's requests and tokens do not suffice for."""
-    further = [name for name in fit.model.columns if name not in SIZES]
-    if further:
-        raise InputError(
-            f"the model {fit.model.name} of {fit.metadata.name} needs {', '.join(further)} of every step: "
-            "what follows from requests and tokens alone cannot be said with it; fit the trace with the "
-            "model saturation for that"
-        )
-
-
 def objectives_of(
     limits_ms: Mapping[str, float | None], *, quantile: float, confidence: float, probability: float
 ) -> dict[str, Objective | None]:
@@ -98,7 +87,7 @@ def flat_draws(draws: xr.DataArray) -> Floats:
 
 def noise_draws(fit: FittedModel, steps: Steps, *, max_draws: int | None) -> tuple[Floats, Floats, Floats]:
     """Return location and scale of each draw, ms, dims (draw, step), and degrees of freedom, dims (draw,)."""
-    evaluator = Evaluator(fit.model, fit.posterior, max_draws=max_draws)
+    evaluator = fit.evaluator(max_draws)
     functions: tuple[PerDraw, ...] = (
         lambda mean, scale, nu, x: mean,
         lambda mean, scale, nu, x: scale,

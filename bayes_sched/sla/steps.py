@@ -5,7 +5,6 @@ Here, too, steps and requests are joined to what is promised of a server at once
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +17,12 @@ from bayes_sched.errors import InputError
 from bayes_sched.format import number, records
 from bayes_sched.posterior.fitted import DEFAULT_PROBABILITY, FittedModel
 from bayes_sched.posterior.provenance import FitDescription
-from bayes_sched.region import TOLERANCE
-from bayes_sched.sla.limits import Span, StepLimit, StepLine, StepSearch, evidence, tried_numbers
+from bayes_sched.sla.limits import Span, StepLimit, StepLine, StepSearch, tried_numbers
 from bayes_sched.sla.request import RequestSLA
 from bayes_sched.sla.risk import (
     DEFAULT_CONFIDENCE,
     DEFAULT_QUANTILE,
     Objective,
-    check_columns,
     refusals,
     step_risk,
 )
@@ -42,6 +39,7 @@ _RISK = ("probability", "lower", "upper", "confidence", "extrapolation")
 COLUMNS = (
     *("batch_size", "first_tokens", "last_tokens", "total_tokens", "limited_by", *_RISK),
     *("near_steps", "near_late", "is_contradicted"),
+    *("seen_tokens", "seen_steps", "seen_late"),
     *("point_tokens", "point_breach", "point_breach_lower", "point_breach_upper"),
 )
 
@@ -65,8 +63,9 @@ class StepSLA:
     be promised). ``last_tokens`` is where the search ended, ``limited_by`` ``slo``, ``data`` or ``range``;
     ``probability``, ``lower``, ``upper``, ``confidence`` and ``extrapolation`` are those of
     :func:`~bayes_sched.sla.risk.step_risk` there; ``near_steps``, ``near_late`` and ``is_contradicted`` what
-    the trace says; ``point_tokens`` is what a single fitted curve allows, and ``point_breach``, with its
-    interval, the probability that a step there takes too long."""
+    the trace says of them; ``seen_tokens`` is what the trace by itself does not speak against, ``seen_late``
+    of ``seen_steps`` near it being late; ``point_tokens`` is what a single fitted curve allows, and
+    ``point_breach``, with its interval, the probability that a step there takes too long."""
     floor_ms: float
     """The least limit that any step searched could keep at this quantile and confidence, ms. Searched are the
     decode-only steps, and for other numbers of requests those with the fewest tokens."""
@@ -177,7 +176,6 @@ def step_sla(
     InputError
         A value is outside its range, or the fit's model needs more than B and S.
     """
-    check_columns(fit)
     objective = Objective(limit_ms=slo_ms, quantile=quantile, confidence=confidence)
     _check_counts(batch_size, decodes, token_budget)
     search = StepSearch(fit, objective, extrapolate, probability, max_draws)
@@ -212,7 +210,7 @@ def _check_counts(batch_size: int | None, decodes: int | None, token_budget: int
 
 def _frontier_spans(search: StepSearch) -> dict[StepLine, Span]:
     """Return the lines of the frontier, each with the first and the last number of tokens to search."""
-    highest = float(np.exp(search.fit.region.corners[:, 0].max())) * (2.0 if search.extrapolate else 1.0)
+    highest = search.fit.region.largest[0] * (2.0 if search.extrapolate else 1.0)
     sizes = np.unique(np.rint(np.geomspace(1.0, max(1.0, highest), NUM_BATCH_SIZES)).astype(int))
     spans = {line: search.span(line) for line in (StepLine(int(b)) for b in sizes)}
     return {line: span for line, span in spans.items() if span is not None}
@@ -224,8 +222,11 @@ def _frontier(search: StepSearch, searched: Mapping[StepLine, Span]) -> pd.DataF
     lines, spans = list(searched), list(searched.values())
     best, point = search.promised(lines, spans), search.point_allowed(lines, spans)
     near = [
-        None if b is None else evidence(search.fit, line, b, search.objective)
+        None if b is None else search.observed.near(line.requests, b)
         for line, b in zip(lines, best, strict=True)
+    ]
+    seen = [
+        search.observed.largest(line.requests, first) for line, (first, _) in zip(lines, spans, strict=True)
     ]
     table = pd.DataFrame(
         {
@@ -237,6 +238,9 @@ def _frontier(search: StepSearch, searched: Mapping[StepLine, Span]) -> pd.DataF
             "near_steps": pd.Series([e and e.num_steps for e in near], dtype="Int64"),
             "near_late": pd.Series([e and e.late_share for e in near], dtype="Float64"),
             "is_contradicted": pd.Series([e and e.is_contradicted for e in near], dtype="boolean"),
+            "seen_tokens": pd.Series([e and e.number for e in seen], dtype="Int64"),
+            "seen_steps": pd.Series([e and e.num_steps for e in seen], dtype="Int64"),
+            "seen_late": pd.Series([e and e.late_share for e in seen], dtype="Float64"),
             "point_tokens": pd.array(point, dtype="Int64"),
         }
     )
@@ -290,8 +294,7 @@ class RiskMaps:
             np.linspace(1.0, float(surface[name].max()), _NUM_FINE) for name in ("batch_size", "total_tokens")
         )
         fine = steps_grid(batch_size=sizes, total_tokens=np.union1d(sizes, tokens))
-        largest = math.floor(math.exp(float(fit.region.corners[:, 0].max()) + TOLERANCE))
-        numbers = tried_numbers(1, max(largest, sla.decode_only.last or 1))
+        numbers = tried_numbers(1, max(fit.region.reach[0], sla.decode_only.last or 1))
         decodes = step_risk(fit, steps_arrays(numbers, numbers), sla.objective, probability=sla.probability)
         return cls(
             surface,
@@ -314,10 +317,7 @@ def risk_map(
     fit: FittedModel, objective: Objective, *, probability: float = DEFAULT_PROBABILITY, num: int = 40
 ) -> xr.Dataset:
     """Return :func:`step_risk` over an even grid of the trace's range, NaN where no step is ``possible``."""
-    highest = np.exp(fit.region.corners.max(axis=0) + TOLERANCE)
-    batch_size, tokens = (
-        np.unique(np.rint(np.linspace(1.0, max(1, math.floor(end)), num))) for end in highest
-    )
+    batch_size, tokens = (np.unique(np.rint(np.linspace(1.0, end, num))) for end in fit.region.reach)
     # The tokens hold the batch sizes as well, for decode-only steps.
     grid = steps_grid(batch_size=batch_size, total_tokens=np.union1d(batch_size, tokens))
     risk = step_risk(fit, grid, objective, probability=probability)

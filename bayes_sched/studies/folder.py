@@ -24,24 +24,13 @@ SETTINGS: Final = "study.json"
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFolder:
-    """The table of a study's runs, in a folder, and the settings that all of them share.
+    """The table of a study's runs, in a folder, and the settings that all of them share."""
 
-    Attributes
-    ----------
-    folder : Path
-        It need not exist.
-    table : str
-        Name of the file of the runs, such as ``pairs.csv``.
-    number : str
-        The column of it that numbers the runs, from 0. A run may have several rows.
-    settings : mapping
-        What has to be the same for runs to belong to one study; ready for JSON.
-    """
-
-    folder: Path
-    table: str
+    folder: Path  # it need not exist
+    table: str  # name of the file of the runs, such as ``pairs.csv``
     number: str
-    settings: Mapping[str, Any]
+    """The column of it that numbers the runs, from 0. A run may have several rows."""
+    settings: Mapping[str, Any]  # what has to be the same for runs to belong to one study; ready for JSON
 
     @property
     def path(self) -> Path:

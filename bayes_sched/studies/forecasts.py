@@ -78,19 +78,6 @@ class Competitor(Protocol):
 class Forecast:
     """Predictions for a table of steps whose latencies are known to the judge.
 
-    Attributes
-    ----------
-    quantiles_ms : ndarray, dims (row, level)
-        At `bayes_sched.checks.scores.LEVELS`, not decreasing along them.
-    point_ms : ndarray, dims (row,)
-        The prediction as a single number.
-    cdf : ndarray, dims (row,)
-        Predictive probability of at most the observed latency.
-    log_density : ndarray, dims (row,), or None
-        Logarithm of the predictive density at the observed latency, 1/ms; None for a competitor without one.
-    converged : bool or None
-        Whether the fit passed its convergence gate; None for a competitor without a gate.
-
     Raises
     ------
     InputError
@@ -98,10 +85,14 @@ class Forecast:
     """
 
     quantiles_ms: Floats
-    point_ms: Floats
-    cdf: Floats
+    """dims (row, level): at `bayes_sched.checks.scores.LEVELS`, not decreasing along them."""
+    point_ms: Floats  # dims (row,): the prediction as a single number
+    cdf: Floats  # dims (row,): predictive probability of at most the observed latency
     log_density: Floats | None = None
+    """dims (row,): logarithm of the predictive density at the observed latency, 1/ms; None for a competitor
+    without one."""
     converged: bool | None = None
+    """Whether the fit passed its convergence gate; None for a competitor without a gate."""
 
     def __post_init__(self) -> None:
         num_rows = len(self.point_ms)

@@ -32,29 +32,17 @@ EXTRAPOLATION = "budget"
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    """How steps are held out.
+    """How steps are held out."""
 
-    Attributes
-    ----------
-    splits : tuple of str
-        Of :data:`bayes_sched.studies.splits.SPLITS`.
-    repeats : int
-        Of the random splits.
-    seed : int
-        Of everything random. What is held out does not depend on who takes part or on the other splits.
-    max_train, max_test : int
-        Steps to learn from and to predict at most; a random choice of them.
-    rare_first : bool
-        Whether the steps to learn from are chosen as a fit chooses them, the rare sizes first: they tell more
-        of what lies beyond, and resemble those that are predicted less.
-    """
-
-    splits: tuple[str, ...] = tuple(SPLIT_TITLES)
-    repeats: int = 1
+    splits: tuple[str, ...] = tuple(SPLIT_TITLES)  # of :data:`bayes_sched.studies.splits.SPLITS`
+    repeats: int = 1  # of the random splits
     seed: int = 0
-    max_train: int = 4000
-    max_test: int = 2000
+    """Of everything random. What is held out does not depend on who takes part or on the other splits."""
+    max_train: int = 4000  # steps to learn from at most; a random choice of them
+    max_test: int = 2000  # and to predict
     rare_first: bool = False
+    """Whether the steps to learn from are chosen as a fit chooses them, the rare sizes first: they tell more
+    of what lies beyond, and resemble those that are predicted less."""
 
     def __post_init__(self) -> None:
         check_splits(self.splits)
@@ -117,38 +105,23 @@ def log_bins(values: pd.Series[Any], *, num_bins: int) -> Floats:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Validation:
-    """What a validation found.
-
-    Attributes
-    ----------
-    scores : DataFrame
-        Tidy: ``server``, ``split``, ``repeat``, ``model``, ``regime``, ``rows``, ``metric``, ``value``; the
-        metrics are :data:`bayes_sched.studies.forecasts.METRICS`.
-    fits : DataFrame
-        One row a fit: ``server``, ``split``, ``repeat``, ``model``, ``train_rows`` of ``train_available``,
-        ``test_rows`` of ``test_available``, ``seconds``, ``cpu_seconds``, ``converged`` (missing without a
-        gate), ``error`` (a sentence where the fit failed).
-    held_out : tuple of HeldOut
-        The first repeat's forecasts by the size of steps, for figures.
-    servers, splits, models : tuple of str
-        In the order of the tables.
-    notes : tuple of str
-        What was left out or limited, a sentence each.
-    settings : mapping
-        What the study was made with, plain values.
-    means : mapping
-        Averages of the scores over repeats, by metric, server, split, model and regime; from `scores`.
-    """
+    """What a validation found."""
 
     scores: pd.DataFrame
+    """Tidy: ``server``, ``split``, ``repeat``, ``model``, ``regime``, ``rows``, ``metric``, ``value``; the
+    metrics are :data:`bayes_sched.studies.forecasts.METRICS`."""
     fits: pd.DataFrame
-    held_out: tuple[HeldOut, ...]
-    servers: tuple[str, ...]
+    """One row a fit: ``server``, ``split``, ``repeat``, ``model``, ``train_rows`` of ``train_available``,
+    ``test_rows`` of ``test_available``, ``seconds``, ``cpu_seconds``, ``converged`` (missing without a gate),
+    ``error`` (a sentence where the fit failed)."""
+    held_out: tuple[HeldOut, ...]  # the first repeat's forecasts by the size of steps, for figures
+    servers: tuple[str, ...]  # in the order of the tables, as the next two
     splits: tuple[str, ...]
     models: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what was left out or limited, a sentence each
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what the study was made with, plain values
     means: Mapping[tuple[str, ...], float] = field(init=False, repr=False)
+    """Averages of the scores over repeats, by metric, server, split, model and regime; from `scores`."""
 
     def __post_init__(self) -> None:
         means = self.scores.groupby(list(_KEYS))["value"].mean().to_dict()

@@ -152,9 +152,7 @@ def accuracy(predictor: Predictor, fit: FittedModel, *, seed: int, num_steps: in
     and ``probability`` (absolute, at these quantiles).
     """
     rng = np.random.default_rng(seed)
-    corners = fit.region.corners
-    points = np.exp(rng.dirichlet(np.full(len(corners), 0.5), size=num_steps) @ corners)
-    points = points[points[:, 1] >= points[:, 0]]
+    points = fit.region.random_steps(rng, num_steps)
     steps = pd.DataFrame(points, columns=["batch_size", "total_tokens"])
     b, s = points.T
     mean = fit.mean_latency(steps, max_draws=None).mean(("chain", "draw")).to_numpy()

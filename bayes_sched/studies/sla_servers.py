@@ -24,10 +24,11 @@ from bayes_sched.posterior.diagnostics import Convergence
 from bayes_sched.posterior.fit import summarise_cells
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.posterior.provenance import FitMetadata, open_provenance
+from bayes_sched.region import region_of
 from bayes_sched.sla.limits import StepLine, quantile_draws
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE
 from bayes_sched.sla.steps import step_sla
-from bayes_sched.steps import region_of, steps_arrays
+from bayes_sched.steps import steps_arrays
 from bayes_sched.studies.folder import StudyFolder
 from bayes_sched.studies.runs import Findings, noted
 from bayes_sched.studies.sbc import MOST_SEED, SimulatedFits

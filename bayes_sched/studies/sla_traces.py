@@ -20,7 +20,8 @@ from bayes_sched.errors import InputError
 from bayes_sched.posterior.fit import fit
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.sampling.nuts import SamplerSettings
-from bayes_sched.sla.limits import StepLine, evidence, quantile_draws
+from bayes_sched.sla.evidence import Observed
+from bayes_sched.sla.limits import quantile_draws
 from bayes_sched.sla.risk import DEFAULT_CONFIDENCE, DEFAULT_QUANTILE, Objective
 from bayes_sched.steps import regime, steps_arrays
 from bayes_sched.studies.folder import StudyFolder
@@ -141,8 +142,8 @@ class TraceStudy:
     ) -> bool:
         """Return whether the fitted steps speak against a promise of a (B, S), as an SLA would say."""
         objective = Objective(limit_ms=limit_ms, quantile=self.quantile, confidence=self.confidence)
-        line = StepLine() if is_decode else StepLine(requests)
-        return evidence(fitted, line, tokens, objective).is_contradicted
+        observed = Observed.of(fitted, objective)
+        return observed.near(None if is_decode else requests, tokens).is_contradicted
 
     def summary(self, runs: pd.DataFrame, folder: StudyFolder) -> TracePromises:
         """Compare realised with predicted shares, and count steps beyond promised limits."""

@@ -54,25 +54,13 @@ def servers_of(
     *,
     pooled: bool = True,
     mark: str = SERVER_MARK,
-    min_latency_ms: float = 1.0,
-    max_latency_ms: float = 300.0,
+    min_latency_ms: float | None = None,
+    max_latency_ms: float | None = None,
 ) -> tuple[Server, ...]:
     """Group traces, one a file, by their servers, cleaned.
 
-    Parameters
-    ----------
-    traces : sequence of Trace
-    pooled : bool
-        Whether traces with the same labels (``gpu``, ``llm``), or without labels the same name up to `mark`,
-        are of one server; else each is on its own.
-    mark : str
-    min_latency_ms, max_latency_ms : float
-        Limits of the cleaning.
-
-    Raises
-    ------
-    InputError
-        No step of a trace is left after cleaning, or two servers have one name.
+    If `pooled`, traces with the same labels (``gpu``, ``llm``), or without labels the same name up to `mark`,
+    are of one server; else each is on its own.
     """
     groups: dict[str, list[Trace]] = {}
     for trace in traces:
@@ -91,10 +79,11 @@ def _server_name(trace: Trace, mark: str) -> str:
     return (trace.name.partition(mark)[0] if mark else trace.name) or trace.name
 
 
-def _server(name: str, traces: Sequence[Trace], limits_ms: tuple[float, float]) -> Server:
-    parts, warnings = [], []
+def _server(name: str, traces: Sequence[Trace], given_ms: tuple[float | None, float | None]) -> Server:
+    parts, warnings, limits = [], [], []
     for number, trace in enumerate(traces):
-        cleaned = clean_steps(trace.steps, min_latency_ms=limits_ms[0], max_latency_ms=limits_ms[1])
+        cleaned = clean_steps(trace.steps, min_latency_ms=given_ms[0], max_latency_ms=given_ms[1])
+        limits.append(cleaned.limits_ms)
         warnings += [f"{trace.name}: {text}" for text in (*trace.warnings, *cleaned.warnings)]
         budget = int(cleaned.steps["total_tokens"].max())
         parts.append(cleaned.steps.assign(trace=number, budget=budget))
@@ -106,6 +95,7 @@ def _server(name: str, traces: Sequence[Trace], limits_ms: tuple[float, float]) 
         warnings.append(
             f"{name}: {len(pooled) - len(complete):,} of {len(pooled):,} steps lack {lacking}: left out"
         )
+    limits_ms = min(low for low, _ in limits), max(high for _, high in limits)
     digests = [*(trace.sha256 for trace in traces), *map(repr, limits_ms)]
     return Server(
         name=name,

@@ -42,7 +42,8 @@ _FELL_BACK_S = 1.0
 MAX_BINS = 120
 _STEPS_A_BIN = 30
 _TIMES = ("schedule_ms", "latency_ms")
-_LEVELS = ("num_waiting_reqs", "num_running_reqs", "kv_cache_usage")
+LEVELS = ("num_waiting_reqs", "num_running_reqs", "kv_cache_usage")
+"""Columns of a state, which last until the next step."""
 _BIN_QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 QUANTITIES = {
@@ -431,7 +432,7 @@ def over_time(steps: pd.DataFrame) -> pd.DataFrame:
         columns[f"{name}_max"] = groups[name].max()
         for kind, chosen in kinds.items():
             columns[f"{name}_{kind}"] = steps.loc[chosen, name].groupby(codes[chosen]).median()
-    for name in filter(steps.__contains__, _LEVELS):
+    for name in filter(steps.__contains__, LEVELS):
         columns |= {f"{name}_mean": groups[name].mean(), f"{name}_max": groups[name].max()}
     table = pd.DataFrame(columns)
     bins = table.index.to_numpy()

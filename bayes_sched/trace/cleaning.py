@@ -11,8 +11,12 @@ import pandas as pd
 from bayes_sched.arrays import Bools, Ints
 from bayes_sched.errors import InputError
 
+LIMITS_MS = (1.0, 300.0)
+"""The documented limits: shorter and longer steps are removed, unless that would hide the server."""
 WARN_SHARE = 0.01
-"""A rule that removes more than this share of the trace is reported."""
+"""A rule that removes more than this share of the trace is reported, of a kind of step no longer applied."""
+FREAKS = 2
+"""So few steps of a kind are no habit of the server, whatever their share."""
 MIN_SYSTEMATIC = 10
 """Fewer removed steps than this are no system, however large their S."""
 DEFAULT_MAX_ROWS = 20_000
@@ -38,6 +42,8 @@ class Cleaned:
     num_before: int
     num_after: int
     """Steps before and after."""
+    limits_ms: tuple[float, float] = LIMITS_MS
+    """The limits that were applied."""
 
     @property
     def text(self) -> str:
@@ -48,7 +54,10 @@ class Cleaned:
 
 
 def clean_steps(
-    steps: pd.DataFrame, *, min_latency_ms: float = 1.0, max_latency_ms: float = 300.0
+    steps: pd.DataFrame,
+    *,
+    min_latency_ms: float | None = None,
+    max_latency_ms: float | None = None,
 ) -> Cleaned:
     """Remove idle, too short and too long steps.
 
@@ -56,8 +65,10 @@ def clean_steps(
     ----------
     steps : DataFrame
         One row a step, with ``batch_size``, ``total_tokens`` and ``latency_ms`` (ms).
-    min_latency_ms, max_latency_ms : float
-        Steps below the one and above the other are removed; the limits themselves are kept.
+    min_latency_ms, max_latency_ms : float, optional
+        Steps below the one and above the other are removed; the limits themselves are kept. By default the
+        documented 1 and 300 ms, but moved, with a warning, where that would remove more than 1 % of the steps
+        of a kind (decode-only, or with prefill): these are what the server does.
 
     Returns
     -------
@@ -69,7 +80,8 @@ def clean_steps(
     InputError
         If a limit makes no sense, a column is missing, or no step is left.
     """
-    _check_limits(min_latency_ms, max_latency_ms)
+    given = (min_latency_ms, max_latency_ms)
+    _check_limits(*(usual if ms is None else ms for ms, usual in zip(given, LIMITS_MS, strict=True)))
     missing = [name for name in _NEEDED if name not in steps]
     if missing:
         raise InputError(f"the steps table lacks {', '.join(missing)}: it needs {', '.join(_NEEDED)}")
@@ -77,12 +89,16 @@ def clean_steps(
         raise InputError("there are no steps to clean")
     batch_size, total_tokens, latency_ms = (steps[name].to_numpy(dtype=float) for name in _NEEDED)
     is_idle = ~((batch_size > 0) & (total_tokens > 0) & (latency_ms > 0) & np.isfinite(latency_ms))
-    is_short = ~is_idle & (latency_ms < min_latency_ms)
-    is_long = ~is_idle & (latency_ms > max_latency_ms)
+    (min_ms, lowered), (max_ms, raised) = (
+        (ms, "") if ms is not None else _moved(steps[~is_idle], usual, is_long=is_long)
+        for ms, usual, is_long in zip(given, LIMITS_MS, (False, True), strict=True)
+    )
+    is_short = ~is_idle & (latency_ms < min_ms)
+    is_long = ~is_idle & (latency_ms > max_ms)
     rules = {
         "idle: B, S or T not above 0": is_idle,
-        f"T below {min_latency_ms:g} ms": is_short,
-        f"T above {max_latency_ms:g} ms": is_long,
+        f"T below {min_ms:g} ms": is_short,
+        f"T above {max_ms:g} ms": is_long,
     }
     keep = ~(is_idle | is_short | is_long)
     table = _account(steps, rules)
@@ -92,6 +108,8 @@ def clean_steps(
     idle = f"{is_idle.sum():,} of {len(steps):,} steps ({is_idle.mean():.2%}) are idle"
     warnings = (
         f"{idle} (B, S or T not above 0): removed" if is_idle.mean() > WARN_SHARE else "",
+        lowered,
+        raised,
         _warning(steps, short, is_short, ~is_idle, is_long=False),
         _warning(steps, long, is_long, ~is_idle, is_long=True),
     )
@@ -101,7 +119,27 @@ def clean_steps(
         warnings=tuple(filter(None, warnings)),
         num_before=len(steps),
         num_after=int(keep.sum()),
+        limits_ms=(min_ms, max_ms),
     )
+
+
+def _moved(steps: pd.DataFrame, limit_ms: float, *, is_long: bool) -> tuple[float, str]:
+    """Return a limit that removes no more than 1 % of a kind of step, and what there is to say of it."""
+    latency_ms, found_ms, text = steps["latency_ms"], limit_ms, ""
+    is_decode = steps["batch_size"] == steps["total_tokens"]
+    for kind, of_kind in {"decode-only steps": is_decode, "steps with prefill": ~is_decode}.items():
+        gone = latency_ms[of_kind & ((latency_ms > limit_ms) if is_long else (latency_ms < limit_ms))]
+        if len(gone) <= max(WARN_SHARE * of_kind.sum(), FREAKS):
+            continue
+        needed_ms = _round_outward(float(gone.quantile(0.99 if is_long else 0.01)), up=is_long)
+        if (needed_ms > found_ms) == is_long:
+            name, found_ms = f"{'max' if is_long else 'min'}_latency_ms", needed_ms
+            text = (
+                f"{name} is {needed_ms:g} in place of {limit_ms:g}, which would remove {len(gone):,} of "
+                f"{of_kind.sum():,} {kind} ({len(gone) / of_kind.sum():.2%}): that is what this server does; "
+                f"to remove them all the same, give {name} {limit_ms:g}"
+            )
+    return found_ms, text
 
 
 def _check_limits(min_latency_ms: float, max_latency_ms: float) -> None:

@@ -7,20 +7,23 @@
 ================  =====================================================================================
 
 A line of JSON is decoded in one of two ways and then interpreted in one. Nearly every line is plain ASCII,
-valid JSON, and holds numbers of the right type in their range: `decode_quickly` takes those four times as
-fast as a look at one field after the other. Whatever is unusual about a line, damaged or not, it leaves to
+valid JSON, and holds numbers of the right type in their range: `decode_quickly` takes those, and
+`decode_lines` many of them at once. Whatever is unusual about a line, damaged or not, they leave to
 `decode_carefully`, and what is refused and why is said there.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, NamedTuple
+from math import sumprod
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, DecodeError, Meta, Struct, UnsetType
+
+from bayes_sched.trace.opening import MAX_LINE_BYTES
 
 DOCUMENTED, RECORDED, VLLM_LOG = "documented", "recorded", "vllm-log"
 
@@ -44,9 +47,11 @@ YEAR_2001_S, YEAR_2100_S = 978_307_200.0, 4_102_444_800.0
 NOT_A_STEP = "JSON without the fields of a scheduler step"
 NOT_TEXT = "not UTF-8 text"
 NOT_JSON = "not valid JSON"
+OFF_TOTAL = "chunk sizes do not sum to total_scheduled_tokens (which is used)"
 NUL_BYTE = "holds a NUL byte"
 PLAIN_TEXT = "neither JSON nor a vLLM iteration line"
 BROKEN_ITERATION = "incomplete vLLM iteration line"
+TOO_LONG = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
 TORN = "torn last line"
 """Every writer that is killed leaves one: it counts, and never stops the reading."""
 CUT_REASONS = frozenset({NOT_TEXT, NOT_JSON, NUL_BYTE, BROKEN_ITERATION})
@@ -77,7 +82,7 @@ class LineError(ValueError):
         self.is_step = is_step  # recognisably meant to be one
 
 
-class Step(NamedTuple):
+class Step(Struct, frozen=True, gc=False):
     """One step as read: its format, its numbers in the order of `FIELDS` (NaN: not in the line), a remark."""
 
     format: str
@@ -85,8 +90,20 @@ class Step(NamedTuple):
     remark: str = ""
 
 
+def parse_lines(block: bytes) -> Iterator[Step | LineError | None]:
+    """Read lines with their ends: of each its step, None if it is blank, or why it is no usable step."""
+    lines = decode_lines(block) or block.removesuffix(b"\n").split(b"\n")
+    for line in lines:
+        try:
+            yield parse_line(line) if isinstance(line, bytes) else interpret(line)
+        except LineError as error:
+            yield error
+
+
 def parse_line(line: bytes) -> Step | None:
     """Read one line, with or without its end; None if it is blank, `LineError` if it is no usable step."""
+    if len(line) > MAX_LINE_BYTES:
+        raise LineError(TOO_LONG, is_step=False)
     if not line.startswith(b"{"):
         line = line.removeprefix(_BOM).strip()
         if not line:
@@ -102,19 +119,11 @@ _Milliseconds = Annotated[float, Meta(ge=0, le=MAX_MS)]
 _Sizes = list[_Count]
 
 
-class Record(Struct, gc=False):
-    """The fields that are read, of the documented schema and of its recorded variant."""
+class _Record(Struct, gc=False, kw_only=True):
+    """The fields that are read of both variants of the schema."""
 
     model_run_duration_ms: _Milliseconds
     total_scheduled_tokens: _Count
-    num_prefill_reqs: _Count | UnsetType = UNSET
-    num_decode_reqs: _Count | UnsetType = UNSET
-    prefill_chunk_sizes: _Sizes | None = None
-    decode_chunk_sizes: _Sizes | None = None
-    prefill_context_lens: _Sizes | None = None
-    decode_context_lens: _Sizes | None = None
-    chunk_sizes: _Sizes | UnsetType = UNSET
-    all_computed_tokens: _Sizes | None = None
     schedule_duration_ms: _Milliseconds | None = None
     total_step_duration_ms: _Milliseconds | None = None
     kv_cache_usage: Annotated[float, Meta(ge=0, le=MAX_USAGE)] | None = None
@@ -123,7 +132,37 @@ class Record(Struct, gc=False):
     timestamp: Annotated[float, Meta(ge=0, le=MAX_TIMESTAMP)] | None = None
 
 
-_decode = msgspec.json.Decoder(Record).decode
+class Documented(_Record, gc=False, kw_only=True):
+    """The fields that are read of the documented schema."""
+
+    num_prefill_reqs: _Count
+    num_decode_reqs: _Count
+    prefill_chunk_sizes: _Sizes | None = None
+    decode_chunk_sizes: _Sizes | None = None
+    prefill_context_lens: _Sizes | None = None
+    decode_context_lens: _Sizes | None = None
+
+
+class Recorded(_Record, gc=False, kw_only=True):
+    """The fields that are read of its recorded variant, which holds none of the two counts."""
+
+    chunk_sizes: _Sizes
+    all_computed_tokens: _Sizes | None = None
+    num_prefill_reqs: UnsetType = UNSET
+    num_decode_reqs: UnsetType = UNSET
+
+
+Record = Documented | Recorded
+
+_DECODERS: tuple[msgspec.json.Decoder[Any], ...] = (
+    msgspec.json.Decoder(Recorded),
+    msgspec.json.Decoder(Documented),
+)
+
+
+def _decoder(line: bytes) -> msgspec.json.Decoder[Any]:
+    """Return what decodes a line if it is of either variant, and refuses it else."""
+    return _DECODERS[b'"num_prefill_reqs"' in line]
 
 
 def decode_quickly(line: bytes) -> Record | None:
@@ -131,12 +170,24 @@ def decode_quickly(line: bytes) -> Record | None:
     if not line.isascii():  # text in fields that are not read goes unchecked by the decoder
         return None
     try:
-        record = _decode(line)
+        return _decoder(line).decode(line)  # type: ignore[no-any-return]
     except (DecodeError, RecursionError):
         return None
-    has_prefill, has_decode = record.num_prefill_reqs is not UNSET, record.num_decode_reqs is not UNSET
-    is_whole = has_prefill if has_prefill or has_decode else record.chunk_sizes is not UNSET
-    return record if is_whole and (has_decode or not has_prefill) else None
+
+
+def decode_lines(block: bytes) -> list[Record] | None:
+    """Decode lines with their ends if nothing about any is unusual, and all are of one variant."""
+    num_lines = block.count(b"\n")
+    # To the decoder an end of line is any other space. This one stands between objects alone, and as there
+    # are as many objects as lines, no line holds two of them.
+    is_plain = block.count(b"}\n{") == num_lines - 1 and block.endswith(b"}\n") and block.isascii()
+    if not is_plain or len(block) > MAX_LINE_BYTES:
+        return None
+    try:
+        records: list[Record] = _decoder(block[: block.find(b"\n")]).decode_lines(block)
+    except (DecodeError, RecursionError):
+        return None
+    return records if len(records) == num_lines else None
 
 
 def decode_carefully(line: bytes) -> Record:
@@ -169,7 +220,7 @@ def decode_carefully(line: bytes) -> Record:
     read |= {name: _count(fields, name) for name in ("num_waiting_reqs", "num_running_reqs")}
     read["timestamp"] = _number(fields, "timestamp", MAX_TIMESTAMP)
     read["total_step_duration_ms"] = _number(fields, "total_step_duration_ms", MAX_MS)
-    return Record(**read)
+    return Documented(**read) if is_documented else Recorded(**read)
 
 
 def _load(line: bytes) -> dict[str, Any]:
@@ -245,13 +296,40 @@ def shorten(text: str, width: int = 60) -> str:
 
 def interpret(record: Record) -> Step:
     """Read a step out of a decoded line; `LineError` where its fields contradict each other."""
-    if record.num_prefill_reqs is not UNSET and record.num_decode_reqs is not UNSET:
-        return _documented(record, record.num_prefill_reqs, record.num_decode_reqs)
-    assert record.chunk_sizes is not UNSET
-    return _recorded(record, record.chunk_sizes)
+    kind, load = (
+        (DOCUMENTED, _documented(record)) if isinstance(record, Documented) else (RECORDED, _recorded(record))
+    )
+    num_prefill, num_decode, context_tokens, pairs, prefill_tokens, largest, remark = load
+    schedule_ms, usage = record.schedule_duration_ms, record.kv_cache_usage
+    waiting, running = record.num_waiting_reqs, record.num_running_reqs
+    timestamp, step_ms = record.timestamp, record.total_step_duration_ms
+    row = (
+        num_prefill + num_decode,
+        record.total_scheduled_tokens,
+        record.model_run_duration_ms,
+        num_prefill,
+        num_decode,
+        _NAN if schedule_ms is None else schedule_ms,
+        _NAN if usage is None else usage,
+        _NAN if waiting is None else waiting,
+        _NAN if running is None else running,
+        context_tokens,
+        pairs,
+        _NAN if timestamp is None else timestamp,
+        _NAN if step_ms is None else step_ms,
+        prefill_tokens,
+        largest,
+    )
+    return Step(kind, row, remark)
 
 
-def _documented(record: Record, num_prefill: int, num_decode: int) -> Step:
+type _Load = tuple[int, int, float, float, float, float, str]
+"""Requests in prefill and decode, tokens in the KV cache, query-key pairs, prefill tokens, the largest of the
+prefill chunks; a remark."""
+
+
+def _documented(record: Documented) -> _Load:
+    num_prefill, num_decode = record.num_prefill_reqs, record.num_decode_reqs
     prefill, decode = record.prefill_chunk_sizes, record.decode_chunk_sizes
     prefill_context, decode_context = record.prefill_context_lens, record.decode_context_lens
     if prefill is not None and len(prefill) != num_prefill:
@@ -262,42 +340,39 @@ def _documented(record: Record, num_prefill: int, num_decode: int) -> Step:
         raise _contradiction("prefill_context_lens", prefill_context, "num_prefill_reqs", num_prefill)
     if decode_context is not None and len(decode_context) != num_decode:
         raise _contradiction("decode_context_lens", decode_context, "num_decode_reqs", num_decode)
-    total_tokens, remark = record.total_scheduled_tokens, ""
-    context_tokens = pairs = prefill_tokens = largest = _NAN
+    context_tokens = pairs = _NAN
     if prefill_context is not None and decode_context is not None:
         context_tokens = sum(prefill_context) + sum(decode_context)
-    if prefill is not None:
-        prefill_tokens = sum(prefill)
-        if decode is not None and prefill_tokens + sum(decode) != total_tokens:
-            # B and S stand in fields of their own: the step is usable, what the chunks tell is not.
-            remark = "chunk sizes do not sum to total_scheduled_tokens (which is used)"
-            prefill_tokens = _NAN
-        else:
-            largest = max(prefill, default=0)
-            pairs = _NAN if prefill_context is None else _query_key_pairs(prefill, prefill_context)
-    counts = (num_prefill + num_decode, total_tokens, record.model_run_duration_ms, num_prefill, num_decode)
-    return Step(DOCUMENTED, (*counts, *_rest(record, context_tokens, pairs), prefill_tokens, largest), remark)
+    if prefill is None:
+        return num_prefill, num_decode, context_tokens, _NAN, _NAN, _NAN, ""
+    prefill_tokens = sum(prefill)
+    if decode is not None and prefill_tokens + sum(decode) != record.total_scheduled_tokens:
+        # B and S stand in fields of their own: the step is usable, what the chunks tell is not.
+        return num_prefill, num_decode, context_tokens, _NAN, _NAN, _NAN, OFF_TOTAL
+    if prefill_context is not None:
+        pairs = _query_key_pairs(prefill, prefill_context) if prefill else 0
+    largest = max(prefill) if prefill else 0
+    return num_prefill, num_decode, context_tokens, pairs, prefill_tokens, largest, ""
 
 
-def _recorded(record: Record, chunks: list[int]) -> Step:
-    computed, total_tokens = record.all_computed_tokens, record.total_scheduled_tokens
+def _recorded(record: Recorded) -> _Load:
+    chunks, computed = record.chunk_sizes, record.all_computed_tokens
+    total_tokens = record.total_scheduled_tokens
     if sum(chunks) != total_tokens:
         detail = f"sum {sum(chunks)}, total {total_tokens}"
         raise LineError("chunk_sizes contradicts total_scheduled_tokens", detail=detail)
     if computed is not None and len(computed) != len(chunks):
         raise _contradiction("all_computed_tokens", computed, "chunk_sizes", len(chunks))
+    context_tokens = pairs = _NAN
     num_decode = chunks.count(1)
     num_prefill = len(chunks) - num_decode
-    context_tokens = pairs = _NAN
     if computed is not None:
         context_tokens, pairs = sum(computed), 0
         if num_prefill:
             prefill = [(c, k) for c, k in zip(chunks, computed, strict=True) if c != 1]
             pairs = _query_key_pairs(*zip(*prefill, strict=True))
     largest = max(chunks) if num_prefill else 0
-    counts = (len(chunks), total_tokens, record.model_run_duration_ms, num_prefill, num_decode)
-    prefill_tokens = total_tokens - num_decode
-    return Step(RECORDED, (*counts, *_rest(record, context_tokens, pairs), prefill_tokens, largest))
+    return num_prefill, num_decode, context_tokens, pairs, total_tokens - num_decode, largest, ""
 
 
 def _contradiction(name: str, sizes: list[int], count_name: str, count: int) -> LineError:
@@ -305,26 +380,9 @@ def _contradiction(name: str, sizes: list[int], count_name: str, count: int) -> 
     return LineError(f"{name} contradicts {count_name}", detail=detail)
 
 
-def _query_key_pairs(chunks: Sequence[int], contexts: Sequence[int]) -> int:
+def _query_key_pairs(chunks: Sequence[int], contexts: Sequence[int]) -> float:
     """Query-key pairs of prefill chunks: c k + c (c + 1) / 2 for c tokens after k computed ones."""
-    return sum(c * k + c * (c + 1) // 2 for c, k in zip(chunks, contexts, strict=True))
-
-
-def _rest(record: Record, context_tokens: float, pairs: float) -> tuple[float, ...]:
-    """Return the middle of a row: ``schedule_ms`` to ``step_ms``."""
-    schedule_ms, usage = record.schedule_duration_ms, record.kv_cache_usage
-    waiting, running = record.num_waiting_reqs, record.num_running_reqs
-    timestamp, step_ms = record.timestamp, record.total_step_duration_ms
-    return (
-        _NAN if schedule_ms is None else schedule_ms,
-        _NAN if usage is None else usage,
-        _NAN if waiting is None else waiting,
-        _NAN if running is None else running,
-        context_tokens,
-        pairs,
-        _NAN if timestamp is None else timestamp,
-        _NAN if step_ms is None else step_ms,
-    )
+    return sumprod(chunks, contexts) + (sumprod(chunks, chunks) + sum(chunks)) // 2
 
 
 def _iteration(line: bytes) -> Step:

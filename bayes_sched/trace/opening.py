@@ -12,7 +12,7 @@ import stat
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from os import PathLike, fspath
@@ -35,7 +35,8 @@ EXPECTED = (
     "--enable-logging-iteration-details"
 )
 
-_CHUNK_BYTES = 8 * 2**10  # small: a hostile zstd chunk may grow thirty-thousandfold
+_BLOCK_BYTES = 64 * 2**10  # so many lines that what is done once a block does not count, and the cache holds
+_PACKED_BYTES = 8 * 2**10  # small: hostile zstd data may grow thirty-thousandfold
 _HEAD_BYTES = 4096
 _ENDINGS = re.compile(r"(\.(gz|zst|zstd|jsonl|ndjson|json|log|txt))+$", re.IGNORECASE)
 _MAX_NAME = 80
@@ -140,6 +141,7 @@ class TraceStream:
         self.path, self.label = path, label
         self.head = b""  # the first decompressed bytes, which tell what a file without a step looks like
         self.damage = ""  # how the compressed data were damaged; empty while they are sound
+        self.num_bytes = 0  # raw ones read so far
         self._digest = hashlib.sha256()
 
     @property
@@ -147,25 +149,24 @@ class TraceStream:
         """SHA-256 of the raw bytes, complete when `lines` is exhausted."""
         return self._digest.hexdigest()
 
-    def lines(self) -> Iterator[tuple[bytes, bool]]:
-        r"""Yield each line without its ``\n``, and whether it had one.
+    def blocks(self) -> Iterator[bytes]:
+        r"""Yield some lines at a time, each with its ``\n``; what follows the last one is yielded alone.
 
         A line above `MAX_LINE_BYTES` comes cut, longer than that limit still. :class:`InputError` if the file
         cannot be opened or read, or its first bytes tell that it is no trace.
         """
-        pieces: list[bytes] = []
-        num_collected = 0
-        for chunk in self._plain():
+        begun: list[bytes] = []
+        num_begun = 0
+        for chunk in _portions(self._plain(), _BLOCK_BYTES):
             self._look_at(chunk)
-            *ended, rest = chunk.split(b"\n")
-            for line in ended:
-                yield (b"".join([*pieces, line]) if pieces else line), True
-                pieces, num_collected = [], 0
-            if rest and num_collected <= MAX_LINE_BYTES:
-                pieces.append(rest)
-                num_collected += len(rest)
-        if pieces:
-            yield b"".join(pieces), False
+            if end := chunk.rfind(b"\n") + 1:
+                yield b"".join([*begun, chunk[:end]])
+                begun, num_begun = [], 0
+            if end < len(chunk) and num_begun <= MAX_LINE_BYTES:
+                begun.append(chunk[end:])
+                num_begun += len(begun[-1])
+        if begun:
+            yield b"".join(begun)
 
     def _look_at(self, chunk: bytes) -> None:
         kind = None if self.head else foreign_kind(chunk)
@@ -189,7 +190,7 @@ class TraceStream:
         self, first: bytes, raw: Iterator[bytes], *, name: str, make_decoder: Callable[[], _Decoder]
     ) -> Iterator[bytes]:
         decoder, is_open = make_decoder(), False
-        for data in chain([first], raw):
+        for data in _portions(chain([first], raw), _PACKED_BYTES):
             # A file may hold several members, with zeros as padding between and after them.
             while data := data if is_open else data.lstrip(b"\0"):
                 try:
@@ -210,12 +211,18 @@ class TraceStream:
     def _raw(self) -> Iterator[bytes]:
         try:
             with nullcontext(sys.stdin.buffer) if self.path == STDIN else open(self.path, "rb") as file:
-                while block := file.read(_CHUNK_BYTES):
+                while block := file.read(_BLOCK_BYTES):
                     self._digest.update(block)
+                    self.num_bytes += len(block)
                     yield block
         except OSError as error:
             reason = "permission denied" if isinstance(error, PermissionError) else error.strerror or error
             raise InputError(f"cannot read {self.label}: {reason}") from None
+
+
+def _portions(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Cut blocks of bytes into pieces of at most a size."""
+    return (block[start : start + size] for block in blocks for start in range(0, len(block), size))
 
 
 _MAGIC = (

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
@@ -15,12 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
-from bayes_sched.trace.formats import CUT_REASONS, FIELDS, TORN, VLLM_LOG, LineError, parse_line
+from bayes_sched.trace.formats import CUT_REASONS, FIELDS, TORN, VLLM_LOG, LineError, Step, parse_lines
 from bayes_sched.trace.opening import (
     EXPECTED,
-    MAX_LINE_BYTES,
     STDIN,
     Paths,
     TraceStream,
@@ -44,10 +44,12 @@ _KEYS = {
 SCHEDULER = ("max_num_batched_tokens", "max_num_seqs", "kv_cache_block_size", "num_kv_cache_blocks")
 """Settings of a server's scheduler, as vLLM names them."""
 
-_TOO_LONG = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
 _FLOAT_FIELDS = {"latency_ms", "schedule_ms", "kv_cache_usage", "prefill_pairs", "timestamp", "step_ms"}
-_WIDTH = len(FIELDS) + 1
-_pack = Struct(f"{_WIDTH}d").pack  # numbers of a step as bytes: a third of the time of an array's extend
+_pack = Struct(f"{len(FIELDS)}d").pack  # numbers of a step as bytes: a third of the time of an array's extend
+_BATCH_BYTES = 2**20
+
+type Progress = Callable[[str, float | None], None]
+"""Called with a stage in words and the share of it that is done, None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ class Trace:
         return f"{len(self.steps):,} steps from {files} ({formats}). {self.bad_lines.text}"
 
 
-def read_trace(paths: Paths, *, max_bad_share: float = 0.05) -> Trace:
+def read_trace(paths: Paths, *, max_bad_share: float = 0.05, progress: Progress | None = None) -> Trace:
     """Read the step trace of a vLLM scheduler.
 
     The format of each line is recognised by what it holds (see :mod:`bayes_sched.trace.formats`), compression
@@ -154,6 +156,9 @@ def read_trace(paths: Paths, *, max_bad_share: float = 0.05) -> Trace:
         Files, patterns such as ``DIR/*.jsonl``, or ``-`` for standard input.
     max_bad_share : float
         Share of bad lines, in [0, 1], above which the trace is refused. Torn last lines do not count here.
+    progress : callable, optional
+        Called at each percent with a stage in words and the share of the files' bytes that is read; once,
+        with None, where that is not known, as of standard input.
 
     Returns
     -------
@@ -169,16 +174,22 @@ def read_trace(paths: Paths, *, max_bad_share: float = 0.05) -> Trace:
         raise InputError(f"max_bad_share is {max_bad_share}: give a share between 0 and 1")
     names, path_warnings = expand_paths(paths)
     files = [_File(name, label) for name, label in zip(names, _labels(names), strict=True)]
-    bad = _Tally()
+    bad, steps, num_bytes = _Tally(), _Steps(), _num_bytes(names)
+    told: float | None = -1.0
     for file in files:
-        file.read()
+        for _ in file.read(steps):
+            if progress is not None:
+                num_read = sum(file.stream.num_bytes for file in files)
+                share = min(1.0, round(num_read / num_bytes, 2)) if num_bytes else None
+                if share != told:
+                    progress("reading the trace", told := share)
         bad.merge(file.bad)
     bad_lines = bad.freeze(num_lines=sum(file.num_looked_at for file in files))
     _check_usable(files, bad_lines, max_bad_share)
     labels, sidecar_warnings = _read_labels(names)
     digests = [file.stream.sha256 for file in files]
     return Trace(
-        steps=_steps_table(files),
+        steps=steps.table(files),
         sources=tuple(
             Source(f.path, "+".join(sorted(f.formats)) or "empty", digest, f.num_lines, f.num_steps)
             for f, digest in zip(files, digests, strict=True)
@@ -195,6 +206,14 @@ def _labels(paths: Sequence[str]) -> list[str]:
     """Name the files for people: without folders where that tells them apart."""
     names = ["standard input" if path == STDIN else Path(path).name for path in paths]
     return [path if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+
+
+def _num_bytes(paths: Sequence[str]) -> int:
+    """Return the size of all files; 0 where it is not known."""
+    try:
+        return sum(map(os.path.getsize, paths))
+    except OSError:
+        return 0
 
 
 @dataclass(slots=True)
@@ -224,6 +243,44 @@ class _Tally:
         return BadLines(counts, tuple(self.first), num_lines, self.num_tolerated)
 
 
+class _Steps:
+    """Collects steps as rows, and keeps them as the columns of the table, so that none is held twice."""
+
+    def __init__(self) -> None:
+        self._rows = bytearray()
+        self._columns = [bytearray() for _ in FIELDS]
+        self._lines = array("q")
+
+    def add(self, steps: Mapping[int, Step]) -> None:
+        """Add steps by their line numbers."""
+        self._lines.extend(steps)
+        self._rows += b"".join([_pack(*step.row) for step in steps.values()])
+        if len(self._rows) > _BATCH_BYTES:
+            self._settle()
+
+    def _settle(self) -> None:
+        rows = np.frombuffer(bytes(self._rows)).reshape(-1, len(FIELDS))
+        self._rows.clear()
+        for column, values in zip(self._columns, rows.T, strict=True):
+            column += values.tobytes()
+
+    def table(self, files: Sequence[_File]) -> pd.DataFrame:
+        """Return the steps of the files, which were read in this order."""
+        self._settle()
+        columns: dict[str, object] = {}
+        for name in FIELDS:
+            values = np.frombuffer(self._columns.pop(0))
+            is_missing = np.isnan(values)
+            if not is_missing.all():
+                is_integer = name not in _FLOAT_FIELDS and not is_missing.any()
+                columns[name] = values.astype(np.int64) if is_integer else values
+        codes = np.repeat(np.arange(len(files), dtype=np.int32), [file.num_steps for file in files])
+        labels = pd.Index([file.label for file in files])
+        columns["source"] = pd.Categorical.from_codes(codes, categories=labels)
+        columns["line"] = np.frombuffer(self._lines, dtype=np.int64)
+        return pd.DataFrame(columns, copy=False)
+
+
 class _File:
     """Reads one file: its steps, its bad lines, and what else there is to say about it."""
 
@@ -241,34 +298,28 @@ class _File:
         self.holds_damaged_steps = False
         """Some bad line is recognisably meant to be a step."""
         self._noise = _Tally()
-        self._numbers = bytearray()
 
     @property
     def num_steps(self) -> int:
-        return len(self._numbers) // (8 * _WIDTH)
+        return self.formats.total()
 
-    @property
-    def numbers(self) -> Floats:
-        """`FIELDS` and the line number of each step, dims (step, field); NaN: not in the line."""
-        return np.frombuffer(self._numbers).reshape(-1, _WIDTH) if self._numbers else np.empty((0, _WIDTH))
+    def read(self, steps: _Steps) -> Iterator[None]:
+        """Read the file to its end, with a pause now and then.
 
-    def read(self) -> None:
-        """Read the file to its end; :class:`InputError` if it cannot be read, or begins as no trace does."""
-        for line, is_ended in self.stream.lines():
-            self.num_lines += 1
-            try:
-                if len(line) > MAX_LINE_BYTES:
-                    raise LineError(_TOO_LONG, is_step=False)
-                step = parse_line(line)
-            except LineError as error:
-                self._refuse(error, is_ended=is_ended)
-                continue
-            if step is not None:
-                kind, row, remark = step
-                self.formats[kind] += 1
-                if remark:
-                    self.remarks[remark] += 1
-                self._numbers += _pack(*row, self.num_lines)
+        :class:`InputError` if it cannot be read, or begins as no trace does.
+        """
+        for block in self.stream.blocks():
+            read = dict(enumerate(parse_lines(block), self.num_lines + 1))
+            self.num_lines += len(read)
+            found = {line: step for line, step in read.items() if isinstance(step, Step)}
+            self.formats.update([step.format for step in found.values()])
+            self.remarks.update([step.remark for step in found.values() if step.remark])
+            steps.add(found)
+            if len(found) < len(read):
+                for line, error in read.items():
+                    if isinstance(error, LineError):
+                        self._refuse(line, error, is_ended=block.endswith(b"\n"))
+            yield
         self.num_looked_at += self.num_steps
         if self.formats[VLLM_LOG]:
             self.num_looked_at -= sum(self._noise.counts.values())
@@ -279,7 +330,7 @@ class _File:
             self.num_looked_at += 1
             self.bad.add(BadLine(self.label, self.num_lines + 1, damage), is_tolerated=True)
 
-    def _refuse(self, error: LineError, *, is_ended: bool) -> None:
+    def _refuse(self, line: int, error: LineError, *, is_ended: bool) -> None:
         self.num_looked_at += 1
         reason, detail = error.reason, error.detail
         cut = "" if is_ended else self.stream.damage or (TORN if reason in CUT_REASONS else "")
@@ -288,7 +339,7 @@ class _File:
         elif error.is_step:
             self.holds_damaged_steps = True
         tally = self._noise if error.is_noise else self.bad
-        tally.add(BadLine(self.label, self.num_lines, reason, detail), is_tolerated=bool(cut))
+        tally.add(BadLine(self.label, line, reason, detail), is_tolerated=bool(cut))
 
 
 def _check_usable(files: Sequence[_File], bad_lines: BadLines, max_bad_share: float) -> None:
@@ -343,22 +394,6 @@ def _warnings(files: Sequence[_File]) -> list[str]:
     if num_waits:
         warnings.append(f"{num_waits:,} steps: {WAIT_ONLY}")
     return warnings
-
-
-def _steps_table(files: Sequence[_File]) -> pd.DataFrame:
-    numbers = files[0].numbers if len(files) == 1 else np.concatenate([file.numbers for file in files])
-    columns: dict[str, object] = {}
-    for index, name in enumerate(FIELDS):
-        values = numbers[:, index]
-        is_missing = np.isnan(values)
-        if is_missing.all():
-            continue
-        is_integer = name not in _FLOAT_FIELDS and not is_missing.any()
-        columns[name] = values.astype(np.int64) if is_integer else values.copy()
-    codes = np.repeat(np.arange(len(files)), [file.num_steps for file in files])
-    columns["source"] = pd.Categorical.from_codes(codes, categories=pd.Index([file.label for file in files]))
-    columns["line"] = numbers[:, -1].astype(np.int64)
-    return pd.DataFrame(columns)
 
 
 def _read_labels(paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bayes_sched.arrays import Floats
+from bayes_sched.format import counted
 from bayes_sched.planning.capacity import CapacityPlan
 from bayes_sched.planning.settings import ANY_STEP, CASES, DECODES, Optimum
 from bayes_sched.planning.simulator import KEYS
@@ -33,11 +34,7 @@ _LEAST_REQUEST = 2e-3
 
 @style.styled
 def decode_promise(sla: StepSLA, maps: RiskMaps) -> Figure:
-    """Draw, for decode-only batches, the share of steps beyond the limit, and how sure one may be of it.
-
-    How to read it: above is what steps do, with the credible band of what we know; below is the probability
-    that at most the allowed share is late. The promise ends where the lower curve falls below its line.
-    """
+    """Draw, for decode-only batches, the share of steps beyond the limit, and how sure one may be of it."""
     title = f"Decode-only batches and a limit of {sla.objective.limit_ms:g} ms"
     figure, axes = style.new_figure(title, height_in=4.9, rows=2, sharex=True)
     table = maps.decode_only.to_dataframe().sort_values("batch_size")
@@ -91,12 +88,7 @@ def _draw_confidence(ax: Axes, sla: StepSLA, table: pd.DataFrame) -> None:
 
 @style.styled
 def promise_map(sla: StepSLA, maps: RiskMaps) -> Figure:
-    """Draw P(step <= SLO) over (B, S), and the frontiers of the promise and of a point estimate.
-
-    How to read it: stay below the solid line. Between it and the dashed one lie the steps that a single
-    fitted curve allows and that break the limit too often. Hatched parts are extrapolation. A step cannot
-    hold fewer tokens than requests, so the lower right corner is empty.
-    """
+    """Draw P(step <= SLO) over (B, S), and the frontiers of the promise and of a point estimate."""
     figure, ax = style.new_axes(f"Share of steps within {sla.objective.limit_ms:g} ms", height_in=4.9)
     surface = maps.surface["probability"].transpose(*style.ORDER)
     if style.has_area(ax, surface):
@@ -138,11 +130,7 @@ def _draw_frontiers(ax: Axes, sla: StepSLA) -> None:
 
 @style.styled
 def request_survival(sla: RequestSLA, survival: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw the share of the requests that take longer, for each time that can be told.
-
-    How to read it: follow a time up to the curve. The band is what we do not know of the server; the slope of
-    the curve is what requests do, whatever we know.
-    """
+    """Draw the share of the requests that take longer, for each time that can be told."""
     figure, axes = style.new_panels("How long a request takes", len(sla.times), head_in=1.0, each_in=1.9)
     for ax, time in zip(axes[:, 0], sla.times, strict=True):
         curve, allowed = survival[time.key], 1.0 - time.quantile
@@ -169,11 +157,7 @@ def _draw_late(
 
 @style.styled
 def throughput_frontier(plan: Optimum) -> Figure:
-    """Draw the most tokens a second for each limit that settings keep, in two panels.
-
-    How to read it: go right to the limit and up to the curve: no settings that keep it do more. The band is
-    what we do not know of the throughput; where the curve ends, the trace holds no larger steps.
-    """
+    """Draw the most tokens a second for each limit that settings keep, in two panels."""
     asked: Any = {"color": style.INK, "linewidth": 0.9, "linestyle": ":"}
     dot: Any = {"color": style.ORANGE, "markeredgecolor": style.INK}
     credible = f"{100 * plan.probability:g}% credible"
@@ -199,18 +183,13 @@ def _best_text(best: Any, case: str) -> str:
     if best is None:
         return f"{case.capitalize()}: none keeps the limit"
     tokens = "" if case == DECODES else f" and {best['total_tokens']:,} tokens"
-    requests = f"{best['batch_size']:,} request{'' if best['batch_size'] == 1 else 's'}"
+    requests = counted(best["batch_size"], "request")
     return f"{case.capitalize()}: best are up to {requests}{tokens}"
 
 
 @style.styled
 def cost_shares(plan: Optimum) -> Figure:
-    """Draw the share of each term of the equation in the time of the best steps, with credible intervals.
-
-    How to read it: long bars are what to change. Grey bars are single terms, which data may tell apart only
-    in sums, so that their intervals may be wide where those of the groups (blue) are not. Settings that keep
-    the limit have to exist, and the model to have the terms of the equation.
-    """
+    """Draw the share of each term of the equation in the time of the best steps, with credible intervals."""
     drawn = [(case, plan.terms[case], plan.best[case]) for case in CASES]
     shown = [(case, terms, best) for case, terms, best in drawn if terms is not None and best is not None]
     title = "Where the time of a step goes"
@@ -234,12 +213,7 @@ def cost_shares(plan: Optimum) -> Figure:
 
 @style.styled
 def replicas_needed(plan: CapacityPlan) -> Figure:
-    """Draw the confidence that all limits are kept, and the share of requests within them, by servers.
-
-    How to read it: above is what we know, the share of the posterior draws in which a number of servers will
-    do; the plan needs the first number whose point lies on or above the dotted line. Below is what requests
-    do: the share of them that keeps all limits, with its interval over draws.
-    """
+    """Draw the confidence that all limits are kept, and the share of requests within them, by servers."""
     figure, axes = style.new_figure("How many servers the workload needs", height_in=4.9, rows=2, sharex=True)
     _draw_replicas(axes[0, 0], plan)
     lower, middle, upper = (plan.table[f"all_within_{end}"] for end in ("lower", "median", "upper"))
@@ -274,15 +248,10 @@ def _draw_replicas(ax: Axes, plan: CapacityPlan) -> None:
 
 @style.styled
 def request_times(plan: CapacityPlan) -> Figure:
-    """Draw the share of the requests that take longer than a time: to first token, per token, end to end.
-
-    How to read it: follow a time up to the curve. The curve is the median over posterior draws; the band is
-    where it lies in so many of them, parameters and (of generated workloads) arrivals together.
-    """
+    """Draw the share of the requests that take longer than a time: to first token, per token, end to end."""
     known = plan.request_times.dropna()
     keys = [key for key in KEYS if (known["time"] == key).any()]
-    servers = f"{plan.shown.replicas:,} server{'' if plan.shown.replicas == 1 else 's'}"
-    title = f"How long requests take with {servers}"
+    title = f"How long requests take with {counted(plan.shown.replicas, 'server')}"
     figure, axes = style.new_panels(title, len(keys), head_in=1.0, each_in=1.9)
     for ax, key in zip(axes[:, 0], keys, strict=True):
         times, objective = known[known["time"] == key], plan.objectives[key]

@@ -19,15 +19,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullLocator
 
 from bayes_sched.arrays import Floats
-from bayes_sched.comparison.compare import Comparison
+from bayes_sched.comparison.compare import MAX_PAIRS, Comparison
 from bayes_sched.comparison.verdicts import UNDECIDED, rope_bounds
 from bayes_sched.files import UNSEEN
+from bayes_sched.format import counted, cut, cut_start
 from bayes_sched.pooling.summary import PoolSummary
 from bayes_sched.reports.plots import style
-from bayes_sched.reports.terminal import cut
-
-MAX_PAIRS = 3
-"""A figure shows so many pairs of servers; the tables hold all."""
 
 _MARKERS = ("o", "s", "D")
 _LINES = ("-", "--", "-.", ":")
@@ -44,13 +41,7 @@ _TRACE_COLOURS = tuple(colour for colour in style.CYCLE if colour != style.GREEN
 
 @style.styled
 def ratio_map(comparison: Comparison) -> Figure:
-    """Draw the ratio of mean latencies over (B, S), a panel a pair of servers.
-
-    How to read it: purple, the first server is faster; orange, slower. Lines bound the region of practical
-    equivalence. Crosses: undecided. Dots: steps that a trace holds; far from them the equation fills in.
-    Hatched: outside of what one of the traces covers. The lower right corner is empty, as a step has no fewer
-    tokens than requests.
-    """
+    """Draw the ratio of mean latencies over (B, S), a panel a pair of servers."""
     title = "Ratio of mean latencies by requests and tokens"
     pairs, figure, axes = _new_maps(comparison, title, head_in=1.7, each_in=2.9)
     is_covered = ~comparison.grid["extrapolation"]
@@ -80,12 +71,7 @@ def ratio_map(comparison: Comparison) -> Figure:
 
 @style.styled
 def probability_map(comparison: Comparison) -> Figure:
-    """Draw the probabilities that one server is faster, on average and in a single step.
-
-    How to read it: purple, the first server is likely faster; orange, the second; white, who knows. Left what
-    is known of the averages, which more data sharpen; right what a single step will do, noise included, which
-    no data sharpen beyond the noise. Hatched: extrapolation.
-    """
+    """Draw the probabilities that one server is faster, on average and in a single step."""
     title = "Probability that one server is faster, on average and in a single step"
     pairs, figure, axes = _new_maps(comparison, title, head_in=1.4, each_in=2.4, columns=2)
     titles = {"p_faster": "on average", "p_step_faster": "in a single step"}
@@ -149,11 +135,7 @@ def _ratio_levels(ratios: Floats, rope: float) -> Floats:
 
 @style.styled
 def comparison_bands(comparison: Comparison) -> Figure:
-    """Draw the latency of decode-only steps, and of steps with prefill, on each server.
-
-    How to read it: the line is the mean latency; the band is where a step falls with the given probability.
-    Where a server's trace holds no such steps its line is thin and its band ends.
-    """
+    """Draw the latency of decode-only steps, and of steps with prefill, on each server."""
     title = "Latency of a step on each server, with the band that single steps fall into"
     figure, axes = style.new_figure(title, height_in=6.2, rows=2)
     decode, mixed = axes[:, 0]
@@ -162,7 +144,7 @@ def comparison_bands(comparison: Comparison) -> Figure:
     b = int(comparison.bands["mixed"]["batch_size"].max())
     decode.set_title("Decode-only steps (S = B)")
     decode.set(xlabel="decoding requests in the step, B = S", ylabel="latency (ms)", ylim=(0.0, None))
-    mixed.set_title(f"Steps of {b:,} request{'' if b == 1 else 's'}, prefill included")
+    mixed.set_title(f"Steps of {counted(b, 'request')}, prefill included")
     mixed.set(xlabel="tokens in the step, S", ylabel="latency (ms)", ylim=(0.0, None))
     style.log_axis(mixed.xaxis)
     share = f"{100 * comparison.probability:g}%"
@@ -185,12 +167,7 @@ def _draw_bands(ax: Axes, bands: xr.Dataset) -> None:
 
 @style.styled
 def parameter_forest(comparison: Comparison) -> Figure:
-    """Draw the ratio of each parameter and combination between servers, with its credible interval.
-
-    How to read it: a filled mark is a quantity that the data identify on both servers; right of the grey bar
-    it is larger on the first. A hollow one is not identified: its place is the priors' doing, and there is no
-    verdict. The grey bar is the region of practical equivalence.
-    """
+    """Draw the ratio of each parameter and combination between servers, with its credible interval."""
     table = comparison.parameter_ratios[comparison.parameter_ratios["kind"] != "noise"]
     names = table["name"].drop_duplicates().tolist()
     pairs = table[["gpu", "other"]].drop_duplicates().head(MAX_PAIRS)
@@ -237,11 +214,7 @@ def _forest_axes(ax: Axes, comparison: Comparison, rows: pd.DataFrame) -> None:
 
 @style.styled
 def pool_shrinkage(found: PoolSummary) -> Figure:
-    """Draw the interval of each coordinate of each trace, alone and pooled, and that of an unseen server.
-
-    How to read it: grey is what a trace says by itself, blue what is known with the others' help. Blue
-    shorter than grey: pooling helped. The green band is where a server not yet seen is expected.
-    """
+    """Draw the interval of each coordinate of each trace, alone and pooled, and that of an unseen server."""
     spread, changes = found.spread, found.changes
     traces = changes.drop_duplicates("trace")[["trace", "server"]]
     groups = {str(s): traces.loc[traces["server"] == s, "trace"].tolist() for s in traces["server"].unique()}
@@ -280,7 +253,7 @@ def _short(names: Sequence[str]) -> list[str]:
     columns = zip(*names, strict=False) if len(names) > 1 else ()
     start = "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
     end = max(start.rfind(mark) for mark in "-_. ") + 1
-    return [name if len(name) <= 18 else f"…{name[-17:]}" for name in (one[end:] or one for one in names)]
+    return [cut_start(one[end:] or one, 18) for one in names]
 
 
 def _draw_intervals(ax: Axes, row: pd.Series, chosen: pd.DataFrame, at: dict[str, float], of: str) -> None:
@@ -304,17 +277,13 @@ def _draw_intervals(ax: Axes, row: pd.Series, chosen: pd.DataFrame, at: dict[str
 
 @style.styled
 def pool_latency(found: PoolSummary) -> Figure:
-    """Draw mean latency against tokens for 1, 8 and 32 requests: pooled servers, and one not yet seen.
-
-    How to read it: a server not yet seen has its mean latency in the band with the given probability. A thin
-    line is extrapolation: the trace holds no such steps.
-    """
+    """Draw mean latency against tokens for 1, 8 and 32 requests: pooled servers, and one not yet seen."""
     panels = list(found.curves.groupby("requests"))
     title = "Mean latency expected of a server not yet seen, beside the pooled servers"
     figure, axes = style.new_figure(title, height_in=7.6, rows=len(panels), sharex=True)
-    for ax, (requests, curves) in zip(axes[:, 0], panels, strict=True):
+    for ax, (_, curves) in zip(axes[:, 0], panels, strict=True):
         _draw_curves(ax, found, curves)
-        ax.set_title(f"{requests} request{'' if requests == 1 else 's'}")
+        ax.set_title(counted(int(curves["requests"].iloc[0]), "request"))
         ax.set_ylabel("mean latency (ms)")
         style.log_axis(ax.yaxis)
     style.log_axis(axes[-1, 0].xaxis)

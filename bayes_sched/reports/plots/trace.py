@@ -13,14 +13,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from bayes_sched.arrays import Floats
-from bayes_sched.format import number
+from bayes_sched.format import counted, number
 from bayes_sched.reports.plots import style
 from bayes_sched.steps import MAX_POINTS
-from bayes_sched.trace.analysis import QUANTILES, REGIMES, TraceAnalysis, axis_of
+from bayes_sched.trace.analysis import LEVELS, QUANTILES, REGIMES, TraceAnalysis, axis_of
 from bayes_sched.trace.findings import KV_CACHE_FULL, QUEUE_BUILD_UP, SCHEDULE_RISE
 
-LEVELS = ("num_waiting_reqs", "num_running_reqs", "kv_cache_usage")
-"""Columns of `queue_and_cache`; one of them is enough."""
 TIME_LABELS = {"schedule_ms": "schedule time (ms)", "latency_ms": "model-run time (ms)"}
 REGIME_COLOURS = dict(zip(REGIMES, (style.BLUE, style.ORANGE, style.GREEN), strict=True))
 
@@ -82,10 +80,7 @@ class TraceAxis:
         axes.set_xlabel(f"time (UTC), from {self.analysis.start[:10]} on")
 
     def stairs(self, names: list[str]) -> tuple[Floats, list[Floats]]:
-        """Return x and the values of some columns of the pieces as flat lines over each piece.
-
-        Where no batch was scheduled for a while, NaN interrupts the lines.
-        """
+        """Return x and some columns as flat lines over each piece, with NaN where no batch was scheduled."""
         pieces = self.analysis.over_time
         left, right = pieces["from"].to_numpy(float), pieces["to"].to_numpy(float)
         is_gap = np.append(left[1:] - right[:-1] > 1e-6 * max(self.reach, 1e-9), False)
@@ -100,20 +95,12 @@ class TraceAxis:
         """Say how much each piece of the lines stands for."""
         num = len(self.analysis.over_time)
         batches = round(float(self.analysis.over_time["steps"].sum()) / num)
-        return f"each line is made of {num:,} piece{_s(num)} of about {batches:,} batches"
-
-
-def _s(num: int) -> str:
-    return "s" * (num > 1)
+        return f"each line is made of {counted(num, 'piece')} of about {batches:,} batches"
 
 
 @style.styled
 def times_over_time(analysis: TraceAnalysis) -> Figure:
-    """Draw schedule and model-run time over the time of the trace.
-
-    The lines are the medians of the batches that only decode and of those that prefill, the band holds 90% of
-    all batches of a piece of time, and the dots are its slowest batch. A vertical line marks a sudden rise.
-    """
+    """Draw schedule and model-run time over the time of the trace."""
     names = [name for name in TIME_LABELS if name in analysis.steps]
     title = "How long batches take, over time"
     figure, axes = style.new_panels(title, len(names), head_in=1.1, each_in=1.9, sharex=True)
@@ -172,7 +159,7 @@ def tokens_over_time(analysis: TraceAnalysis) -> Figure:
         ax.stairs(total, edges, baseline=decoded, fill=True, color=style.ORANGE, label="prefilled")
     else:
         ax.stairs(total, edges, fill=True, color=style.BLUE, label="prefilled and decoded")
-    ax.set_title(f"mean of each of {len(pieces):,} equal piece{_s(len(pieces))}", fontsize=8.0)
+    ax.set_title(f"mean of each of {counted(len(pieces), 'equal piece')}", fontsize=8.0)
     ax.set(ylabel=unit, ylim=(0.0, None))
     style.count_axis(ax.yaxis)
     place.label(ax)
@@ -194,11 +181,7 @@ def _without_gaps(pieces: pd.DataFrame) -> pd.DataFrame:
 
 @style.styled
 def queue_and_cache(analysis: TraceAnalysis) -> Figure:
-    """Draw waiting and running requests and the use of the KV cache over the time of the trace.
-
-    The lines are means, the top of the light band is the maximum. Shaded spans are findings: a queue that
-    built up, a KV cache near full. The trace holds at least one of `LEVELS`.
-    """
+    """Draw waiting and running requests and the use of the KV cache over the time of the trace."""
     has_requests = any(name in analysis.steps for name in LEVELS[:2])
     has_cache = LEVELS[2] in analysis.steps
     rows = has_requests + has_cache
@@ -264,12 +247,19 @@ def request_distributions(analysis: TraceAnalysis) -> Figure:
 
 
 @style.styled
-def time_histogram(analysis: TraceAnalysis, name: str) -> Figure:
-    """Draw the histogram of ``schedule_ms`` (if the trace holds it) or ``latency_ms``.
+def model_run_histogram(analysis: TraceAnalysis) -> Figure:
+    """Draw the histogram of the time that the model ran; see `_histogram`."""
+    return _histogram(analysis, "latency_ms")
 
-    The bars of the kinds of batches stand on top of each other; the lines mark the time that half, 95% and
-    99% of all batches keep.
-    """
+
+@style.styled
+def schedule_histogram(analysis: TraceAnalysis) -> Figure:
+    """Draw the histogram of the time that scheduling took, if the trace holds it; see `_histogram`."""
+    return _histogram(analysis, "schedule_ms")
+
+
+def _histogram(analysis: TraceAnalysis, name: str) -> Figure:
+    """Draw the histogram of a time of the batches."""
     figure, ax = style.new_axes(_TITLES[name], height_in=3.2)
     steps = analysis.steps[analysis.steps[name] > 0]
     values = steps[name].to_numpy(float)
@@ -311,11 +301,7 @@ def _log_edges(values: Floats) -> Floats:
 
 @style.styled
 def schedule_against_model_run(analysis: TraceAnalysis) -> Figure:
-    """Draw the schedule time of each batch against its model-run time, of a trace that holds both.
-
-    On the dashed lines scheduling takes 1%, 10% or 100% of the model run. Batches above the limit at the top
-    of the plot waited for the scheduler.
-    """
+    """Draw the schedule time of each batch against its model-run time, of a trace that holds both."""
     steps = analysis.steps
     steps = steps[(steps["schedule_ms"] > 0) & (steps["latency_ms"] > 0)]
     figure, ax = style.new_axes("Schedule time against model-run time", height_in=4.0)

@@ -38,11 +38,7 @@ def _server_rows(
 
 @style.styled
 def score_overview(found: Validation) -> Figure:
-    """Draw the CRPS of each model on each split.
-
-    How to read it: further left is better, on a logarithmic axis; 2 is twice as bad as 1. It is in ms: models
-    compare within a server and a split, not between them.
-    """
+    """Draw the CRPS of each model on each split."""
     title = "How well are unseen steps predicted? Left is better"
     figure, axes = _server_rows(found, title, each_in=0.5 + 0.3 * len(found.splits), sharex=True)
     look_of = looks(found.models)
@@ -63,11 +59,7 @@ def score_overview(found: Validation) -> Figure:
 
 @style.styled
 def band_calibration(found: Validation) -> Figure:
-    """Draw the share of held-out steps inside each central band against the band's probability.
-
-    How to read it: on the diagonal a model keeps its word. Below it, bands are too narrow and steps fall
-    outside more often than promised; above it, they are wider than they need to be.
-    """
+    """Draw the share of held-out steps inside each central band against the band's probability."""
     splits = [name for name in SHOWN if name in found.splits] or list(found.splits[:3])
     title = "Do bands hold as many unseen steps as they promise?"
     figure, axes = _server_rows(found, title, each_in=1.75, columns=len(splits), **style.SHARED)
@@ -87,12 +79,8 @@ def band_calibration(found: Validation) -> Figure:
 
 
 @style.styled
-def error_by_size(found: Validation, *, split: str) -> Figure:
-    """Draw the mean absolute percentage error of the point predictions of a split against S and against B.
-
-    How to read it: lower is better; a line that rises somewhere shows a size of steps that the model gets
-    wrong. Both axes are logarithmic. Bins with fewer than five held-out steps are left out.
-    """
+def error_by_size(found: Validation, split: str) -> Figure:
+    """Draw the mean absolute percentage error of the point predictions of a split against S and against B."""
     title = f"How far off are predictions, by the size of the step? (split {split})"
     figure, axes = _server_rows(found, title, each_in=1.9, columns=2, sharex="col", sharey="row")
     look_of = looks(found.models)
@@ -112,12 +100,7 @@ def error_by_size(found: Validation, *, split: str) -> Figure:
 
 @style.styled
 def extrapolation_bands(found: Validation) -> Figure:
-    """Draw held-out steps with prefill of the largest budget against S, with each model's band.
-
-    How to read it: dots are observed steps; right of the grey part no training step was as large. A model
-    that extrapolates keeps its band on the dots there. Medians and bands are averages over the steps of
-    narrow ranges of S, since steps of one S differ in B and context.
-    """
+    """Draw held-out steps with prefill of the largest budget against S, with each model's band."""
     held_out = [held for held in found.held_out if held.split == EXTRAPOLATION]
     servers = [name for name in found.servers if any(held.server == name for held in held_out)]
     models = [name for name in found.models if any(held.model == name for held in held_out)]
@@ -147,12 +130,7 @@ def extrapolation_bands(found: Validation) -> Figure:
 
 @style.styled
 def model_differences(found: ModelComparison) -> Figure:
-    """Draw each model's elpd less that of the best model, with 90 % intervals.
-
-    How to read it: further left is worse. The thin interval allows for steps that resemble their neighbours
-    in time, the thick one takes them for independent; neither is about times that were not seen. A hollow
-    mark cannot be relied on: the fit has not converged, or too many steps have a large Pareto k.
-    """
+    """Draw each model's elpd less that of the best model, with 90 % intervals."""
     table = found.table
     title = f"How far behind the best model? {found.num_steps:,} steps"
     figure, ax = style.new_axes(title, height_in=1.5 + 0.3 * len(table))
