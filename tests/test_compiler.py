@@ -30,7 +30,7 @@ EXPRESSIONS = {
     "rows": pt.log((SQUARE * POINT).sum(axis=1) ** 2).sum() * NUMBER + (SQUARE**2).sum(axis=0)[1],
     "columns": ((SQUARE * pt.exp(POINT)[None, :]).sum(axis=0) * POINT).sum() + SQUARE.sum() * POINT[2],
     "products": pt.dot(pt.dot(SQUARE, POINT), SQUARE[:, 1] * SQUARE[2, 3]),
-    "stretches": (POINT[1:4] ** 3).sum() + POINT[-1] * (POINT[::2] ** 2).sum(),
+    "stretches": (POINT[1:4] ** 3).sum() + POINT[-1] * (POINT[:2] ** 2).sum(),
     "set": pt.exp(
         pt.set_subtensor(POINT[1], POINT[0] * 2) + pt.inc_subtensor((POINT * TABLE)[1:3], POINT[3])
     ).sum(),
@@ -45,7 +45,9 @@ def gradient(expression: pt.TensorVariable) -> pt.TensorVariable:
 
 def both(expression: pt.TensorVariable) -> tuple[CompiledFunction, pytensor.compile.Function]:
     outputs = [expression, gradient(expression)]
-    return CompiledFunction(*outputs, POINT, DATA), pytensor.function([POINT], outputs, mode="FAST_COMPILE")
+    return CompiledFunction(expression, outputs[1], POINT, DATA), pytensor.function(
+        [POINT], outputs, mode="FAST_COMPILE"
+    )
 
 
 def bound(function: CompiledFunction) -> BoundFunction:
@@ -77,6 +79,18 @@ def test_other_data_of_other_lengths_need_no_compilation() -> None:
     assert found_slope == pytest.approx(slope, rel=1e-12)
 
 
+def test_places_count_from_the_end_too_and_lie_inside() -> None:
+    compiled, _ = both(EXPRESSIONS["look-ups"])
+    values = {variable: variable.get_value() for variable in DATA}
+    value, slope = compiled.bind(values | {WHERE: values[WHERE] - 5})(X)
+    assert (value, list(slope)) == (bound(compiled)(X)[0], list(bound(compiled)(X)[1]))
+    for outside in (values[WHERE] + 1, values[WHERE] - 6):
+        with pytest.raises(IndexError, match="where points outside of 5 elements"):
+            compiled.bind(values | {WHERE: outside})
+    with pytest.raises(ValueError, match="shape"):
+        compiled.bind(values | {WHERE: values[WHERE][1:]})
+
+
 def test_what_has_no_value_is_told_by_the_status_and_the_numbers() -> None:
     compiled, _ = both(pt.log(POINT).sum())
     value, slope = bound(compiled)(X)
@@ -89,5 +103,5 @@ def test_what_has_no_value_is_told_by_the_status_and_the_numbers() -> None:
     [pt.cumsum(POINT).sum(), pt.concatenate([POINT, TABLE]).sum() * POINT[0], POINT[pt.argmax(POINT)]],
 )
 def test_what_is_not_known_is_named(expression: pt.TensorVariable) -> None:
-    with pytest.raises(UnsupportedError, match="operation|part of an array"):
+    with pytest.raises(UnsupportedError, match=r"operation|part of an array"):
         CompiledFunction(expression, gradient(expression), POINT, DATA)

@@ -1,1 +1,1 @@
-"""A PyTensor graph becomes one function of machine code: lean loops, nothing compiled again for other data."""
+"""A PyTensor graph becomes one function of machine code, which serves other data without compiling again."""

@@ -44,8 +44,9 @@ class Density:
 
     Every free variable of the model is a positive scalar, which PyMC samples as its logarithm, or an effect's
     vector of log factors, which it samples as it is: to these values the coordinates are a bijection. One
-    function serves this density and every component of it, because what selects one is data. What the compiler
-    does not know PyTensor compiles, which takes long; :attr:`unsupported` names it, and `tell` hears of it.
+    function serves this density and every component of it, because what selects one is data. What the
+    compiler does not know PyTensor compiles, which takes long; :attr:`unsupported` names it, and `tell` hears
+    of it.
     """
 
     def __init__(
