@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytensor.scalar as ps
-from pytensor import config
 from pytensor.graph import Constant, FunctionGraph, rewrite_graph
 from pytensor.graph.rewriting.basic import in2out, node_rewriter
 from pytensor.graph.traversal import io_toposort
@@ -97,9 +96,8 @@ def _dot_as_sum(_: Any, node: Any) -> Any:
 def simplified(outputs: Sequence[Any]) -> list[Any]:
     """Return outputs after PyTensor's own simplifications, without those for its compilers."""
     graph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False)
-    with config.change_flags(traceback__limit=0):  # nobody reads where a variable was made
-        in2out(node_rewriter([Dot])(_dot_as_sum), name="dot_as_sum").rewrite(graph)
-        return list(rewrite_graph(graph, include=_REWRITES, exclude=_NOT_REWRITTEN).outputs)
+    in2out(node_rewriter([Dot])(_dot_as_sum), name="dot_as_sum").rewrite(graph)
+    return list(rewrite_graph(graph, include=_REWRITES, exclude=_NOT_REWRITTEN).outputs)
 
 
 def parts(node: Any) -> list[int | slice]:

@@ -60,18 +60,13 @@ class Density:
         self.num_evaluations = 0
         self.unsupported = ""
         self.point = pt.vector("coordinates", shape=(self.dim,))
-        logs, log_jacobian = coordinates.to_logs(self.point, pt)
-        values = {model.rvs_to_values[model[name]]: value for name, value in logs.items()}
-        (density,) = clone_replace([model.logp(jacobian=True)], values)
-        # Parameters are positive by construction; a check would raise an exception where rounding gives 0.
-        self.graph: Any = rewrite_graph(
-            density + log_jacobian, include=("canonicalize", "stabilize", "local_remove_check_parameter")
-        )
-        # The data of the model and of the coordinates that the density depends on.
-        self._data = tuple(v for v in ancestors([self.graph]) if isinstance(v, SharedVariable))
-        self.data_names = frozenset(v.name for v in self._data)
         try:
-            self._compiled = self._compile()
+            with pytensor.config.change_flags(traceback__limit=0):  # nobody asks where a variable was made
+                self.graph: Any = self._graph(model, coordinates)
+                # The data of the model and of the coordinates that the density depends on.
+                self._data = tuple(v for v in ancestors([self.graph]) if isinstance(v, SharedVariable))
+                self.data_names = frozenset(v.name for v in self._data)
+                self._compiled = self._compile()
             self.rebind()
         except UnsupportedError as error:
             self.unsupported = str(error)
@@ -82,6 +77,16 @@ class Density:
                 )
             function.trust_input = True
             self._function = function
+
+    def _graph(self, model: pm.Model, coordinates: Coordinates) -> Any:
+        """Return the log density at the point."""
+        logs, log_jacobian = coordinates.to_logs(self.point, pt)
+        values = {model.rvs_to_values[model[name]]: value for name, value in logs.items()}
+        (density,) = clone_replace([model.logp(jacobian=True)], values)
+        # Parameters are positive by construction; a check would raise an exception where rounding gives 0.
+        return rewrite_graph(
+            density + log_jacobian, include=("canonicalize", "stabilize", "local_remove_check_parameter")
+        )
 
     def _compile(self) -> CompiledFunction:
         """Compile the density of a component, for data that are given later."""
