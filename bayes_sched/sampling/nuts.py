@@ -18,6 +18,7 @@ from bayes_sched.arrays import Floats
 from bayes_sched.compiler.function import BoundFunction
 from bayes_sched.errors import InputError
 from bayes_sched.sampling.components import Components, Density, component_model
+from bayes_sched.sampling.mixture import GaussianMixture
 
 SAMPLERS = ("nutpie", "pymc")
 SAMPLE_STATS = ("diverging", "energy", "n_steps", "step_size")
@@ -82,6 +83,7 @@ class ComponentSampler:
         self.num_gradients = 0  # leapfrog steps of the draws so far
         self.num_tuning_gradients = 0  # and of the tuning draws before them, by nutpie
         self._compiled: Any = None
+        self._starts = np.zeros((1, density.dim))  # of chains, in the coordinates of a component
 
     def compile(self, components: Components) -> None:
         """Compile for nutpie what the density could not; does nothing the second time."""
@@ -108,6 +110,18 @@ class ComponentSampler:
             if not found[1]["diverging"].any():
                 break
         return found
+
+    def draw_whole(
+        self, modes: GaussianMixture, draws: int, settings: SamplerSettings, progress: Progress | None = None
+    ) -> tuple[Floats, xr.Dataset]:
+        """Sample all of a density, whitened by the Gaussian of its best mode; chains start near any mode."""
+        best = [int(np.argmax(modes.weights))]
+        whole = GaussianMixture(np.ones(1), modes.means[best], modes.covariances[best])
+        self._starts = (modes.means - whole.means[0]) @ whole.inverse_cholesky[0].T
+        try:
+            return self.draw_carefully(Components(whole), 0, draws, settings, progress)
+        finally:
+            self._starts = np.zeros((1, self.density.dim))
 
     def draw(
         self,
@@ -142,7 +156,7 @@ class ComponentSampler:
         if self.density.unsupported:
             model = self._compiled.with_data(**self._data(), **data)
         else:
-            model = _nutpie_model(self.density.component(data), self.density.names)
+            model = _nutpie_model(self.density.component(data), self.density.names, self._starts)
         tree = nutpie.sample(
             model,
             draws=draws,
@@ -159,9 +173,15 @@ class ComponentSampler:
         return tree
 
 
-def _nutpie_model(function: BoundFunction, names: Sequence[str]) -> CompiledPyMCModel:
-    """Return what nutpie samples: z, from starts that are normal."""
+def _nutpie_model(function: BoundFunction, names: Sequence[str], starts: Floats) -> CompiledPyMCModel:
+    """Return what nutpie samples: z, from starts that are normal around one of some points."""
     dim = len(names)
+
+    def start(seed: int) -> Floats:
+        rng = np.random.default_rng(seed)
+        point: Floats = starts[rng.integers(len(starts))] + rng.standard_normal(dim)
+        return point
+
     return CompiledPyMCModel(
         _n_dim=dim,
         dims={"z": ("coordinate",)},
@@ -169,7 +189,7 @@ def _nutpie_model(function: BoundFunction, names: Sequence[str]) -> CompiledPyMC
         _shapes={"z": (dim,)},
         compiled_logp_func=SimpleNamespace(address=function.address),
         compiled_expand_func=SimpleNamespace(address=function.copy_address),
-        initial_point_func=lambda seed: np.random.default_rng(seed).standard_normal(dim),
+        initial_point_func=start,
         shared_data={},
         shared_var_keys={},
         user_data=function.user_data,

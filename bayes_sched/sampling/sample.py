@@ -248,16 +248,16 @@ class Sampler:
     def _by_bridge(self, explored: Exploration, run: _Run) -> _Sampled:
         """Sample the components that NUTS finds; bridge sampling finds their masses, from a chain's draws.
 
-        A posterior with one mode in whitened coordinates is sampled whole, if chains mix.
+        In whitened coordinates a posterior is sampled whole, if chains that start at its modes mix.
         """
         settings = run.settings
-        if isinstance(self.coordinates, LevelCoordinates) and explored.num_modes == 1:
-            tuned = replace(run, settings=replace(settings, tune=max(settings.tune, _WHOLE_TUNE)))
-            whole = Components(explored.mixture)
-            draws = self._draw(whole, np.arange(1), np.array([settings.draws]), tuned)
-            if self._mixes(draws[0][0]):
+        if isinstance(self.coordinates, LevelCoordinates):
+            tuned = replace(settings, tune=max(settings.tune, _WHOLE_TUNE))
+            with self.clock("sampling"):
+                found = self.nuts.draw_whole(explored.mixture, settings.draws, tuned, run.progress)
+            if self._mixes(found[0]):
                 masses = np.ones((settings.chains, 1))
-                return _Sampled(draws, allocate(masses, settings.draws), masses, 0.0, 0.0)
+                return _Sampled([found], allocate(masses, settings.draws), masses, 0.0, 0.0)
         with self.clock("pilot"):
             components, expected = find_components(
                 self.nuts,
