@@ -40,6 +40,7 @@ _ROOTS = (CAReduce, *SCATTERS)
 _CHEAP = (ps.Add, ps.Sub, ps.Mul, ps.Neg, ps.Sqr, ps.Cast, ps.Second, ps.Switch, ps.LogicalComparison, ps.Abs)
 _REWRITES = ("canonicalize", "stabilize", "specialize", "uncanonicalize", "fast_run")
 _NOT_REWRITTEN = (
+    "cxx_only",
     "fusion",
     "inplace",
     "BlasOpt",

@@ -252,12 +252,12 @@ class Sampler:
         """
         settings = run.settings
         if isinstance(self.coordinates, LevelCoordinates) and explored.num_modes == 1:
-            tuned = replace(run, settings=replace(settings, tune=max(settings.tune, _WHOLE_TUNE)))
-            whole = Components(explored.mixture)
-            draws = self._draw(whole, np.arange(1), np.array([settings.draws]), tuned)
-            if self._mixes(draws[0][0]):
+            tuned = replace(settings, tune=max(settings.tune, _WHOLE_TUNE))
+            with self.clock("sampling"):
+                whole = self.nuts.draw(Components(explored.mixture), 0, settings.draws, tuned, run.progress)
+            if self._mixes(*whole):
                 masses = np.ones((settings.chains, 1))
-                return _Sampled(draws, allocate(masses, settings.draws), masses, 0.0, 0.0)
+                return _Sampled([whole], allocate(masses, settings.draws), masses, 0.0, 0.0)
         with self.clock("pilot"):
             components, expected = find_components(
                 self.nuts,
@@ -282,8 +282,10 @@ class Sampler:
             draws[position] = found
         return _Sampled(draws, counts, masses, 1.0 - float(expected[kept].sum()), 0.0)
 
-    def _mixes(self, draws: Floats) -> bool:
+    def _mixes(self, draws: Floats, stats: xr.Dataset) -> bool:
         """Return whether chains through the whole posterior agree, dims (chain, draw, coordinate)."""
+        if stats["diverging"].any():
+            return False
         table = xr.DataArray(draws, dims=("chain", "draw", "coordinate"))
         least = min(float(az.ess(table, method=method).min()) for method in ("bulk", "tail"))
         return least >= _LEAST_EFFECTIVE and float(az.rhat(table).max()) <= _MOST_R_HAT

@@ -276,7 +276,7 @@ def _climb(density: Density, origin: Floats, root: Floats) -> Any:
         value, gradient = density(origin + root @ z)
         return -value, -root.T @ gradient
 
-    options = {"maxiter": _MAX_ITERATIONS, "gtol": _TOLERANCE}
+    options: Any = {"maxiter": _MAX_ITERATIONS, "gtol": _TOLERANCE}
     return minimize(negative, np.zeros(density.dim), jac=True, method="BFGS", options=options)
 
 
