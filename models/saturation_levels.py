@@ -130,10 +130,10 @@ EFFECTS = tuple(
     )
 )
 """Those on the latency, and last those on the noise of decode steps and of steps with prefill."""
-_DEPARTURE = 0.05  # of latencies from the equation, relative to them, as coordinates take it
+_DEPARTURE = 0.02  # of latencies from the equation, relative to them, as coordinates take it
 
 
-@dataclass(frozen=True)
+@dataclass
 class SaturationLevels:
     """A smooth equation times factors by level; see the module's docstring for the mathematics."""
 

@@ -24,7 +24,7 @@ SAMPLERS = ("nutpie", "pymc")
 SAMPLE_STATS = ("diverging", "energy", "n_steps", "step_size")
 """Statistics of a draw that are kept."""
 MAX_TREE_DEPTH = 10
-_ATTEMPTS = 3
+_ATTEMPTS = 4
 _SMALLER_STEPS = 0.3  # of the share of rejected proposals, at each further attempt
 
 type Progress = Callable[[str, float | None], None]
@@ -101,7 +101,7 @@ class ComponentSampler:
         settings: SamplerSettings,
         progress: Progress | None = None,
     ) -> tuple[Floats, xr.Dataset]:
-        """Sample one component, and again with smaller steps, twice at most, where draws diverge."""
+        """Sample one component, and again with smaller steps, three times at most, where draws diverge."""
         for attempt in range(_ATTEMPTS):
             accept = 1.0 - (1.0 - settings.target_accept) * _SMALLER_STEPS**attempt
             seed = settings.seed + 7919 * (number + 1) + attempt

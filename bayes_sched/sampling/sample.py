@@ -255,7 +255,7 @@ class Sampler:
             tuned = replace(settings, tune=max(settings.tune, _WHOLE_TUNE))
             with self.clock("sampling"):
                 found = self.nuts.draw_whole(explored.mixture, settings.draws, tuned, run.progress)
-            if self._mixes(found[0]):
+            if self._mixes(*found):
                 masses = np.ones((settings.chains, 1))
                 return _Sampled([found], allocate(masses, settings.draws), masses, 0.0, 0.0)
         with self.clock("pilot"):
@@ -282,8 +282,10 @@ class Sampler:
             draws[position] = found
         return _Sampled(draws, counts, masses, 1.0 - float(expected[kept].sum()), 0.0)
 
-    def _mixes(self, draws: Floats) -> bool:
+    def _mixes(self, draws: Floats, stats: xr.Dataset) -> bool:
         """Return whether chains through the whole posterior agree, dims (chain, draw, coordinate)."""
+        if stats["diverging"].any():
+            return False
         table = xr.DataArray(draws, dims=("chain", "draw", "coordinate"))
         least = min(float(az.ess(table, method=method).min()) for method in ("bulk", "tail"))
         return least >= _LEAST_EFFECTIVE and float(az.rhat(table).max()) <= _MOST_R_HAT

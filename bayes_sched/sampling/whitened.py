@@ -103,8 +103,8 @@ class LevelCoordinates:
         numeric = steps.select_dtypes("number").drop(columns="latency_ms")
         self._columns: dict[str, dict[str, Floats]] = {}
         self._slices: dict[str, slice] = {}
-        self._containing: dict[str, dict[str, Ints]] = {}
-        self._noise: dict[str, tuple[Effect, Ints]] = {}
+        self._containing: dict[str, dict[str, Ints | slice]] = {}
+        self._noise: dict[str, tuple[Effect, Ints | slice]] = {}
         end = self.num_scalars
         for number, effect in enumerate(self._effects):
             acted = steps[effect.acts_on(steps)]
@@ -119,7 +119,7 @@ class LevelCoordinates:
             containing = self._containing.setdefault(effect.name, {})
             for other in self._effects[:number]:
                 if (other.column, other.prefill) == (effect.column, effect.prefill):
-                    position = np.searchsorted(other.seen(steps), other.level(means[effect.column]))
+                    position = _look_up(other.seen(steps), other.level(means[effect.column]))
                     if other.noise == effect.noise:
                         containing[other.name] = position
                     else:
@@ -212,6 +212,11 @@ class LevelCoordinates:
         return expected, backend.sqrt(variance)
 
 
+def _look_up(seen: Ints, levels: Ints) -> Ints | slice:
+    """Return the positions of levels among those that are seen, a slice if they are the same."""
+    return slice(None) if np.array_equal(seen, levels) else np.searchsorted(seen, levels)
+
+
 @dataclass(frozen=True)
 class Mode:
     """A mode of a density, and the Gaussian that has its curvature."""
@@ -276,7 +281,7 @@ def _climb(density: Density, origin: Floats, root: Floats) -> Any:
         value, gradient = density(origin + root @ z)
         return -value, -root.T @ gradient
 
-    options = {"maxiter": _MAX_ITERATIONS, "gtol": _TOLERANCE}
+    options: Any = {"maxiter": _MAX_ITERATIONS, "gtol": _TOLERANCE}
     return minimize(negative, np.zeros(density.dim), jac=True, method="BFGS", options=options)
 
 
