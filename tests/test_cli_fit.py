@@ -62,13 +62,13 @@ def test_standard_input_is_read(monkeypatch: pytest.MonkeyPatch, write_lines: Ca
 
 
 def test_the_fit_lies_where_it_is_said_to_lie(short_trace: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([short_trace, *QUICK, "--gpu", "H100", "--seed", "7"]) == 0
+    assert main([short_trace, *QUICK, "--gpu", "H100", "--seed", "1"]) == 0
     printed = capsys.readouterr()
     assert "Saved results/trace/posterior.nc" in printed.out
     metadata = FittedModel.load("results/trace/posterior.nc").metadata
     assert metadata.labels == {"gpu": "H100"}
-    assert metadata.sampler["seed"] == 7
-    assert metadata.command == ("bayes-sched fit trace.jsonl --draws 300 --no-report --gpu H100 --seed 7")
+    assert metadata.sampler["seed"] == 1
+    assert metadata.command == ("bayes-sched fit trace.jsonl --draws 300 --no-report --gpu H100 --seed 1")
     assert os.listdir("results/trace") == ["posterior.nc"]
     assert os.listdir("results") == ["trace"]
 

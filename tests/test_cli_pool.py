@@ -111,7 +111,7 @@ def test_a_trace_is_fitted_into_a_result_of_its_own_and_never_twice(
     assert main([trace, "results/day", *QUICK]) == 130
     assert "steps (fit 1 of 1): sampling" in capsys.readouterr().err
     alone = FittedModel.load("results/steps/posterior.nc")
-    assert alone.metadata.command == "bayes-sched fit steps.jsonl --draws 300"
+    assert alone.metadata.command == "bayes-sched fit steps.jsonl --model saturation --draws 300"
     assert alone.metadata.prior_from is None
     stub_population(monkeypatch)
     monkeypatch.setattr(sampling, "sample", None)
