@@ -82,7 +82,12 @@ def test_of_the_models_that_nobody_named_those_without_their_columns_are_left_ou
     assert main([short_trace, "--rows", "30", "--draws", "200", "--chains", "2", "--json"]) in (0, 3)
     printed = capsys.readouterr()
     compared = {row["model"] for row in json.loads(printed.out)["models"]}
-    assert compared == {"saturation", "saturation_kv_cache"}
+    assert compared == {
+        "saturation",
+        "saturation_kv_cache",
+        "saturation_levels",
+        "saturation_levels_kv_cache",
+    }
     assert "saturation_context left out: the trace lacks context_tokens, prefill_pairs" in printed.err
     assert "saturation_kv_cache left out" not in printed.err
 
