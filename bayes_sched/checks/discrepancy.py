@@ -158,9 +158,9 @@ def further_columns(model: LatencyModel, richer: LatencyModel) -> tuple[str, ...
 
 
 def further_effects(model: LatencyModel, richer: LatencyModel) -> tuple[Effect, ...]:
-    """Return the effects that the richer model has besides the model's own."""
+    """Return the effects on the latency that the richer model has besides the model's own."""
     own = {effect.name for effect in effects_of(model)}
-    return tuple(effect for effect in effects_of(richer) if effect.name not in own)
+    return tuple(effect for effect in effects_of(richer) if effect.name not in own and not effect.noise)
 
 
 def _names(model: LatencyModel) -> list[str]:

@@ -497,12 +497,13 @@ class _Emitter:
     def _stretches(self, node: Any) -> Axes:
         """Return the axes of the part of an array that is changed."""
         found: list[Axis | None] = []
-        for part, axis in zip(indices(node), self.plan.axes(node.inputs[0]), strict=True):
+        array = node.inputs[0]
+        for part, axis, size in zip(indices(node), self.plan.axes(array), array.type.shape, strict=True):
             if isinstance(part, slice):
                 if part == slice(None) or axis is None:
                     found.append(axis)
-                elif isinstance(axis.size, int) or (part.stop or -1) > 0:
-                    length = axis.size if isinstance(axis.size, int) else part.stop
+                elif isinstance(size, int) or (part.stop or -1) > 0:
+                    length = size if isinstance(size, int) else part.stop
                     found.append(Axis(len(range(*part.indices(length)))))
                 else:
                     raise UnsupportedError("a stretch of unknown length")

@@ -4,7 +4,8 @@ An equation is smooth; real latency is a staircase, because kernels work in tile
 a few batch sizes. A varying effect multiplies a part of the latency by :math:`e^{r_j}` at level j of a
 column, with :math:`r_j \sim \mathrm{Normal}(0, s)`; s, how far levels depart from the equation, is learned
 with the rest (partial pooling) and may fade with the column. Levels with data learn their own departure,
-levels without keep the equation and widen the band by what other levels were seen to do.
+levels without keep the equation and widen the band by what other levels were seen to do. An effect may act on
+the scale of the noise as well: some levels are noisier than others.
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ class Effect:
     upper: tuple[float, ...]  # largest value of each level but the last, which is open; increasing
     prefill: bool  # whether it acts on the steps with prefill, or on those that only decode
     fade: float = math.inf
+    noise: bool = False  # whether it multiplies the scale of the noise, or (a part of) the latency
+    by_size: bool = False  # whether steps with more tokens than requests are taken for those with prefill
 
     @property
     def dim(self) -> str:
@@ -139,12 +142,14 @@ class Effect:
 
     def acts_on(self, steps: Any) -> Any:
         """Return whether it acts on each step: a mask, dims of the steps."""
-        has_prefill = steps[PREFILL_COLUMN] > 0
+        by_size = self.by_size
+        has_prefill = steps["total_tokens"] > steps["batch_size"] if by_size else steps[PREFILL_COLUMN] > 0
         return has_prefill if self.prefill else ~has_prefill
 
     def seen(self, steps: pd.DataFrame) -> Ints:
-        """Return the levels of the steps it acts on, increasing."""
-        return np.unique(self.level(steps.loc[self.acts_on(steps), self.column]))
+        """Return the levels of the steps it acts on, increasing; the first level if it acts on none."""
+        found: Ints = np.unique(self.level(steps.loc[self.acts_on(steps), self.column]))
+        return found if len(found) else np.zeros(1, np.int64)
 
     def at(self, draws: Any, steps: Any) -> Any:
         """Return the log factor of each step, 0 where it does not act, dims (..., *dims of the steps).

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,7 @@ def load_model_file(name_or_path: str | Path) -> ModelFile:
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: not a Python file; a model is a .py file that defines MODEL")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass looks its module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:

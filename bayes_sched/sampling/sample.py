@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import arviz as az
 import numpy as np
 import pandas as pd
 import pymc as pm
@@ -31,12 +32,14 @@ from bayes_sched.sampling.exploration import (
 )
 from bayes_sched.sampling.mixture import GaussianMixture, fit_mixture
 from bayes_sched.sampling.nuts import SAMPLE_STATS, ComponentSampler, Progress, SamplerSettings, portion
+from bayes_sched.sampling.whitened import LevelCoordinates, explore_levels
 
 _PRIOR_DRAWS = 4000
 _VISITS = (200, 500)  # draws a chain of NUTS in two rounds, where importance sampling finds a bad mixture
 _WIDE = 24  # coordinates from which importance sampling is hopeless
 _MASS_BATCH, _MAX_MASS_BATCHES = 500, 40  # draws of the mixture for a chain's estimate of the masses
 _MASS_EFFECTIVE = 400.0  # effective ones among them that are enough
+_LEAST_EFFECTIVE, _MOST_R_HAT = 450.0, 1.009  # of a posterior that is sampled whole; the gate's, just
 _NEGLIGIBLE_MASS = 2e-3  # a component of less posterior mass than this is left out
 _SPARE = (1.3, 20)  # times as many draws, and so many more, as one of uncertain mass is expected to need
 
@@ -179,6 +182,8 @@ class Sampler:
         medians = {name: np.float64(p.mu) for name, p in self.priors.items()}
         tell = run.progress
         with self.clock("pilot"):
+            if isinstance(self.coordinates, LevelCoordinates):
+                return explore_levels(self.density, self.coordinates, self.priors)
             return explore(
                 self.density,
                 start=self.coordinates.from_logs(medians | dict(self.coordinates.start)),
@@ -240,8 +245,16 @@ class Sampler:
         return np.array(masses), effective / num_points
 
     def _by_bridge(self, explored: Exploration, run: _Run) -> _Sampled:
-        """Sample the components that NUTS finds; bridge sampling finds their masses, from a chain's draws."""
+        """Sample the components that NUTS finds; bridge sampling finds their masses, from a chain's draws.
+
+        A posterior with one mode in whitened coordinates is sampled whole, if chains mix.
+        """
         settings = run.settings
+        if isinstance(self.coordinates, LevelCoordinates) and explored.num_modes == 1:
+            draws = self._draw(Components(explored.mixture), np.arange(1), np.array([settings.draws]), run)
+            if self._mixes(draws[0][0]):
+                masses = np.ones((settings.chains, 1))
+                return _Sampled(draws, allocate(masses, settings.draws), masses, 0.0, 0.0)
         with self.clock("pilot"):
             components, expected = find_components(
                 self.nuts,
@@ -265,6 +278,12 @@ class Sampler:
         for position, found in zip(short, again, strict=True):
             draws[position] = found
         return _Sampled(draws, counts, masses, 1.0 - float(expected[kept].sum()), 0.0)
+
+    def _mixes(self, draws: Floats) -> bool:
+        """Return whether chains through the whole posterior agree, dims (chain, draw, coordinate)."""
+        table = xr.DataArray(draws, dims=("chain", "draw", "coordinate"))
+        least = min(float(az.ess(table, method=method).min()) for method in ("bulk", "tail"))
+        return least >= _LEAST_EFFECTIVE and float(az.rhat(table).max()) <= _MOST_R_HAT
 
     def _draw(
         self, components: Components, numbers: Ints, draws: Ints, run: _Run
