@@ -28,7 +28,7 @@ from math import exp, log
 from typing import NamedTuple
 
 from bayes_sched.errors import InputError
-from bayes_sched.predictor.tables import StepLookup
+from bayes_sched.predictor.tables import Distribution, logit_below
 
 NUM_BINS = 20
 """Bins of the histogram of probability integral transforms; the 90 % band is all but the outer two."""
@@ -96,14 +96,18 @@ class Observation(NamedTuple):
     alarm: Alarm | None  # stays until the monitor is reset
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What the monitor learned from the trace."""
+
+
 class Monitor:
     """Keeps count of how a server's latencies compare with a model's; `level` is the one over the other.
 
     `num_steps` were observed inside the region, `num_anomalous` of them anomalous, `num_outside` outside.
     """
 
-    def __init__(self, lookup: StepLookup, settings: MonitorSettings) -> None:
-        self._lookup = lookup
+    def __init__(self, settings: MonitorSettings, calibration: Calibration) -> None:
         self.settings = settings
         self.reset()
 
@@ -141,14 +145,11 @@ class Monitor:
         """Evidence of each kind of alarm over its threshold; the alarm is raised at 1."""
         return {kind: value / self._threshold for kind, value in zip(_KINDS, self._evidence, strict=True)}
 
-    def observe(
-        self, batch_size: float, total_tokens: float, latency_ms: float, *, extrapolation: bool
-    ) -> Observation:
+    def observe(self, step: Distribution, latency_ms: float, *, extrapolation: bool) -> Observation:
         """Take in one step; arguments are trusted."""
-        lookup, factor = self._lookup, self._factor
-        step = lookup.distribution(batch_size, total_tokens)
+        factor = self._factor
         level = self.level if self.settings.follow_level else 1.0
-        logit = lookup.logit(step, latency_ms / level)
+        logit = logit_below(step, latency_ms / level)
         below = 1.0 / (1.0 + exp(-logit))
         tail = 2.0 / (1.0 + exp(abs(logit)))
         if extrapolation:
@@ -160,8 +161,8 @@ class Monitor:
         self._count(below)
         self._follow(log(latency_ms / step[0]), step[1] / step[0])
         if self.alarm is None:
-            high = 1.0 / (1.0 + exp(-lookup.logit(step, latency_ms / factor)))
-            low = 1.0 / (1.0 + exp(-lookup.logit(step, latency_ms * factor)))
+            high = 1.0 / (1.0 + exp(-logit_below(step, latency_ms / factor)))
+            low = 1.0 / (1.0 + exp(-logit_below(step, latency_ms * factor)))
             self._bet(high, low)
         return Observation(below, tail, anomalous, False, self.alarm)
 
