@@ -14,7 +14,7 @@ from bayes_sched.arrays import Floats
 from bayes_sched.errors import InputError
 from bayes_sched.files import VERSION
 from bayes_sched.model.likelihood import effects_of
-from bayes_sched.posterior.fitted import FittedModel
+from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, FittedModel
 from bayes_sched.posterior.prediction import OverDraws, StudentTMixture
 from bayes_sched.posterior.typical_load import LOADS
 from bayes_sched.predictor.predictor import GIVEN, KINDS, Predictor, Provenance
@@ -23,7 +23,7 @@ from bayes_sched.steps import POSSIBLE, SIZES
 
 MARGIN = 4.0
 """How many times the largest batch and token count of the trace the tables reach."""
-MEAN_ERROR, QUANTILE_ERROR = 0.0003, 0.004
+MEAN_ERROR, QUANTILE_ERROR = 0.0006, 0.005
 """Largest relative errors inside the region at which refinement stops; quantiles from 0.001 to 0.999."""
 
 LARGEST_ERROR = 0.01
@@ -37,16 +37,16 @@ TAIL_LEVELS = (0.0001, 0.001, 0.01, 0.99, 0.999, 0.9999)
 _NUM_LOGITS = 97
 _POSITIONS = np.linspace(-POSITION_END, POSITION_END, 161)
 # Widest spacing of nodes in log B and log S. Shapes change most at few requests, which traces hold few of.
-_FINE, _COARSE = np.array([0.125, 0.125]), np.array([0.25, 0.5])
-_HALVINGS = np.array([[0, 0], [0, 1], [1, 1], [1, 2], [2, 2]])  # one axis after the other, S first
+_FINE, _COARSE = np.array([0.125, 0.125]), np.array([0.5, 0.5])
+_HALVINGS = np.array([[0, 0], [0, 1], [1, 1], [1, 2], [2, 2]])  # of the fine grid: S first; else B
 _NUM_CHECKS = 300
 _SMALLEST_TAIL = 1e-14
-_SHAPE_DRAWS = 1000
+_INTEGRATED_SHARE = 0.95
 _LINEAR = 1e-6  # of a mean, by which it may be off a straight line
 
 
 def compile_predictor(
-    fit: FittedModel, *, max_draws: int | None = None, allow_unconverged: bool = False
+    fit: FittedModel, *, max_draws: int | None = DEFAULT_MAX_DRAWS, allow_unconverged: bool = False
 ) -> Predictor:
     """Return the fit as a predictor: its posterior predictive distribution in tables.
 
@@ -54,7 +54,7 @@ def compile_predictor(
     ----------
     fit : FittedModel
     max_draws : int or None
-        Posterior draws to use, evenly spaced; None uses all.
+        Posterior draws to use, evenly spaced, by default those of other predictions; None uses all.
     allow_unconverged : bool
         Whether a fit that failed its convergence gate is compiled; the predictor says so.
 
@@ -160,22 +160,22 @@ class _Kind:
         return np.stack([found[name].transpose("sample", "cell").to_numpy()[each] for name in self.loads])
 
     def ask(
-        self, b: Floats, s: Floats, loads: Floats | None, function: OverDraws, size: int, **how: float
+        self, b: Floats, s: Floats, loads: Floats | None, function: OverDraws, size: int, chunks: float = 1.0
     ) -> Floats:
         """Return a function of all draws at steps with some loads, or those seen: dims (row, step)."""
         columns = {**dict(zip(SIZES, (b, s), strict=True)), POSSIBLE: np.ones(b.size, dtype=bool)}
         if self.loads:
             loads = self.seen(b, s) if loads is None else loads
             columns |= dict(zip(self.loads, loads, strict=True))
-            columns["num_prefill_reqs"] = np.full(b.size, how.get("chunks", 1.0) * self.prefill)
+            columns["num_prefill_reqs"] = np.full(b.size, chunks * self.prefill)
         steps = xr.Dataset({name: ("step", values) for name, values in columns.items()})
-        evaluator = self.fit.evaluator(how.get("max_draws", self.max_draws))
+        evaluator = self.fit.evaluator(self.max_draws)
         found = evaluator.over_draws(steps, function, leading={"row": np.arange(float(size))})
         return found.transpose("row", "step").to_numpy()
 
-    def moments(self, b: Floats, s: Floats, loads: Floats | None = None, **how: float) -> Floats:
+    def moments(self, b: Floats, s: Floats, loads: Floats | None = None, chunks: float = 1.0) -> Floats:
         """Return mean and width, ms, dims (2, step)."""
-        return self.ask(b, s, loads, lambda mixture, mean, scale, x: _moments(mean, scale), 2, **how)
+        return self.ask(b, s, loads, lambda mixture, mean, scale, x: _moments(mean, scale), 2, chunks)
 
     def logits(self, b: Floats, s: Floats) -> Floats:
         """Return the logits of P(latency <= x) at even standardised positions, dims (position, step)."""
@@ -184,8 +184,7 @@ class _Kind:
             centre, width = _moments(mean, scale)
             return np.stack([_logit(mixture, mean, scale, centre + width * np.sinh(y)) for y in _POSITIONS])
 
-        few = min(self.max_draws or _SHAPE_DRAWS, _SHAPE_DRAWS)
-        return self.ask(b, s, None, function, len(_POSITIONS), max_draws=few)
+        return self.ask(b, s, None, function, len(_POSITIONS))
 
     def quantiles(self, b: Floats, s: Floats, loads: Floats, levels: tuple[float, ...]) -> Floats:
         """Return quantiles, ms, dims (quantile, step)."""
@@ -219,7 +218,7 @@ class _Kind:
 
 
 def _axis(end: float, spacing: float, edges: set[float]) -> Floats:
-    """Return nodes from 1 to `end`: the last whole number before each edge, the next one, and some between."""
+    """Return nodes from 1 to `end`: the last number before each edge, the first behind it, and others."""
     inner = sorted(edge for edge in edges if 1.0 <= edge < end)
     spans = zip((1.0, *(edge + 1.0 for edge in inner)), (*inner, end), strict=True)
     parts = [np.geomspace(low, high, 1 + math.ceil(math.log(high / low) / spacing)) for low, high in spans]
@@ -273,9 +272,11 @@ class _Checks:
         exact = [kind.quantiles(b, s, loads, levels) for levels in (LEVELS, TAIL_LEVELS)]
         return cls((b, s), loads, kind.moments(b, s, loads)[0], *exact)
 
-    def errors(self, tables: Tables) -> dict[str, float]:
-        """Return the largest error of each kind, as in `Provenance`."""
+    def errors(self, tables: Tables, share: float) -> dict[str, float]:
+        """Return the errors, as in `Provenance`, that a share of the steps does not exceed."""
         step = self.sizes
+        if not step[0].size:
+            return dict.fromkeys(("mean", "quantile", "probability", "tail"), 0.0)
         quantiles = np.stack([tables.quantile(*step, q, self.loads) for q in LEVELS])
         # Where a quantile is nearly 0 (power-law tails reach below it), its relative error says nothing.
         scale = np.maximum(self.quantiles, 0.05 * self.mean)
@@ -283,37 +284,35 @@ class _Checks:
         found_tails = np.stack([tables.probability_below(*step, x, self.loads) for x in self.tails])
         levels = np.array(TAIL_LEVELS)[:, None]
         found_tails = np.where(levels < 0.5, found_tails, 1.0 - found_tails)
-        tail_errors = np.abs(found_tails / np.minimum(levels, 1.0 - levels) - 1.0)
-        probability = np.abs(found - np.array(LEVELS)[:, None])[self.quantiles > 0]
-        mean = np.abs(tables.mean(*step, self.loads) / self.mean - 1.0)
-        return {
-            "mean": float(mean.max(initial=0.0)),
-            "quantile": float((np.abs(quantiles - self.quantiles) / scale).max(initial=0.0)),
-            "probability": float(probability.max(initial=0.0)),
-            "tail": float(tail_errors[self.tails > 0].max(initial=0.0)),
+        tails = found_tails / np.minimum(levels, 1.0 - levels) - 1.0
+        each = {
+            "mean": tables.mean(*step, self.loads)[None] / self.mean - 1.0,
+            "quantile": (quantiles - self.quantiles) / scale,
+            "probability": np.where(self.quantiles > 0, found - np.array(LEVELS)[:, None], 0.0),
+            "tail": np.where(self.tails > 0, tails, 0.0),
         }
+        return {name: float(np.quantile(np.abs(x).max(axis=0), share)) for name, x in each.items()}
 
 
 def _refined(kind: _Kind, has_loads: bool) -> tuple[Tables, dict[str, float]]:
     """Return tables on grids halved until the errors are small enough, and these errors."""
     integrated = has_loads and not kind.loads
     checks = _Checks.of(kind, only_seen=integrated)
-    # What the trace shows near a step is no smooth function of it.
-    mean_error, quantile_error = (0.004, 0.01) if integrated else (MEAN_ERROR, QUANTILE_ERROR)
-    finer_moments, finer_shapes = iter(_FINE * 0.5**_HALVINGS), iter(_COARSE * 0.5**_HALVINGS)
+    finer_moments, finer_shapes = iter(_FINE * 0.5**_HALVINGS), iter(_COARSE * 0.5 ** _HALVINGS[:, ::-1])
     moments = _moment_tables(kind, next(finer_moments))
     shapes = _shape_tables(kind, next(finer_shapes))
     while True:
         tables = Tables(*moments[:2], *shapes[:2], *moments[2:], shapes[2])
-        errors = checks.errors(tables)
-        if errors["mean"] > mean_error and (spacing := next(finer_moments, None)) is not None:
+        if integrated:  # what the trace shows near a step is no smooth function of it
+            errors = checks.errors(tables, _INTEGRATED_SHARE)
+            return tables, {f"integrated_{name}": value for name, value in errors.items()}
+        errors = checks.errors(tables, 1.0)
+        if errors["mean"] > MEAN_ERROR and (spacing := next(finer_moments, None)) is not None:
             moments = _moment_tables(kind, spacing)
-        elif errors["quantile"] > quantile_error and (spacing := next(finer_shapes, None)) is not None:
+        elif errors["quantile"] > QUANTILE_ERROR and (spacing := next(finer_shapes, None)) is not None:
             shapes = _shape_tables(kind, spacing)
         else:
             break
-    if integrated:
-        return tables, {f"integrated_{name}": value for name, value in errors.items()}
     if max(errors["mean"], errors["quantile"]) <= LARGEST_ERROR:
         return tables, errors
     raise InputError(

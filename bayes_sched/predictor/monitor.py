@@ -45,8 +45,8 @@ _LARGEST_WEIGHT = 1e100
 class MonitorSettings:
     """How a predictor watches the server; InputError for a value that makes no sense."""
 
-    tolerance: float = 0.075
-    """How far the level may be off before that counts as drift, relative. Real servers wander by 5 %."""
+    tolerance: float | None = None
+    """How far the level may be off before that counts as drift, relative; None: as calibrated."""
     false_alarm_rate: float = 1e-6
     """Bound on the probability of a false alarm, for each step."""
     memory: float = 200.0
@@ -65,7 +65,7 @@ class MonitorSettings:
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise InputError(f"{name} = {value!r}: give a number from {low:g} to {high:g}")
 
 
@@ -98,7 +98,9 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What the monitor learned from the trace."""
+    """What the monitor learned from the trace that the fit was made of, replayed: see :func:`calibrated`."""
+
+    tolerance: float = 0.075
 
 
 class Monitor:
@@ -108,7 +110,8 @@ class Monitor:
     """
 
     def __init__(self, settings: MonitorSettings, calibration: Calibration) -> None:
-        self.settings = settings
+        self.settings, self.calibration = settings, calibration
+        self.tolerance = calibration.tolerance if settings.tolerance is None else settings.tolerance
         self.reset()
 
     def reset(self) -> None:
@@ -120,7 +123,7 @@ class Monitor:
         self._bins = [0.0] * NUM_BINS
         self._weight = 1.0
         self._keep = exp(-1.0 / self.settings.memory)
-        self._factor = 1.0 + self.settings.tolerance
+        self._factor = 1.0 + self.tolerance
         self._threshold = len(_KINDS) / self.settings.false_alarm_rate
 
     def clear_alarm(self) -> None:

@@ -77,8 +77,8 @@ class Provenance:
     errors: Mapping[str, float]
     """The largest of the tables against the same draws, inside the region: ``mean`` and ``quantile``
     (relative, 0.001 to 0.999), ``probability`` (absolute), ``tail`` (relative, of the smaller one). With
-    ``integrated_`` before: of steps whose loads are not given, where the model has any, at sizes that the
-    trace holds."""
+    ``integrated_`` before, where the model has loads: of steps whose loads are not given, what 95 % of the
+    sizes in the trace stay below."""
     loads: Mapping[str, float] = field(default_factory=dict)
     """What the model asks of a step besides requests and tokens, and the most of it seen, a request."""
     drift: Mapping[str, float] = field(default_factory=dict)
