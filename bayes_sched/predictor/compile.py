@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy.interpolate import PchipInterpolator
 
@@ -17,6 +18,7 @@ from bayes_sched.model.likelihood import effects_of
 from bayes_sched.posterior.fitted import DEFAULT_MAX_DRAWS, FittedModel
 from bayes_sched.posterior.prediction import OverDraws, StudentTMixture
 from bayes_sched.posterior.typical_load import LOADS
+from bayes_sched.predictor.monitor import Calibration, calibrated
 from bayes_sched.predictor.predictor import GIVEN, KINDS, Predictor, Provenance
 from bayes_sched.predictor.tables import LOGIT_END, POSITION_END, Tables, as_stored
 from bayes_sched.steps import POSSIBLE, SIZES
@@ -42,6 +44,7 @@ _HALVINGS = np.array([[0, 0], [0, 1], [1, 1], [1, 2], [2, 2]])  # of the fine gr
 _NUM_CHECKS = 300
 _SMALLEST_TAIL = 1e-14
 _INTEGRATED_SHARE = 0.95
+_MOST_REPLAYED = 50_000
 _LINEAR = 1e-6  # of a mean, by which it may be off a straight line
 
 
@@ -101,7 +104,23 @@ def compile_predictor(
         loads={name: kinds[0].most(name) for name in loads},
     )
     predictor = Predictor({name: tables for name, (tables, _) in found.items()}, fit.region, provenance)
-    return predictor
+    drift = asdict(_calibrated(predictor, fit.observed)) if len(fit.observed) else {}
+    return Predictor(
+        {name: tables for name, (tables, _) in found.items()}, fit.region, replace(provenance, drift=drift)
+    )
+
+
+def _calibrated(predictor: Predictor, observed: pd.DataFrame) -> Calibration:
+    """Replay the last steps of the trace, with what the fit asks of them besides their sizes and without."""
+    told = [name for name in (*predictor.loads, "num_prefill_reqs") if name in observed and predictor.loads]
+    steps = observed.tail(_MOST_REPLAYED).dropna(subset=told)
+    replays = []
+    for names in ([], told) if told else ([],):
+        given = steps[names].to_dict("records") if names else [{}] * len(steps)
+        sizes = steps[[*SIZES, "latency_ms"]].to_numpy(float).tolist()
+        asked = ((predictor.step(b, s, more), x) for (b, s, x), more in zip(sizes, given, strict=True))
+        replays.append([(step, x) for (step, is_outside), x in asked if not is_outside])
+    return calibrated(replays)
 
 
 @dataclass(frozen=True)
@@ -174,8 +193,13 @@ class _Kind:
         return found.transpose("row", "step").to_numpy()
 
     def moments(self, b: Floats, s: Floats, loads: Floats | None = None, chunks: float = 1.0) -> Floats:
-        """Return mean and width, ms, dims (2, step)."""
-        return self.ask(b, s, loads, lambda mixture, mean, scale, x: _moments(mean, scale), 2, chunks)
+        """Return mean, width and standard deviation but for the tails, ms, dims (3, step)."""
+
+        def function(mixture: StudentTMixture, mean: Floats, scale: Floats, x: object) -> Floats:
+            centre, width = _moments(mean, scale)
+            return np.stack([centre, width, np.sqrt(width**2 + mean.var(axis=0))])
+
+        return self.ask(b, s, loads, function, 3, chunks)
 
     def logits(self, b: Floats, s: Floats) -> Floats:
         """Return the logits of P(latency <= x) at even standardised positions, dims (position, step)."""
@@ -197,10 +221,10 @@ class _Kind:
     def linear(self, b: Floats, s: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """Return mean without loads, squares of relative width and of floor, and slopes, (load, step)."""
         if not self.loads:
-            mean, width = self.moments(b, s)
+            mean, width, _ = self.moments(b, s)
             return mean, (width / mean) ** 2, np.zeros(b.size), np.empty((0, b.size))
         seen = self.seen(b, s)
-        (bare, bare_width), (mean, width) = self.moments(b, s, 0.0 * seen), self.moments(b, s, seen)
+        (bare, _, bare_spread), (mean, width, spread) = (self.moments(b, s, x) for x in (0.0 * seen, seen))
         unit = np.where(seen > 0.0, seen, b)
         each = [self.moments(b, s, unit * row[:, None])[0] for row in np.eye(len(unit))]
         slopes = (np.stack(each) - bare) / unit
@@ -210,11 +234,12 @@ class _Kind:
                 f"the mean latency of the model {self.fit.model.name} is not linear in "
                 f"{', '.join(self.loads)} alone, as tables have it: ask the fit itself (FittedModel)"
             )
-        # Noise grows with the mean, whatever makes it long.
-        rise = np.maximum(mean**2 - bare**2, 1e-9 * mean**2)
-        relative = np.clip((width**2 - bare_width**2) / rise, 0.0, (width / mean) ** 2)
-        relative = np.where(mean**2 - bare**2 > rise - 1e-300, relative, (width / mean) ** 2)
-        return bare, relative, width**2 - relative * mean**2, slopes
+        # Widths grow with the mean as noise and doubt about the mean together do.
+        rise = mean**2 - bare**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            growth = np.where(rise > 1e-9 * mean**2, (spread**2 - bare_spread**2) / rise, np.inf)
+        share = np.clip(growth * (mean / spread) ** 2, 0.0, 1.0)
+        return bare, share * (width / mean) ** 2, (1.0 - share) * width**2, slopes
 
 
 def _axis(end: float, spacing: float, edges: set[float]) -> Floats:

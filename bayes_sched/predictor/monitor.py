@@ -16,13 +16,16 @@ Shiryaev-Roberts e-detector of Shin, Ramdas and Rinaldo (E-detectors: a nonparam
 change detection, New England Journal of Statistics in Data Science, 2023), has :math:`E R_\tau \le E \tau`
 for every stopping time, so that one of them reaches a threshold c within N steps with probability at most
 N/c, whatever the noise and the mix of steps. Without the tolerance every server would raise the alarm:
-latencies wander by some per cent with what the equation leaves out, for hundreds of steps together. The bets
-are small so that a slow stretch of some dozen steps, as a long prompt makes, is none either; the soonest an
-alarm can come is some hundred steps after a change.
+latencies wander by some per cent with what the equation leaves out, for hundreds of steps together. It is
+calibrated: the trace that the fit was made of is replayed, and the tolerance is the smallest with which that
+comes nowhere near an alarm, however its residuals hang together. The bets are small so that a slow stretch of
+some dozen steps, as a long prompt makes, is none either; the soonest an alarm can come is some hundred steps
+after a change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 from typing import NamedTuple
@@ -37,6 +40,10 @@ _KINDS = ("slower", "faster", "erratic")
 _LEVEL_BET = 0.1  # lambda: with 0.25 a slow stretch of 60 steps, as a long prompt makes, would be an alarm
 _SPREAD_BET = 0.015  # lambda': evidence grows once 11 % of steps are outside
 _CLEAR_DIRECTION = 1e3  # evidence of slower or faster by which an alarm for steps outside is named after it
+_TOLERANCES = (0.05, 0.06, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
+_FAR_FROM_ALARM = (
+    1e-3  # largest evidence of a trace over an alarm's: its other steps may wander somewhat more
+)
 _HUBER = 2.0  # widths from which on a step's weight falls
 _LARGEST_WEIGHT = 1e100
 
@@ -98,9 +105,12 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What the monitor learned from the trace that the fit was made of, replayed: see :func:`calibrated`."""
+    """What the monitor learned from the trace that the fit was made of; see :func:`calibrated`."""
 
     tolerance: float = 0.075
+    """Within which the level of the server wanders by itself, with what the model leaves out."""
+    evidence: float = float("nan")
+    """The largest evidence that the trace itself gave, over an alarm's; NaN where it was not replayed."""
 
 
 class Monitor:
@@ -110,7 +120,7 @@ class Monitor:
     """
 
     def __init__(self, settings: MonitorSettings, calibration: Calibration) -> None:
-        self.settings, self.calibration = settings, calibration
+        self.settings = settings
         self.tolerance = calibration.tolerance if settings.tolerance is None else settings.tolerance
         self.reset()
 
@@ -198,3 +208,19 @@ class Monitor:
             direction = "slower" if slower > faster else "faster"
             kind = direction if max(slower, faster) > _CLEAR_DIRECTION else "erratic"
             self.alarm = Alarm(kind, self.num_steps, self.level)
+
+
+def calibrated(replays: Sequence[Sequence[tuple[Distribution, float]]]) -> Calibration:
+    """Return the smallest tolerance with which steps and their latencies, ms, come nowhere near an alarm."""
+    found = Calibration()
+    for tolerance in _TOLERANCES:
+        settings, largest = MonitorSettings(tolerance=tolerance, follow_level=False), 0.0
+        for steps in replays:
+            monitor = Monitor(settings, found)
+            for step, latency_ms in steps:
+                monitor.observe(step, latency_ms, extrapolation=False)
+                largest = max(largest, *monitor.evidence.values())
+        found = Calibration(tolerance=tolerance, evidence=largest)
+        if largest <= _FAR_FROM_ALARM:
+            break
+    return found

@@ -18,7 +18,15 @@ from bayes_sched.arrays import Bools, Floats
 from bayes_sched.errors import InputError
 from bayes_sched.files import check_version, file_content, whole_file
 from bayes_sched.predictor.monitor import Calibration, Monitor, MonitorSettings, Observation
-from bayes_sched.predictor.tables import LOGIT_END, NODES, Loads, StepLookup, Tables, logit_below
+from bayes_sched.predictor.tables import (
+    LOGIT_END,
+    NODES,
+    Distribution,
+    Loads,
+    StepLookup,
+    Tables,
+    logit_below,
+)
 from bayes_sched.region import ALIKE, LEAST, Region, region_of
 
 FORMAT_NAME = "bayes-sched compiled predictor"
@@ -298,9 +306,15 @@ class Predictor:
         if batch_size > self.max_batch_size or total_tokens > self.max_total_tokens:
             self.monitor.num_outside += 1
             return Observation(math.nan, math.nan, False, True, self.monitor.alarm)
+        step, is_outside = self.step(batch_size, total_tokens, given)
+        return self.monitor.observe(step, float(latency_ms), extrapolation=is_outside)
+
+    def step(
+        self, batch_size: Number, total_tokens: Number, given: Mapping[str, Any]
+    ) -> tuple[Distribution, bool]:
+        """Return what the monitor asks of a step, and whether it is an extrapolation."""
         lookup, b, s, loads = self._one(batch_size, total_tokens, given)
-        step = lookup.distribution(b, s, loads)
-        return self.monitor.observe(step, float(latency_ms), extrapolation=self._is_outside(b, s, loads))
+        return lookup.distribution(b, s, loads), self._is_outside(b, s, loads)
 
     def _is_outside(self, batch_size: float, total_tokens: float, loads: Loads) -> bool:
         if not self.region.contains_step(batch_size, total_tokens):
