@@ -65,6 +65,9 @@ class Given[T](TypedDict, total=False):
     """Requests in prefill; where there is one, the step counts as one with prefill even if S = B."""
 
 
+_GIVEN = Given.__annotations__.keys()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
     """The fit that a predictor was compiled from; it survives a round trip through JSON unchanged."""
@@ -332,32 +335,27 @@ class Predictor:
         if not given:
             return self._lookups[s > b], b, s, ()
         has_prefill = s > b or (given.get(_PREFILLS) or 0.0) > 0.0
-        loads = tuple(map(float, self._loads(given, has_prefill)))
-        for name, load in zip(self.loads, loads, strict=False):
-            if not 0.0 <= load < math.inf:
-                raise InputError(f"{name} = {load:g}: give a number that is not negative")
-        if loads:
-            return self._tables[KINDS[has_prefill] + GIVEN].lookup, b, s, loads
-        return self._lookups[has_prefill], b, s, ()
+        loads = tuple([float(value) for value in self._loads(given, has_prefill)])
+        if not loads:
+            return self._lookups[has_prefill], b, s, ()
+        if not (min(loads) >= 0.0 and sum(loads) < math.inf):  # NaN fails the one or the other
+            raise InputError(f"{', '.join(self.loads)}: give numbers that are not negative")
+        return self._tables[KINDS[has_prefill] + GIVEN].lookup, b, s, loads
 
     def _loads(self, given: Mapping[str, Any], has_prefill: bool) -> tuple[Any, ...]:
         """Return the loads of steps in order, none where none is given; InputError where one lacks."""
-        if not given.keys() <= Given.__annotations__.keys():
-            wrong = next(name for name in given if name not in Given.__annotations__)
-            raise InputError(
-                f"{wrong} is nothing that a step is asked for: {', '.join(Given.__annotations__)}"
-            )
-        found = tuple(given.get(name) for name in self.loads)
-        if all(value is None for value in found):
+        if not given.keys() <= _GIVEN:
+            wrong = min(given.keys() - _GIVEN)
+            raise InputError(f"{wrong} is nothing that a step is asked for: {', '.join(sorted(_GIVEN))}")
+        found = [given.get(name) for name in self.loads]
+        is_none = [value is None for value in found]
+        if all(is_none):
             return ()
-        if not has_prefill:
-            found = tuple(
-                0.0 if name == _PAIRS and value is None else value
-                for name, value in zip(self.loads, found, strict=True)
-            )
-        if None in [None if value is None else 0 for value in found]:
+        if not has_prefill and _PAIRS in self.loads and is_none[place := self.loads.index(_PAIRS)]:
+            found[place], is_none[place] = 0.0, False
+        if any(is_none):
             raise InputError(f"this fit asks of a step with prefill all of {', '.join(self.loads)}, or none")
-        return found
+        return tuple(found)
 
     def _many(self, given: Mapping[str, Any], ask: Callable[..., Floats], *values: ArrayLike) -> Floats:
         """Return the answers of the tables for arrays that broadcast, B and S first, latencies at level 1."""
@@ -409,7 +407,7 @@ class Predictor:
 def _are_numbers(batch_size: object, total_tokens: object, given: Mapping[str, object]) -> bool:
     if not (isinstance(batch_size, _NUMBERS) and isinstance(total_tokens, _NUMBERS)):
         return False
-    return not given or all(value is None or isinstance(value, _NUMBERS) for value in given.values())
+    return not given or all([value is None or isinstance(value, _NUMBERS) for value in given.values()])
 
 
 def _write(path: Path, tables: Mapping[str, Tables], region: Region, provenance: Provenance) -> None:

@@ -21,7 +21,6 @@ from bisect import bisect_right
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import asinh, exp, log, log1p, sinh, sqrt
-from operator import mul
 from typing import cast
 
 import numpy as np
@@ -55,8 +54,8 @@ class StepLookup:
         self._cells_s, self._nodes_s = tables.fine.cells_s, tables.coarse.cells_s + 1
         self._stride = tables.coarse.stride
         self._moments = _as_lists(*bilinear(tables.log_mean), *bilinear(tables.relative))
-        further = (tables.floor, *tables.slopes) if len(tables.slopes) else ()
-        self._further = [_as_lists(*bilinear(values)) for values in further]
+        further = (*tables.slopes, tables.floor) if len(tables.slopes) else ()
+        self._further = list(zip(*(_as_lists(*bilinear(values)) for values in further), strict=True))
         self._positions: list[Column] = tables.positions.reshape(-1, tables.positions.shape[2]).tolist()
         self._logits: list[Column] = tables.logits.reshape(-1, _NUM_POSITIONS).tolist()
         self._last_logit = tables.positions.shape[2] - 2
@@ -90,11 +89,11 @@ class StepLookup:
         relative = r + b * (r_b + s * r_bs) + s * r_s
         if not loads:
             return mean, mean * sqrt(relative)
-        floor, *slopes = (
-            v + b * (v_b + s * v_bs) + s * v_s
-            for v, v_b, v_s, v_bs in [values[cell] for values in self._further]
-        )
-        mean += sum(map(mul, slopes, loads))
+        further = self._further[cell]
+        for load, (v, v_b, v_s, v_bs) in zip(loads, further, strict=False):
+            mean += load * (v + b * (v_b + s * v_bs) + s * v_s)
+        v, v_b, v_s, v_bs = further[-1]
+        floor = v + b * (v_b + s * v_bs) + s * v_s
         return mean, sqrt(floor + relative * mean * mean)
 
     def _around(self, table: list[Column], log_b: float, log_s: float) -> tuple[Columns, float, float]:
