@@ -43,7 +43,7 @@ _FINE, _COARSE = np.array([0.125, 0.125]), np.array([0.5, 0.5])
 _HALVINGS = np.array([[0, 0], [0, 1], [1, 1], [1, 2], [2, 2]])  # of the fine grid: S first; else B
 _NUM_CHECKS = 300
 _SMALLEST_TAIL = 1e-14
-_USUAL_SHARE = 0.95
+_USUAL_SHARE, _BETTER = 0.95, 0.8
 _MOST_REPLAYED = 50_000
 _LINEAR = 1e-6  # of a mean, by which it may be off a straight line
 
@@ -116,7 +116,7 @@ def _calibrated(predictor: Predictor, observed: pd.DataFrame) -> Calibration:
     steps = observed.tail(_MOST_REPLAYED).dropna(subset=told)
     replays = []
     for names in ([], told) if told else ([],):
-        given = steps[names].to_dict("records") if names else [{}] * len(steps)
+        given = [dict(zip(names, row, strict=True)) for row in steps[names].to_numpy(float).tolist()]
         sizes = steps[[*SIZES, "latency_ms"]].to_numpy(float).tolist()
         asked = ((predictor.step(b, s, more), x) for (b, s, x), more in zip(sizes, given, strict=True))
         replays.append([(step, x) for (step, is_outside), x in asked if not is_outside])
@@ -337,15 +337,21 @@ def _refined(kind: _Kind, has_loads: bool) -> tuple[Tables, dict[str, float]]:
     finer_moments, finer_shapes = iter(_FINE * 0.5**_HALVINGS), iter(_COARSE * 0.5 ** _HALVINGS[:, ::-1])
     moments = _moment_tables(kind, next(finer_moments))
     shapes = _shape_tables(kind, next(finer_shapes))
+    before = math.inf
     while True:
-        tables = Tables(*moments[:2], *shapes[:2], *moments[2:], shapes[2])
+        (b, s, *arrays), (*places, positions) = moments, shapes
+        tables = Tables(b, s, *places, *arrays, positions)
         if integrated:  # what the trace shows near a step is no smooth function of it
             errors = checks.errors(tables, _USUAL_SHARE)
             return tables, {f"integrated_{name}": value for name, value in errors.items()}
         errors = checks.errors(tables, 1.0)
         if errors["mean"] > MEAN_ERROR and (spacing := next(finer_moments, None)) is not None:
             moments = _moment_tables(kind, spacing)
-        elif errors["quantile"] > QUANTILE_ERROR and (spacing := next(finer_shapes, None)) is not None:
+        elif (
+            QUANTILE_ERROR < errors["quantile"] < _BETTER * before  # or no finer grid would help
+            and (spacing := next(finer_shapes, None)) is not None
+        ):
+            before = errors["quantile"]
             shapes = _shape_tables(kind, spacing)
         else:
             break

@@ -407,7 +407,7 @@ class Predictor:
 def _are_numbers(batch_size: object, total_tokens: object, given: Mapping[str, object]) -> bool:
     if not (isinstance(batch_size, _NUMBERS) and isinstance(total_tokens, _NUMBERS)):
         return False
-    return not given or all([value is None or isinstance(value, _NUMBERS) for value in given.values()])
+    return not given or all(value is None or isinstance(value, _NUMBERS) for value in given.values())
 
 
 def _write(path: Path, tables: Mapping[str, Tables], region: Region, provenance: Provenance) -> None:

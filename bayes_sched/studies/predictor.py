@@ -118,12 +118,12 @@ def replay(predictor: Predictor, steps: pd.DataFrame, *, factor: float = 1.0) ->
     b, s = (steps[name].to_numpy(np.float64) for name in ("batch_size", "total_tokens"))
     x = steps["latency_ms"].to_numpy(np.float64) * np.where(np.arange(len(steps)) < middle, 1.0, factor)
     told = [name for name in (*predictor.loads, "num_prefill_reqs") if name in steps and predictor.loads]
-    given = {name: steps[name].to_numpy(np.float64) for name in told}
-    each = [dict(zip(told, row, strict=True)) for row in steps[told].to_numpy(np.float64).tolist()]
+    given: Any = {name: steps[name].to_numpy(np.float64) for name in told}
+    each: list[Any] = [dict(zip(told, row, strict=True)) for row in steps[told].to_numpy(np.float64).tolist()]
     alarms: list[int] = []
     below, anomalous, largest = [], 0, 0.0
     for number, step in enumerate(zip(b.tolist(), s.tolist(), x.tolist(), strict=True)):
-        seen = predictor.observe(*step, **each[number])  # type: ignore[misc]
+        seen = predictor.observe(*step, **each[number])
         if not seen.extrapolation:
             below.append(seen.probability_below)
             anomalous += seen.anomalous
@@ -134,7 +134,7 @@ def replay(predictor: Predictor, steps: pd.DataFrame, *, factor: float = 1.0) ->
             monitor.clear_alarm()
     level = monitor.level
     monitor.reset()
-    fits = ~predictor.extrapolation(b, s, **given)  # type: ignore[misc]
+    fits = ~predictor.extrapolation(b, s, **given)
     inside: Any = {name: values[fits] for name, values in given.items()}
     own = predictor.probability_below(b[fits], s[fits], x[fits], **inside)
     late = [number - middle for number in alarms if number >= middle]
