@@ -240,9 +240,8 @@ def test_a_file_of_an_even_grid_for_all_steps_still_loads(saved: Path) -> None:
     log_b, log_s = np.linspace(0.0, np.log(64.0), 9), np.linspace(0.0, np.log(4096.0), 17)
     log_mean = np.log(2.0) + 0.5 * (log_b[:, None] + log_s)
     positions = np.broadcast_to(np.linspace(-6.0, 6.0, 97), (3, 4, 97)).astype(np.float32)
-    about = {"format": FORMAT_NAME, "version": 1, "fit": asdict(PREDICTOR.provenance)}
-    for later in ("loads", "drift"):
-        about["fit"].pop(later)
+    known = {k: v for k, v in asdict(PREDICTOR.provenance).items() if k not in {"loads", "drift"}}
+    about = {"format": FORMAT_NAME, "version": 1, "fit": known}
     np.savez(
         saved,
         about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
@@ -287,11 +286,12 @@ def test_answers_for_a_context_are_within_a_percent_of_the_fit(richer: tuple[Fit
         expected = fit.quantile(steps, q).to_numpy()
         found = predictor.quantile(*size, q, **given)
         np.testing.assert_allclose(found, expected, rtol=0.01)
-        one = {name: float(values[3]) for name, values in given.items()}
-        assert predictor.quantile(*(float(x[3]) for x in size), q, **one) == pytest.approx(found[3])
+        one: Any = {name: float(values[3]) for name, values in given.items()}
+        b, s = (float(x[3]) for x in size)
+        assert predictor.quantile(b, s, q, **one) == pytest.approx(found[3])
         below = predictor.probability_below(*size, expected, **given)
         np.testing.assert_allclose(below, q, atol=0.03)
-        one_below = predictor.probability_below(*(float(x[3]) for x in size), float(expected[3]), **one)
+        one_below = predictor.probability_below(b, s, float(expected[3]), **one)
         assert one_below == pytest.approx(below[3])
 
 
@@ -312,22 +312,22 @@ def test_nothing_is_interpolated_across_the_edge_of_a_level() -> None:
     fit = with_observed(richer_fit())
     predictor = compile_predictor(fit)
     for size in ((7.0, 256.0), (7.0, 257.0), (16.0, 16.0), (17.0, 17.0), (16.0, 17.0)):
-        loads = {"context_tokens": 9000.0, "prefill_pairs": 5e4 * (size[0] < size[1])}
+        loads: Any = {"context_tokens": 9000.0, "prefill_pairs": 5e4 * (size[0] < size[1])}
         steps = steps_arrays(*size).assign(num_prefill_reqs=("step", [float(size[0] < size[1])]))
         steps = steps.assign({name: ("step", [value]) for name, value in loads.items()})
         wanted = float(fit.mean_latency(steps).mean())
-        assert predictor.mean_latency(*size, **loads) == pytest.approx(wanted, rel=0.002), size  # type: ignore[misc]
+        assert predictor.mean_latency(*size, **loads) == pytest.approx(wanted, rel=0.002), size
     jump = predictor.mean_latency(7, 257) / predictor.mean_latency(7, 256)
     assert jump > 1.2
 
 
 def test_a_chunk_of_one_token_is_a_step_with_prefill(richer: tuple[FittedModel, Predictor]) -> None:
     _, predictor = richer
-    given = {"context_tokens": 4000.0, "prefill_pairs": 500.0}
-    decode = predictor.mean_latency(8, 8, **given)  # type: ignore[misc]
-    assert predictor.mean_latency(8, 8, **given, num_prefill_reqs=0) == decode  # type: ignore[misc]
-    prefill = predictor.mean_latency(8, 8, **given, num_prefill_reqs=1)  # type: ignore[misc]
-    assert prefill == predictor.mean_latency([8], 8, **given, num_prefill_reqs=1)[0] != decode  # type: ignore[misc]
+    given: Any = {"context_tokens": 4000.0, "prefill_pairs": 500.0}
+    decode = predictor.mean_latency(8, 8, **given)
+    assert predictor.mean_latency(8, 8, **given, num_prefill_reqs=0) == decode
+    prefill = predictor.mean_latency(8, 8, **given, num_prefill_reqs=1)
+    assert prefill == predictor.mean_latency([8], 8, **given, num_prefill_reqs=1)[0] != decode
 
 
 def test_what_is_told_of_a_step_is_checked_and_what_no_model_asks_changes_nothing(
@@ -346,7 +346,7 @@ def test_what_is_told_of_a_step_is_checked_and_what_no_model_asks_changes_nothin
         ({"context": 9.0}, "context is nothing"),
     ):
         with pytest.raises(InputError, match=words):
-            predictor.mean_latency(4, 90, **wrong)  # type: ignore[arg-type]
+            predictor.mean_latency(4, 90, **wrong)
 
 
 def test_more_context_than_was_seen_is_an_extrapolation(richer: tuple[FittedModel, Predictor]) -> None:

@@ -339,8 +339,8 @@ def _refined(kind: _Kind, has_loads: bool) -> tuple[Tables, dict[str, float]]:
     shapes = _shape_tables(kind, next(finer_shapes))
     before = math.inf
     while True:
-        (b, s, *arrays), (*places, positions) = moments, shapes
-        tables = Tables(b, s, *places, *arrays, positions)
+        (b, s, log_mean, relative, floor, slopes), (coarse_b, coarse_s, positions) = moments, shapes
+        tables = Tables(b, s, coarse_b, coarse_s, log_mean, relative, floor, slopes, positions)
         if integrated:  # what the trace shows near a step is no smooth function of it
             errors = checks.errors(tables, _USUAL_SHARE)
             return tables, {f"integrated_{name}": value for name, value in errors.items()}

@@ -284,10 +284,10 @@ class Predictor:
         if _are_numbers(batch_size, total_tokens, given):
             _, b, s, loads = self._one(batch_size, total_tokens, given)
             return self._is_outside(b, s, loads)
-        shape, _, (b, s), loads = self._arrays(given, batch_size, total_tokens)
-        seen = self.region.contains(b, s)
-        for load, most in zip(loads, self.provenance.loads.values(), strict=False):
-            seen &= load <= ALIKE * most * b
+        shape, _, flat, table = self._arrays(given, batch_size, total_tokens)
+        seen = self.region.contains(*flat)
+        for load, most in zip(table, self.provenance.loads.values(), strict=False):
+            seen &= load <= ALIKE * most * flat[0]
         return np.logical_not(seen).reshape(shape)
 
     def observe(
@@ -469,7 +469,9 @@ def _read_tables(archive: Mapping[str, Any], provenance: Provenance) -> dict[str
     ]
     relative = np.exp(2.0 * (read("log_width") - log_mean))
     rest = np.zeros_like(log_mean), np.empty((0, *log_mean.shape))
-    return dict.fromkeys(KINDS, Tables(*nodes, log_mean, relative, *rest, positions))
+    fine_b, fine_s, coarse_b, coarse_s = nodes
+    tables = Tables(fine_b, fine_s, coarse_b, coarse_s, log_mean, relative, *rest, positions)
+    return dict.fromkeys(KINDS, tables)
 
 
 def _read_region(archive: Mapping[str, Any]) -> Region:

@@ -249,7 +249,8 @@ class Tables:
         low, high = (np.maximum(gap, 1e-3) for gap in (flat[:, 1] - flat[:, 0], flat[:, -1] - flat[:, -2]))
         whole = np.column_stack([flat[:, 0] - _FAR * low, flat, flat[:, -1] + _FAR * high])
         found = np.stack([np.interp(wanted, places, values) for places in whole])
-        return np.clip(found, -_LARGEST_LOGIT, _LARGEST_LOGIT).reshape(*self.positions.shape[:2], -1)
+        clipped: Floats = np.clip(found, -_LARGEST_LOGIT, _LARGEST_LOGIT)
+        return clipped.reshape(*self.positions.shape[:2], -1)
 
     @cached_property
     def _cells(self) -> list[Bilinear]:
