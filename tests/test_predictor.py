@@ -8,22 +8,25 @@ import json
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayes_sched.errors import InputError
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.predictor.compile import compile_predictor
-from bayes_sched.predictor.predictor import Predictor
+from bayes_sched.predictor.predictor import FORMAT_NAME, Predictor
 from bayes_sched.steps import steps_arrays
 from bayes_sched.studies.predictor import accuracy
-from tests.richer_fit import richer_fit
+from tests.comparison_fits import with_groups
+from tests.richer_fit import STEPS, Stairs, richer_fit
 from tests.running import subcommand
 from tests.synthetic_fit import synthetic_fit
 
@@ -180,7 +183,7 @@ def flipped(path: Path) -> None:
     """Change one bit in the middle of the tables."""
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(io.BytesIO(bytes(content))) as archive:
-        entry = archive.getinfo("positions.npy")
+        entry = archive.getinfo("prefill_positions.npy")
     content[entry.header_offset + 30 + len(entry.filename) + entry.compress_size // 2] ^= 16
     path.write_bytes(content)
 
@@ -196,15 +199,17 @@ def flipped(path: Path) -> None:
         (flipped, "damaged"),
         (lambda p: np.savez(p, a=np.ones(3)), "no compiled predictor"),
         (lambda p: rewritten(p, about=described(p, format="something")), "no compiled predictor"),
-        (lambda p: rewritten(p, about=described(p, version=2)), "later bayes-sched"),
-        (lambda p: rewritten(p, about=described(p, version="1")), "damaged"),
+        (lambda p: rewritten(p, about=described(p, version=3)), "later bayes-sched"),
+        (lambda p: rewritten(p, about=described(p, version="2")), "damaged"),
         (lambda p: rewritten(p, about=described(p, fit={})), "damaged"),
-        (lambda p: rewritten(p, log_mean=...), "damaged"),
-        (lambda p: rewritten(p, log_mean=np.full((3, 3), np.nan)), "log_mean"),
-        (lambda p: rewritten(p, log_mean=np.ones((3, 3))), "do not go together"),
-        (lambda p: rewritten(p, positions=-np.load(p)["positions"]), "falls"),
+        (lambda p: rewritten(p, prefill_log_mean=...), "damaged"),
+        (lambda p: rewritten(p, decode_log_mean=np.full((3, 3), np.nan)), "log_mean"),
+        (lambda p: rewritten(p, prefill_log_mean=np.ones((3, 3))), "do not go together"),
+        (lambda p: rewritten(p, prefill_positions=-np.load(p)["prefill_positions"]), "falls"),
+        (lambda p: rewritten(p, prefill_fine_b=-np.load(p)["prefill_fine_b"]), "does not rise"),
+        (lambda p: rewritten(p, prefill_relative=-np.load(p)["prefill_relative"]), "negative"),
         (lambda p: rewritten(p, region_cells=np.ones(3)), "region"),
-        (lambda p: rewritten(p, ends=np.array([object(), 1], dtype=object)), "damaged"),
+        (lambda p: rewritten(p, decode_fine_s=np.array([object(), 1], dtype=object)), "damaged"),
     ],
 )
 def test_a_file_that_is_no_sound_predictor_is_refused_with_its_name(
@@ -230,9 +235,143 @@ def test_an_unconverged_fit_is_refused_unless_asked_for_and_then_marked() -> Non
     assert not compile_predictor(fit, allow_unconverged=True).converged
 
 
-def test_a_model_of_other_columns_is_refused() -> None:
-    with pytest.raises(InputError, match="needs context_tokens"):
-        compile_predictor(richer_fit("saturation_context"))
+def test_a_file_of_an_even_grid_for_all_steps_still_loads(saved: Path) -> None:
+    """As older versions wrote it: a mean of 2 sqrt(B S) ms, a width of a tenth, a logistic shape."""
+    log_b, log_s = np.linspace(0.0, np.log(64.0), 9), np.linspace(0.0, np.log(4096.0), 17)
+    log_mean = np.log(2.0) + 0.5 * (log_b[:, None] + log_s)
+    positions = np.broadcast_to(np.linspace(-6.0, 6.0, 97), (3, 4, 97)).astype(np.float32)
+    known = {k: v for k, v in asdict(PREDICTOR.provenance).items() if k not in {"loads", "drift"}}
+    about = {"format": FORMAT_NAME, "version": 1, "fit": known}
+    np.savez(
+        saved,
+        about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+        ends=np.array([log_b[-1], log_s[-1]]),
+        log_mean=log_mean,
+        log_width=log_mean - np.log(10.0),
+        positions=positions,
+        logits=positions,
+        region_cells=PREDICTOR.region.cells,
+    )
+    loaded = Predictor.load(saved)
+    assert (loaded.max_batch_size, loaded.max_total_tokens) == (64.0, 4096.0)
+    assert loaded.loads == ()
+    for b, s in ((5, 5), (5, 300)):
+        mean = 2.0 * (b * s) ** 0.5
+        assert loaded.mean_latency(b, s) == pytest.approx(mean)
+        assert loaded.quantile(b, s, 0.9) == pytest.approx(mean * (1.0 + 0.1 * np.sinh(0.5 * np.log(9.0))))
+        assert loaded.probability_below(b, s, loaded.quantile(b, s, 0.9)) == pytest.approx(0.9, abs=0.001)
+
+
+def with_observed(fit: FittedModel) -> FittedModel:
+    """The fit with the steps of its trace."""
+    return with_groups(fit, observed=xr.Dataset.from_dataframe(STEPS.rename_axis("step")))
+
+
+@pytest.fixture(scope="module", params=["stairs", "saturation_context"])
+def richer(request: pytest.FixtureRequest) -> tuple[FittedModel, Predictor]:
+    fit = with_observed(richer_fit(None if request.param == "stairs" else request.param))
+    return fit, compile_predictor(fit)
+
+
+def test_answers_for_a_context_are_within_a_percent_of_the_fit(richer: tuple[FittedModel, Predictor]) -> None:
+    fit, predictor = richer
+    steps = STEPS.sample(200, random_state=1)
+    steps = steps.assign(context_tokens=1.1 * steps["context_tokens"])
+    size = steps["batch_size"].to_numpy(), steps["total_tokens"].to_numpy()
+    given: Any = {name: steps[name].to_numpy() for name in (*predictor.loads, "num_prefill_reqs")}
+    assert predictor.loads == ("context_tokens", "prefill_pairs")
+    mean = fit.mean_latency(steps).mean(("chain", "draw")).to_numpy()
+    np.testing.assert_allclose(predictor.mean_latency(*size, **given), mean, rtol=0.01)
+    for q in (0.001, 0.05, 0.5, 0.95, 0.999):
+        expected = fit.quantile(steps, q).to_numpy()
+        found = predictor.quantile(*size, q, **given)
+        np.testing.assert_allclose(found, expected, rtol=0.01)
+        one: Any = {name: float(values[3]) for name, values in given.items()}
+        b, s = (float(x[3]) for x in size)
+        assert predictor.quantile(b, s, q, **one) == pytest.approx(found[3])
+        below = predictor.probability_below(*size, expected, **given)
+        np.testing.assert_allclose(below, q, atol=0.03)
+        one_below = predictor.probability_below(b, s, float(expected[3]), **one)
+        assert one_below == pytest.approx(below[3])
+
+
+def test_where_no_context_is_given_it_is_as_varied_as_in_the_trace(
+    richer: tuple[FittedModel, Predictor],
+) -> None:
+    fit, predictor = richer
+    sizes = STEPS[["batch_size", "total_tokens"]].drop_duplicates()
+    b, s = sizes.to_numpy().T
+    stated = predictor.provenance.errors["integrated_quantile"]
+    for q in (0.05, 0.5, 0.95):
+        errors = np.abs(predictor.quantile(b, s, q) / fit.quantile(sizes, q).to_numpy() - 1.0)
+        assert np.median(errors) < 0.02
+        assert np.quantile(errors, 0.9) <= stated < 0.1
+
+
+def test_nothing_is_interpolated_across_the_edge_of_a_level() -> None:
+    fit = with_observed(richer_fit())
+    predictor = compile_predictor(fit)
+    for size in ((7.0, 256.0), (7.0, 257.0), (16.0, 16.0), (17.0, 17.0), (16.0, 17.0)):
+        loads: Any = {"context_tokens": 9000.0, "prefill_pairs": 5e4 * (size[0] < size[1])}
+        steps = steps_arrays(*size).assign(num_prefill_reqs=("step", [float(size[0] < size[1])]))
+        steps = steps.assign({name: ("step", [value]) for name, value in loads.items()})
+        wanted = float(fit.mean_latency(steps).mean())
+        assert predictor.mean_latency(*size, **loads) == pytest.approx(wanted, rel=0.002), size
+    jump = predictor.mean_latency(7, 257) / predictor.mean_latency(7, 256)
+    assert jump > 1.2
+
+
+def test_a_chunk_of_one_token_is_a_step_with_prefill(richer: tuple[FittedModel, Predictor]) -> None:
+    _, predictor = richer
+    given: Any = {"context_tokens": 4000.0, "prefill_pairs": 500.0}
+    decode = predictor.mean_latency(8, 8, **given)
+    assert predictor.mean_latency(8, 8, **given, num_prefill_reqs=0) == decode
+    prefill = predictor.mean_latency(8, 8, **given, num_prefill_reqs=1)
+    assert prefill == predictor.mean_latency([8], 8, **given, num_prefill_reqs=1)[0] != decode
+
+
+def test_what_is_told_of_a_step_is_checked_and_what_no_model_asks_changes_nothing(
+    richer: tuple[FittedModel, Predictor],
+) -> None:
+    _, predictor = richer
+    assert predictor.mean_latency(4, 90, kv_cache_usage=0.5) == predictor.mean_latency(4, 90)
+    assert PREDICTOR.mean_latency(4, 90, context_tokens=9.0) == PREDICTOR.mean_latency(4, 90)
+    assert predictor.mean_latency(4, 4, context_tokens=9.0) == predictor.mean_latency(
+        4, 4, context_tokens=9.0, prefill_pairs=0.0
+    )
+    for wrong, words in (
+        ({"context_tokens": 9.0}, "all of context_tokens, prefill_pairs"),
+        ({"context_tokens": -1.0, "prefill_pairs": 0.0}, "not negative"),
+        ({"context_tokens": [float("nan")], "prefill_pairs": 0.0}, "not negative"),
+        ({"context": 9.0}, "context is nothing"),
+    ):
+        with pytest.raises(InputError, match=words):
+            predictor.mean_latency(4, 90, **wrong)
+
+
+def test_more_context_than_was_seen_is_an_extrapolation(richer: tuple[FittedModel, Predictor]) -> None:
+    _, predictor = richer
+    most = float((STEPS["context_tokens"] / STEPS["batch_size"]).max())
+    for factor, outside in ((0.9, False), (2.0, True)):
+        given: Any = {"context_tokens": 8.0 * factor * most, "prefill_pairs": 0.0}
+        assert predictor.extrapolation(8, 8, **given) is outside
+        assert predictor.extrapolation([8], 8, **given)[0] == outside
+        assert predictor.observe(8, 8, 20.0, **given).extrapolation is outside
+
+
+def test_a_model_that_tables_cannot_hold_is_refused() -> None:
+    fit = with_observed(richer_fit())
+
+    class Bent(Stairs):
+        def latency(self, draws: xr.Dataset, steps: xr.Dataset) -> xr.DataArray:
+            return super().latency(draws, steps) + 1e-9 * steps["context_tokens"] ** 2
+
+    class Other(Stairs):
+        columns = (*Stairs.columns, "temperature")
+
+    for model, words in ((Bent(), "not linear in context_tokens"), (Other(), "needs temperature")):
+        with pytest.raises(InputError, match=words):
+            compile_predictor(replace(fit, model=model))
 
 
 def test_it_needs_numpy_alone(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from bayes_sched.cli.main import run_script
 from bayes_sched.errors import InputError
 from bayes_sched.predictor.compile import compile_predictor
-from bayes_sched.predictor.monitor import NUM_BINS, MonitorSettings, Observation
+from bayes_sched.predictor.monitor import NUM_BINS, MonitorSettings, Observation, calibrated
 from bayes_sched.predictor.predictor import Predictor
 from bayes_sched.studies import predictor as predictor_trial
 from bayes_sched.studies.predictor import replay
+from tests.comparison_fits import with_groups
 from tests.conftest import documented_record, known
 from tests.synthetic_fit import simulated_steps, synthetic_fit
 
@@ -207,3 +210,49 @@ def test_the_benchmark_prints_speed_accuracy_and_replays(
     assert "x the import of numpy alone" in " ".join(text.split())
     assert "equation in numpy" in text
     assert "x 1.5" in text
+
+
+def wandering(
+    num_steps: int, *, seed: int, size: float, length: float
+) -> Iterator[tuple[float, float, float]]:
+    """Steps of the server, whose level wanders by `size` over some `length` steps."""
+    rng = np.random.default_rng(seed)
+    level = 0.0
+    for b, s, x in served(num_steps, seed=seed):
+        level += -level / length + size * (2.0 / length) ** 0.5 * rng.standard_normal()
+        yield b, s, x * float(np.exp(level))
+
+
+@pytest.mark.parametrize(("size", "length"), [(0.0, 100.0), (0.04, 300.0)])
+def test_calibrated_on_its_trace_it_is_quiet_on_other_steps_of_the_server_and_finds_a_drift(
+    size: float, length: float
+) -> None:
+    server = predictor()
+    trace = [(server.step(b, s, {})[0], x) for b, s, x in wandering(6000, seed=20, size=size, length=length)]
+    learned = calibrated([trace])
+    assert learned.evidence <= 1e-3
+    assert learned.tolerance <= 0.1
+    assert (learned.tolerance > 0.05) == (size > 0.0)
+
+    def watching() -> Predictor:
+        known_drift = replace(COMPILED.provenance, drift=asdict(learned))
+        return Predictor(COMPILED._tables, COMPILED.region, known_drift)
+
+    for seed in (21, 22, 23):
+        held_out = wandering(3000, seed=seed, size=size, length=length)
+        assert first_alarm(watching(), held_out, 1.0) == 10**9
+    for factor in (0.9, 1.1) if size == 0.0 else (0.8, 1.2):
+        assert first_alarm(watching(), wandering(3000, seed=24, size=size, length=length), factor) < 600
+
+
+def test_compiling_replays_the_trace_of_the_fit() -> None:
+    steps = simulated_steps(1500, seed=5)
+    fit = with_groups(
+        synthetic_fit(chains=2, draws=40, spread=0.005),
+        observed=xr.Dataset.from_dataframe(steps.rename_axis("step")),
+    )
+    compiled = compile_predictor(fit)
+    assert compiled.monitor.tolerance == compiled.provenance.drift["tolerance"] == 0.05
+    assert compiled.provenance.drift["evidence"] <= 1e-3
+    assert replay(compiled, steps)["alarms_before"] == 0
+    assert predictor().monitor.tolerance == 0.075  # of a fit that does not keep its steps

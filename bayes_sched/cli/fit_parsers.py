@@ -354,7 +354,8 @@ examples:
 
 then, in the scheduler:
   predictor = bayes_sched.Predictor.load("results/h100/predictor.npz")
-  predictor.quantile(16, 512, 0.99)          # ms; 16 requests, 512 tokens
+  predictor.quantile(16, 512, 0.99)          # ms; 16 requests, 512 tokens, contexts as in the trace
+  predictor.quantile(16, 512, 0.99, context_tokens=32000, prefill_pairs=1500000)
   predictor.probability_below(16, 512, 50.0)
   predictor.observe(16, 512, 47.1).alarm     # None while the fit describes the server
 

@@ -47,12 +47,23 @@ def account(predictor: Predictor, path: Path) -> dict[str, Any]:
         "max_total_tokens": predictor.max_total_tokens,
         "region": about.region_text,
         "errors": dict(about.errors),
+        "loads": list(about.loads),
+        "drift": dict(about.drift),
     }
 
 
 def as_text(found: dict[str, Any]) -> str:
     """Return the same for a terminal."""
     errors = found["errors"]
+    integrated = "".join(
+        f" Where {' and '.join(found['loads'])} are not given, 95 % of the sizes in the trace are within "
+        f"{errors['integrated_mean']:.2%} (mean) and {errors['integrated_quantile']:.2%} (quantiles)."
+        for _ in found["loads"][:1]
+    )
+    drift = found["drift"]
+    replay = (
+        drift and f"\nAn alarm is for drifts of more than {drift['tolerance']:.1%}; the trace raises none."
+    )
     return (
         f"Saved {found['path']} ({found['bytes'] / 1e3:,.0f} kB) from {found['fit']}: "
         f"{found['num_draws']:,} draws, {found['seconds']:.1f} s\n"
@@ -60,5 +71,5 @@ def as_text(found: dict[str, Any]) -> str:
         f"{found['max_total_tokens']:,.0f} tokens.\n"
         f"Largest error inside the region: mean {errors['mean']:.2%}, quantiles 0.001 to 0.999 "
         f"{errors['quantile']:.2%}, P(T <= x) {errors['probability']:.4f}; relative error of a tail of "
-        f"0.0001 or more {errors['tail']:.1%}."
+        f"0.0001 or more {errors['tail']:.1%}.{integrated}{replay or ''}"
     )

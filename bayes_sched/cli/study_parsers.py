@@ -368,7 +368,7 @@ def _add_predictor(parser: Parser) -> None:
         metavar="X,X,...",
         help="drifts from the middle on (default: 1.1,1.2,1.5)",
     )
-    add("--tolerance", type=command.share, default=0.075, metavar="X", help="of the monitor")
+    add("--tolerance", type=command.share, metavar="X", help="of the monitor (default: as calibrated)")
     add("--runs", type=at_least(1), default=5, metavar="N", help="fresh processes timed")
     _add_seed(add, default=0, of="of the steps that accuracy is measured at")
     add("--json", action="store_true", help="print one JSON document in place of the text")

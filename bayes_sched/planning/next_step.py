@@ -76,10 +76,11 @@ class StepBudgets:
     ) -> StepBudgets:
         """Return budgets whose steps keep a limit with probability `quantile`, all uncertainty together.
 
-        The predictor is asked again at each step for its level alone. The largest step is by default that of
+        What the fit asks of a step besides is as in the trace, and the predictor is asked again at each step
+        for its level alone. The largest step is by default that of
         the trace; numbers out of range, or beyond the predictor's tables, raise InputError.
         """
-        b, nodes = _axes(predictor.region, max_batch_size, max_tokens)
+        b, nodes = _axes(predictor.region, max_batch_size, max_tokens, predictor.token_nodes)
         rows = [predictor.quantile(np.full(len(nodes), n), np.maximum(nodes, n), quantile) for n in b]
         return cls(nodes, np.stack(rows) / predictor.level, predictor=predictor)
 
@@ -207,8 +208,10 @@ def plan_next_step(
     )
 
 
-def _axes(region: Region, max_batch_size: int | None, max_tokens: int | None) -> tuple[Floats, Floats]:
-    """Return the numbers of requests and of tokens of a table of budgets."""
+def _axes(
+    region: Region, max_batch_size: int | None, max_tokens: int | None, further: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Return the numbers of requests and of tokens of a table of budgets; some may be asked for."""
     seen_b, seen_s = region.largest
     last_b = round(seen_b) if max_batch_size is None else max_batch_size
     last_s = round(seen_s) if max_tokens is None else max_tokens
@@ -217,7 +220,10 @@ def _axes(region: Region, max_batch_size: int | None, max_tokens: int | None) ->
             f"budgets of up to {last_b:,} requests and {last_s:,} tokens: give at least one of each, and a "
             "token for each request"
         )
-    return np.arange(1.0, last_b + 1.0), whole_numbers(last_s, _EXACT, _RATIO).astype(np.float64)
+    nodes = whole_numbers(last_s, max(_EXACT, last_b), _RATIO).astype(np.float64)
+    if further is not None:
+        nodes = np.union1d(nodes, further[further <= last_s])
+    return np.arange(1.0, last_b + 1.0), nodes
 
 
 class ServerLoad(NamedTuple):

@@ -16,19 +16,22 @@ Shiryaev-Roberts e-detector of Shin, Ramdas and Rinaldo (E-detectors: a nonparam
 change detection, New England Journal of Statistics in Data Science, 2023), has :math:`E R_\tau \le E \tau`
 for every stopping time, so that one of them reaches a threshold c within N steps with probability at most
 N/c, whatever the noise and the mix of steps. Without the tolerance every server would raise the alarm:
-latencies wander by some per cent with what the equation leaves out, for hundreds of steps together. The bets
-are small so that a slow stretch of some dozen steps, as a long prompt makes, is none either; the soonest an
-alarm can come is some hundred steps after a change.
+latencies wander by some per cent with what the equation leaves out, for hundreds of steps together. It is
+calibrated: the trace that the fit was made of is replayed, and the tolerance is the smallest with which that
+comes nowhere near an alarm, however its residuals hang together. The bets are small so that a slow stretch of
+some dozen steps, as a long prompt makes, is none either; the soonest an alarm can come is some hundred steps
+after a change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 from typing import NamedTuple
 
 from bayes_sched.errors import InputError
-from bayes_sched.predictor.tables import StepLookup
+from bayes_sched.predictor.tables import Distribution, logit_below
 
 NUM_BINS = 20
 """Bins of the histogram of probability integral transforms; the 90 % band is all but the outer two."""
@@ -37,6 +40,10 @@ _KINDS = ("slower", "faster", "erratic")
 _LEVEL_BET = 0.1  # lambda: with 0.25 a slow stretch of 60 steps, as a long prompt makes, would be an alarm
 _SPREAD_BET = 0.015  # lambda': evidence grows once 11 % of steps are outside
 _CLEAR_DIRECTION = 1e3  # evidence of slower or faster by which an alarm for steps outside is named after it
+_TOLERANCES = (0.05, 0.06, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
+_FAR_FROM_ALARM = (
+    1e-3  # largest evidence of a trace over an alarm's: its other steps may wander somewhat more
+)
 _HUBER = 2.0  # widths from which on a step's weight falls
 _LARGEST_WEIGHT = 1e100
 
@@ -45,8 +52,8 @@ _LARGEST_WEIGHT = 1e100
 class MonitorSettings:
     """How a predictor watches the server; InputError for a value that makes no sense."""
 
-    tolerance: float = 0.075
-    """How far the level may be off before that counts as drift, relative. Real servers wander by 5 %."""
+    tolerance: float | None = None
+    """How far the level may be off before that counts as drift, relative; None: as calibrated."""
     false_alarm_rate: float = 1e-6
     """Bound on the probability of a false alarm, for each step."""
     memory: float = 200.0
@@ -65,7 +72,7 @@ class MonitorSettings:
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise InputError(f"{name} = {value!r}: give a number from {low:g} to {high:g}")
 
 
@@ -96,15 +103,25 @@ class Observation(NamedTuple):
     alarm: Alarm | None  # stays until the monitor is reset
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What the monitor learned from the trace that the fit was made of; see :func:`calibrated`."""
+
+    tolerance: float = 0.075
+    """Within which the level of the server wanders by itself, with what the model leaves out."""
+    evidence: float = float("nan")
+    """The largest evidence that the trace itself gave, over an alarm's; NaN where it was not replayed."""
+
+
 class Monitor:
     """Keeps count of how a server's latencies compare with a model's; `level` is the one over the other.
 
     `num_steps` were observed inside the region, `num_anomalous` of them anomalous, `num_outside` outside.
     """
 
-    def __init__(self, lookup: StepLookup, settings: MonitorSettings) -> None:
-        self._lookup = lookup
+    def __init__(self, settings: MonitorSettings, calibration: Calibration) -> None:
         self.settings = settings
+        self.tolerance = calibration.tolerance if settings.tolerance is None else settings.tolerance
         self.reset()
 
     def reset(self) -> None:
@@ -116,7 +133,7 @@ class Monitor:
         self._bins = [0.0] * NUM_BINS
         self._weight = 1.0
         self._keep = exp(-1.0 / self.settings.memory)
-        self._factor = 1.0 + self.settings.tolerance
+        self._factor = 1.0 + self.tolerance
         self._threshold = len(_KINDS) / self.settings.false_alarm_rate
 
     def clear_alarm(self) -> None:
@@ -141,14 +158,11 @@ class Monitor:
         """Evidence of each kind of alarm over its threshold; the alarm is raised at 1."""
         return {kind: value / self._threshold for kind, value in zip(_KINDS, self._evidence, strict=True)}
 
-    def observe(
-        self, batch_size: float, total_tokens: float, latency_ms: float, *, extrapolation: bool
-    ) -> Observation:
+    def observe(self, step: Distribution, latency_ms: float, *, extrapolation: bool) -> Observation:
         """Take in one step; arguments are trusted."""
-        lookup, factor = self._lookup, self._factor
-        step = lookup.distribution(batch_size, total_tokens)
+        factor = self._factor
         level = self.level if self.settings.follow_level else 1.0
-        logit = lookup.logit(step, latency_ms / level)
+        logit = logit_below(step, latency_ms / level)
         below = 1.0 / (1.0 + exp(-logit))
         tail = 2.0 / (1.0 + exp(abs(logit)))
         if extrapolation:
@@ -160,8 +174,8 @@ class Monitor:
         self._count(below)
         self._follow(log(latency_ms / step[0]), step[1] / step[0])
         if self.alarm is None:
-            high = 1.0 / (1.0 + exp(-lookup.logit(step, latency_ms / factor)))
-            low = 1.0 / (1.0 + exp(-lookup.logit(step, latency_ms * factor)))
+            high = 1.0 / (1.0 + exp(-logit_below(step, latency_ms / factor)))
+            low = 1.0 / (1.0 + exp(-logit_below(step, latency_ms * factor)))
             self._bet(high, low)
         return Observation(below, tail, anomalous, False, self.alarm)
 
@@ -194,3 +208,19 @@ class Monitor:
             direction = "slower" if slower > faster else "faster"
             kind = direction if max(slower, faster) > _CLEAR_DIRECTION else "erratic"
             self.alarm = Alarm(kind, self.num_steps, self.level)
+
+
+def calibrated(replays: Sequence[Sequence[tuple[Distribution, float]]]) -> Calibration:
+    """Return the smallest tolerance with which steps and their latencies, ms, come nowhere near an alarm."""
+    found = Calibration()
+    for tolerance in _TOLERANCES:
+        settings, largest = MonitorSettings(tolerance=tolerance, follow_level=False), 0.0
+        for steps in replays:
+            monitor = Monitor(settings, found)
+            for step, latency_ms in steps:
+                monitor.observe(step, latency_ms, extrapolation=False)
+                largest = max(largest, *monitor.evidence.values())
+        found = Calibration(tolerance=tolerance, evidence=largest)
+        if largest <= _FAR_FROM_ALARM:
+            break
+    return found

@@ -16,8 +16,10 @@ import pandas as pd
 from bayes_sched.arrays import Floats
 from bayes_sched.format import records
 from bayes_sched.model.equation import latency_ms
+from bayes_sched.model.likelihood import effects_of
 from bayes_sched.posterior.fitted import FittedModel
 from bayes_sched.predictor.predictor import Predictor
+from bayes_sched.steps import SIZES
 
 LEVELS = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
 """Quantiles at which a predictor is held against its fit."""
@@ -81,7 +83,7 @@ def try_out(
         speed=table.assign(one_ratio=table["one"] / base["one"], many_ratio=table["many"] / base["many"]),
         largest_errors=errors,
         replays=pd.DataFrame(replays, dtype=object),
-        tolerance=settings.tolerance,
+        tolerance=predictor.monitor.tolerance,
         false_alarm_rate=settings.false_alarm_rate,
     )
 
@@ -103,7 +105,8 @@ def _boosted(
 def replay(predictor: Predictor, steps: pd.DataFrame, *, factor: float = 1.0) -> dict[str, Any]:
     """Show a trace to the predictor step by step, all latencies from the middle on `factor` times as long.
 
-    The predictor is reset before and after. ``alarms_before`` and ``alarms_after`` are alarms in the first
+    The predictor is reset before and after; it is told of each step what it asks for besides requests and
+    tokens, where the trace holds it. ``alarms_before`` and ``alarms_after`` are alarms in the first
     half and in the second, each cleared so that the next can come; ``delay`` is of steps from the middle to
     the first after it. ``level`` as estimated at the end. ``coverage`` of the 90 % band of the corrected
     answers, over the whole trace, and ``coverage_uncorrected`` of the fit's own; ``anomalous_share`` of steps
@@ -114,10 +117,13 @@ def replay(predictor: Predictor, steps: pd.DataFrame, *, factor: float = 1.0) ->
     monitor.reset()
     b, s = (steps[name].to_numpy(np.float64) for name in ("batch_size", "total_tokens"))
     x = steps["latency_ms"].to_numpy(np.float64) * np.where(np.arange(len(steps)) < middle, 1.0, factor)
+    told = [name for name in (*predictor.loads, "num_prefill_reqs") if name in steps and predictor.loads]
+    given: Any = {name: steps[name].to_numpy(np.float64) for name in told}
+    each: list[Any] = [dict(zip(told, row, strict=True)) for row in steps[told].to_numpy(np.float64).tolist()]
     alarms: list[int] = []
     below, anomalous, largest = [], 0, 0.0
     for number, step in enumerate(zip(b.tolist(), s.tolist(), x.tolist(), strict=True)):
-        seen = predictor.observe(*step)
+        seen = predictor.observe(*step, **each[number])
         if not seen.extrapolation:
             below.append(seen.probability_below)
             anomalous += seen.anomalous
@@ -128,8 +134,9 @@ def replay(predictor: Predictor, steps: pd.DataFrame, *, factor: float = 1.0) ->
             monitor.clear_alarm()
     level = monitor.level
     monitor.reset()
-    fits = ~predictor.extrapolation(b, s)
-    own = predictor.probability_below(b[fits], s[fits], x[fits])
+    fits = ~predictor.extrapolation(b, s, **given)
+    inside: Any = {name: values[fits] for name, values in given.items()}
+    own = predictor.probability_below(b[fits], s[fits], x[fits], **inside)
     late = [number - middle for number in alarms if number >= middle]
     return {
         "factor": factor,
@@ -153,6 +160,8 @@ def accuracy(predictor: Predictor, fit: FittedModel, *, seed: int, num_steps: in
     """
     rng = np.random.default_rng(seed)
     points = fit.region.random_steps(rng, num_steps)
+    if fit.model.columns != SIZES or effects_of(fit.model):  # levels are of whole numbers
+        points = np.rint(points)
     steps = pd.DataFrame(points, columns=["batch_size", "total_tokens"])
     b, s = points.T
     mean = fit.mean_latency(steps, max_draws=None).mean(("chain", "draw")).to_numpy()
