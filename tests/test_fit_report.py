@@ -604,5 +604,4 @@ def test_what_is_over_requests_and_tokens_alone_takes_a_model_of_more(richer: Fi
         .next_step(slo_ms=1e4, decodes=2)
         .total_tokens
     )
-    with pytest.raises(InputError, match=r"context_tokens, .*"):
-        compile_predictor(richer)
+    assert compile_predictor(richer).quantile(2, 40, 0.5) > 0.0
