@@ -119,7 +119,7 @@ class ComponentSampler:
         whole = GaussianMixture(np.ones(1), modes.means[best], modes.covariances[best])
         self._starts = (modes.means - whole.means[0]) @ whole.inverse_cholesky[0].T
         try:
-            return self.draw_carefully(Components(whole), 0, draws, settings, progress)
+            return self.draw(Components(whole), 0, draws, settings, progress)
         finally:
             self._starts = np.zeros((1, self.density.dim))
 
