@@ -39,7 +39,7 @@ _VISITS = (200, 500)  # draws a chain of NUTS in two rounds, where importance sa
 _WIDE = 24  # coordinates from which importance sampling is hopeless
 _MASS_BATCH, _MAX_MASS_BATCHES = 500, 40  # draws of the mixture for a chain's estimate of the masses
 _MASS_EFFECTIVE = 400.0  # effective ones among them that are enough
-_WHOLE_TUNE = 200  # tuning draws, at least, of a posterior that is sampled whole
+_WIDE_TUNE = 200  # tuning draws, at least, in many coordinates
 _LEAST_EFFECTIVE, _MOST_R_HAT = 450.0, 1.009  # that its draws must have, as the gate asks
 _NEGLIGIBLE_MASS = 2e-3  # a component of less posterior mass than this is left out
 _SPARE = (1.3, 20)  # times as many draws, and so many more, as one of uncertain mass is expected to need
@@ -250,11 +250,11 @@ class Sampler:
 
         In whitened coordinates a posterior is sampled whole, if chains that start at its modes mix.
         """
-        settings = run.settings
+        settings = replace(run.settings, tune=max(run.settings.tune, _WIDE_TUNE))
+        run = replace(run, settings=settings)
         if isinstance(self.coordinates, LevelCoordinates):
-            tuned = replace(settings, tune=max(settings.tune, _WHOLE_TUNE))
             with self.clock("sampling"):
-                found = self.nuts.draw_whole(explored.mixture, settings.draws, tuned, run.progress)
+                found = self.nuts.draw_whole(explored.mixture, settings.draws, settings, run.progress)
             if self._mixes(*found):
                 masses = np.ones((settings.chains, 1))
                 return _Sampled([found], allocate(masses, settings.draws), masses, 0.0, 0.0)
